@@ -1,0 +1,11 @@
+"""Sphinx configuration."""
+
+project = "ompaffinity"
+author = "The ompaffinity maintainers"
+copyright = f"2026, {author}"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_enable_extensions = ["colon_fence", "deflist"]
+html_theme = "furo"
+exclude_patterns = ["_build"]
+autodoc_member_order = "bysource"
+nitpicky = False

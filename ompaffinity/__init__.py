@@ -1,0 +1,79 @@
+"""Decide which CPUs and which memory each inference worker gets, bind it from birth, and prove it.
+
+The names below are loaded when they are first used: ``import ompaffinity`` itself costs nothing.
+"""
+
+from __future__ import annotations
+
+__version__ = "0.1.0"
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ompaffinity.errors import BindingError as BindingError
+    from ompaffinity.errors import IdListError as IdListError
+    from ompaffinity.errors import NoMemoryNodeError as NoMemoryNodeError
+    from ompaffinity.errors import OmpAffinityError as OmpAffinityError
+    from ompaffinity.errors import PlacementError as PlacementError
+    from ompaffinity.errors import RequestError as RequestError
+    from ompaffinity.errors import TopologyError as TopologyError
+    from ompaffinity.openmp.current import current_placement as current_placement
+    from ompaffinity.openmp.document import plan_document as plan_document
+    from ompaffinity.openmp.manager import OMPProcessManager as OMPProcessManager
+    from ompaffinity.placement.plan import Plan as Plan
+    from ompaffinity.placement.plan import RankPlacement as RankPlacement
+    from ompaffinity.placement.plan import make_plan as make_plan
+    from ompaffinity.placement.request import PlacementRequest as PlacementRequest
+    from ompaffinity.topology.helpers import get_allowed_cpu_list as get_allowed_cpu_list
+    from ompaffinity.topology.helpers import get_memory_affinity as get_memory_affinity
+    from ompaffinity.topology.helpers import get_memory_node_info as get_memory_node_info
+    from ompaffinity.topology.helpers import get_visible_memory_node as get_visible_memory_node
+    from ompaffinity.topology.idlist import format_id_list as format_id_list
+    from ompaffinity.topology.idlist import parse_id_list as parse_id_list
+    from ompaffinity.topology.load import load_topology as load_topology
+    from ompaffinity.topology.model import LogicalCPUInfo as LogicalCPUInfo
+    from ompaffinity.topology.model import MemoryNodeInfo as MemoryNodeInfo
+    from ompaffinity.topology.model import Topology as Topology
+
+_HOMES = {
+    "errors": (
+        "BindingError",
+        "IdListError",
+        "NoMemoryNodeError",
+        "OmpAffinityError",
+        "PlacementError",
+        "RequestError",
+        "TopologyError",
+    ),
+    "openmp.current": ("current_placement",),
+    "openmp.document": ("plan_document",),
+    "openmp.manager": ("OMPProcessManager",),
+    "placement.plan": ("Plan", "RankPlacement", "make_plan"),
+    "placement.request": ("PlacementRequest",),
+    "topology.helpers": (
+        "get_allowed_cpu_list",
+        "get_memory_affinity",
+        "get_memory_node_info",
+        "get_visible_memory_node",
+    ),
+    "topology.idlist": ("format_id_list", "parse_id_list"),
+    "topology.load": ("load_topology",),
+    "topology.model": ("LogicalCPUInfo", "MemoryNodeInfo", "Topology"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *_HOME_OF]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    value = getattr(import_module(f"{__name__}.{home}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,39 @@
+"""The entry point: parse, run the verb, and turn every expected error into one line and an exit status."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ompaffinity.cli.parse import parse_command_line
+from ompaffinity.errors import OmpAffinityError
+
+DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command line (by default this process's) and return its exit status."""
+    try:
+        status = _run(sys.argv[1:] if arguments is None else arguments)
+        sys.stdout.flush()
+        return status
+    except OmpAffinityError as error:
+        print(f"ompaffinity: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return BAD_INPUT
+    except BrokenPipeError:
+        # The reader has gone (`| head`): nothing more can be said there, not even by the interpreter at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _run(arguments: list[str]) -> int:
+    verb, values = parse_command_line(arguments)
+    if verb == "plan":
+        from ompaffinity.cli.plan import run_plan
+
+        return run_plan(values)
+    from ompaffinity.cli.topology import run_topology
+
+    return run_topology(values)

@@ -1,0 +1,198 @@
+"""Every option of every verb in one table; what the parser, the help and the docs are made from."""
+
+from __future__ import annotations
+
+from ompaffinity.errors import IdListError, RequestError
+from ompaffinity.placement.architecture import ARCHITECTURES
+from ompaffinity.placement.request import (
+    DISTRIBUTIONS,
+    GRANULARITIES,
+    KINDS,
+    MEMORY_POLICIES,
+    RUNTIMES,
+    WAIT_POLICIES,
+    parse_bind,
+)
+from ompaffinity.records import NamedTuple
+from ompaffinity.topology.idlist import parse_ordered_id_list
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+SOURCES = ("auto", "sysfs", "lscpu")
+FORMATS = ("table", "json", "env")
+
+
+class Option(NamedTuple):
+    """One option. `kind` says how its text is read: a flag, a number, one of `choices`, an id list, or text."""
+
+    flag: str
+    field: str
+    kind: str
+    help: str
+    choices: tuple[str, ...] = ()
+    metavar: str | None = None
+
+
+MACHINE_OPTIONS = (
+    Option(
+        "--machine",
+        "machine",
+        "text",
+        "a recorded machine: a directory or tar file that holds sys/ (default: this machine)",
+        metavar="PATH",
+    ),
+    Option(
+        "--synthetic",
+        "synthetic",
+        "text",
+        "an invented machine in hwloc's language: 'package:2 numa:2 core:8 pu:2'",
+        metavar="TEXT",
+    ),
+    Option("--arch", "architecture", "choice", "architecture of a machine that does not say", ARCHITECTURES),
+    Option(
+        "--source",
+        "source",
+        "choice",
+        "which reader (default auto: sysfs, or lscpu where sysfs cannot be read)",
+        SOURCES,
+    ),
+)
+PLAN_OPTIONS = (
+    Option("--tp", "tensor_parallel_size", "number", "tensor-parallel ranks (default 1)"),
+    Option("--pp", "pipeline_parallel_size", "number", "pipeline-parallel ranks (default 1)"),
+    Option("--dp", "data_parallel_size", "number", "data-parallel ranks (default 1)"),
+    Option("--cpus", "cpus", "ids", "plan within these CPUs only: 0-15,32", metavar="LIST"),
+    Option("--nodes", "nodes", "ids", "plan within these NUMA nodes only: 0,2", metavar="LIST"),
+    Option(
+        "--bind",
+        "bind",
+        "bind",
+        "auto, none, or one CPU list per rank, order kept: '0-6:2|8-14:2' (default auto)",
+        metavar="auto|none|LISTS",
+    ),
+    Option(
+        "--threads-per-core",
+        "threads_per_core",
+        "threads",
+        "SMT siblings per core: auto (by architecture), all, or a number",
+        metavar="auto|all|N",
+    ),
+    Option("--kinds", "kinds", "choice", "cores of hybrid chips to use (default performance)", KINDS),
+    Option(
+        "--reserve",
+        "reserve",
+        "auto-number",
+        "cores kept from the OpenMP threads, in all (default auto: by architecture)",
+        metavar="auto|N",
+    ),
+    Option("--reserve-per-rank", "reserve_per_rank", "number", "cores kept from the OpenMP threads, per rank"),
+    Option("--kv-transfer", "kv_transfer", "flag", "keep one more core per rank for KV-cache transfer"),
+    Option(
+        "--distribute",
+        "distribute",
+        "choice",
+        "which nodes when there are more than ranks (default close)",
+        DISTRIBUTIONS,
+    ),
+    Option(
+        "--runtime",
+        "runtime",
+        "choice",
+        "whose variables: GNU, Intel/LLVM, or standard OpenMP (default auto: standard)",
+        RUNTIMES,
+    ),
+    Option(
+        "--granularity",
+        "granularity",
+        "choice",
+        "one CPU per thread, or a team that floats within the rank's CPUs",
+        GRANULARITIES,
+    ),
+    Option(
+        "--wait-policy",
+        "wait_policy",
+        "choice",
+        "how idle threads wait (default keep: leave it to the user)",
+        WAIT_POLICIES,
+    ),
+    Option(
+        "--memory-policy",
+        "memory_policy",
+        "choice",
+        "memory policy of a rank (default auto: by the nodes it uses)",
+        MEMORY_POLICIES,
+    ),
+)
+OUTPUT_OPTIONS = (Option("--json", "json", "flag", "print JSON"),)
+PLAN_OUTPUT_OPTIONS = (
+    *OUTPUT_OPTIONS,
+    Option(
+        "--format",
+        "format",
+        "choice",
+        "print a table, JSON, or shell commands that set the environment (default table)",
+        FORMATS,
+    ),
+    Option("--rank", "rank", "number", "this rank only", metavar="R"),
+    Option("--strict", "strict", "flag", "exit with status 1 if there is a warning"),
+)
+
+VERBS: dict[str, tuple[Option, ...]] = {
+    "plan": (*PLAN_OPTIONS, *MACHINE_OPTIONS, *PLAN_OUTPUT_OPTIONS),
+    "topology": (*MACHINE_OPTIONS, *OUTPUT_OPTIONS),
+}
+SUMMARIES = {
+    "plan": "dry run: what each rank would get, and why everything else is left out",
+    "topology": "what was read: CPUs, nodes, limits",
+}
+EXAMPLES = {
+    "plan": """examples:
+  ompaffinity plan --tp 2
+  ompaffinity plan --tp 4 --runtime gomp --json
+  ompaffinity plan --tp 2 --machine recorded.tar.gz
+  ompaffinity plan --tp 2 --synthetic 'package:2 core:16 pu:2' --arch x86_64
+  eval "$(ompaffinity plan --tp 2 --rank 0 --format env)"
+""",
+    "topology": """examples:
+  ompaffinity topology
+  ompaffinity topology --json --source lscpu
+  ompaffinity topology --machine recorded.tar.gz
+""",
+}
+
+
+def option_value(option: Option, text: str) -> Any:
+    """Return what an option's text stands for.
+
+    Raises:
+        RequestError: the text is not of the option's kind.
+    """
+    if option.kind == "text":
+        return text
+    if option.kind == "choice":
+        if text not in option.choices:
+            raise RequestError(f"{option.flag} is {text!r}; it must be one of {', '.join(option.choices)}")
+        return text
+    if option.kind == "bind":
+        return parse_bind(text)
+    if option.kind == "ids":
+        try:
+            ids = tuple(parse_ordered_id_list(text))
+        except IdListError as error:
+            raise RequestError(f"{option.flag}: {error}") from None
+        if not ids:
+            raise RequestError(f"{option.flag} names nothing; leave it out to plan with everything")
+        return ids
+    if text == "auto" and option.kind in ("threads", "auto-number"):
+        return None
+    if text == "all" and option.kind == "threads":
+        from ompaffinity.placement.architecture import ALL
+
+        return ALL
+    digits = text.removeprefix("-")
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
+        words = {"threads": "auto, all or a number", "auto-number": "auto or a number"}.get(option.kind, "a number")
+        raise RequestError(f"{option.flag} is {text!r}; it must be {words}")
+    return int(text)

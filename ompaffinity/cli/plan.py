@@ -1,0 +1,62 @@
+"""``plan``: a dry run."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ompaffinity.errors import RequestError
+from ompaffinity.jsontext import to_json
+from ompaffinity.openmp.document import plan_document
+from ompaffinity.placement.plan import make_plan
+from ompaffinity.placement.request import PlacementRequest, requested
+from ompaffinity.topology.load import load_topology
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ompaffinity.placement.plan import Plan
+    from ompaffinity.topology.model import Topology
+
+
+def run_plan(values: dict[str, Any]) -> int:
+    """Print the plan that `values` ask for; 1 under --strict with a warning, else 0."""
+    topology, plan = plan_from_values(values)
+    rank = values.get("rank")
+    if rank is not None and not 0 <= rank < len(plan.ranks):
+        raise RequestError(f"--rank is {rank}, but the plan has the ranks 0 to {len(plan.ranks) - 1}")
+    form = "json" if values.get("json") else values.get("format", "table")
+    if form == "json":
+        sys.stdout.write(to_json(plan_document(plan, rank)) + "\n")
+    elif form == "env":
+        sys.stdout.write(_shell_commands(plan, rank))
+    else:
+        from ompaffinity.cli.tables import print_plan
+
+        print_plan(topology, plan, rank)
+    return int(bool(values.get("strict")) and any(message.level == "warning" for message in plan.warnings))
+
+
+def plan_from_values(values: dict[str, Any]) -> tuple[Topology, Plan]:
+    """Return the machine and the plan that the options ask for; options win over the environment."""
+    machine = {name: values[name] for name in ("machine", "synthetic", "architecture", "source") if name in values}
+    request = requested({name: values[name] for name in PlacementRequest._fields if name in values}, os.environ)
+    topology = load_topology(**machine)
+    return topology, make_plan(topology, request)
+
+
+def _shell_commands(plan: Plan, rank: int | None) -> str:
+    """Return export and unset commands for a POSIX shell, quoted; a comment leads each rank."""
+    from shlex import quote
+
+    from ompaffinity.openmp.document import worker_environment
+
+    lines = []
+    for placement in plan.ranks:
+        if rank is None or placement.rank == rank:
+            environment, unset = worker_environment(plan, placement)
+            lines.append(f"# rank {placement.rank}")
+            lines += [f"unset {name}" for name in unset]
+            lines += [f"export {name}={quote(value)}" for name, value in environment.items()]
+    return "\n".join(lines) + "\n"

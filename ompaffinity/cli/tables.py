@@ -1,0 +1,169 @@
+"""Tables for people, drawn by rich: colour on a terminal only, NO_COLOR obeyed, 80 columns in a pipe."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ompaffinity.topology.idlist import format_id_list
+from ompaffinity.topology.model import UNKNOWN
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ompaffinity.placement.plan import Plan
+    from ompaffinity.records import Message
+    from ompaffinity.topology.model import LogicalCPUInfo, Topology
+
+LEVEL_STYLES = {"warning": "bold yellow", "note": "cyan"}
+
+
+def print_plan(topology: Topology, plan: Plan, rank: int | None = None) -> None:
+    """Print one row per rank, the CPUs left out with the reason, and what else there is to say."""
+    console = _console()
+    console.print(_machine_line(topology))
+    console.print(f"variables for {_RUNTIME_NAMES[plan.runtime]}, {_GRANULARITY_NAMES[plan.granularity]}", style="dim")
+    console.print()
+    ranks = _table("rank", "threads", "CPUs", "helper CPUs", "memory", right=("rank", "threads"))
+    for placement in plan.ranks:
+        if rank is None or placement.rank == rank:
+            memory = f"{placement.memory_policy} {format_id_list(placement.nodes)}".replace(
+                "none ", "any, near "
+            ).strip()
+            cells = (
+                str(len(placement.cpus)),
+                _ordered(placement.cpus),
+                format_id_list(placement.helper_cpus) or "none",
+                memory,
+            )
+            ranks.add_row(str(placement.rank), *(cells if placement.bound else ("", "not bound", "", "")))
+    console.print(ranks)
+    if plan.left_out:
+        console.print()
+        left_out = _table("left out", "CPUs", "reason", "what to do about it", right=("left out",))
+        for group in plan.left_out:
+            left_out.add_row(str(len(group.cpus)), format_id_list(group.cpus), group.reason, group.detail)
+        console.print(left_out)
+    if plan.warnings:
+        console.print()
+    for message in plan.warnings:
+        console.print(_message_line(message))
+
+
+def print_topology(topology: Topology) -> None:
+    """Print the caches with their CPUs, the NUMA nodes, and the limits of this process."""
+    console = _console()
+    console.print(_machine_line(topology))
+    console.print()
+    groups = _table("package", "node", "L3", "kind", "cores", "CPUs", right=("package", "node", "L3", "cores"))
+    for key, members in _by_cache(topology).items():
+        *numbers, kind = key
+        cpus = format_id_list(cpu.id for cpu in members)
+        groups.add_row(*map(_number, numbers), kind or "", str(_cores(members)), cpus)
+    console.print(groups)
+    if topology.nodes:
+        console.print()
+        nodes = _table(
+            "node", "CPUs", "memory", "available", "allowed", "distances", right=("node", "memory", "available")
+        )
+        for node in topology.nodes:
+            nodes.add_row(
+                str(node.id),
+                format_id_list(node.cpus) or "none",
+                _bytes(node.total_memory),
+                _bytes(node.available_memory),
+                "yes" if node.allowed else "no",
+                " ".join(map(str, node.distances.values())) or "unknown",
+            )
+        console.print(nodes)
+    console.print()
+    for name, value in _limit_lines(topology):
+        console.print(Text.assemble((f"{name}: ", "bold"), value))
+    for message in topology.messages:
+        console.print(_message_line(message))
+
+
+_RUNTIME_NAMES = {"gomp": "GNU libgomp", "iomp": "Intel and LLVM OpenMP", "omp": "any OpenMP runtime (standard)"}
+_GRANULARITY_NAMES = {"thread": "each thread on its own CPU", "team": "a team that floats within the rank's CPUs"}
+
+
+def _console() -> Console:
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=False)
+
+
+def _table(*columns: str, right: Iterable[str] = ()) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right" if column in right else "left", overflow="fold")
+    return table
+
+
+def _machine_line(topology: Topology) -> Text:
+    online = [cpu for cpu in topology.cpus if cpu.online]
+    parts = [
+        _counted(len({cpu.package for cpu in online} - {UNKNOWN}), "package"),
+        _counted(len(topology.nodes), "NUMA node"),
+        _counted(_cores(online), "core"),
+        f"{_counted(len(online), 'CPU')} ({len(topology.allowed_cpus)} allowed)",
+    ]
+    name = "this machine" if topology.machine == "live" else topology.machine
+    return Text.assemble(
+        (name, "bold"),
+        f" ({topology.architecture}, read from {topology.source}): {', '.join(part for part in parts if part)}",
+    )
+
+
+def _message_line(message: Message) -> Text:
+    level = (f"{message.level}: ", LEVEL_STYLES[message.level])
+    return Text.assemble(level, message.message, (f" [{message.code}]", "dim"))
+
+
+def _counted(count: int, word: str) -> str:
+    return "" if count == 0 else f"1 {word}" if count == 1 else f"{count} {word}s"
+
+
+def _cores(cpus: Iterable[LogicalCPUInfo]) -> int:
+    return len({cpu.physical_core if cpu.physical_core != UNKNOWN else UNKNOWN - 1 - cpu.id for cpu in cpus})
+
+
+def _by_cache(topology: Topology) -> dict[tuple[int, int, int, str | None], list[LogicalCPUInfo]]:
+    groups: dict[tuple[int, int, int, str | None], list[LogicalCPUInfo]] = {}
+    for cpu in topology.cpus:
+        if cpu.online:
+            groups.setdefault((cpu.package, cpu.numa_node, cpu.l3, cpu.kind), []).append(cpu)
+    return groups
+
+
+def _limit_lines(topology: Topology) -> Iterable[tuple[str, str]]:
+    limits = topology.limits
+    present = [cpu.id for cpu in topology.cpus]
+    offline = [cpu.id for cpu in topology.cpus if not cpu.online]
+    isolated = [cpu.id for cpu in topology.cpus if cpu.isolated]
+    yield "allowed CPUs", f"{format_id_list(topology.allowed_cpus)} of {format_id_list(present)}"
+    for name, ids in (
+        ("offline CPUs", offline),
+        ("isolated CPUs", isolated),
+        ("allowed memory nodes", limits.cpuset_nodes or ()),
+    ):
+        if ids:
+            yield name, format_id_list(ids)
+    if limits.cpu_quota is not None:
+        yield "CPU quota", f"{limits.cpu_quota:g} CPUs"
+    if limits.memory_limit_bytes is not None:
+        yield "memory limit", f"{_bytes(limits.memory_limit_bytes)}, {_bytes(limits.memory_usage_bytes)} in use"
+
+
+def _ordered(cpus: tuple[int, ...]) -> str:
+    """Fold ascending CPUs; an order that the user chose is shown as it is."""
+    return format_id_list(cpus) if list(cpus) == sorted(cpus) else ",".join(map(str, cpus))
+
+
+def _number(number: int) -> str:
+    return "" if number == UNKNOWN else str(number)
+
+
+def _bytes(count: int | None) -> str:
+    return "unknown" if count is None or count == UNKNOWN else f"{count / 2**30:.1f} GiB"

@@ -1,0 +1,32 @@
+"""Every exception that the package raises on purpose, under one base class.
+
+The command line turns each of them into one line on stderr and exit status 2.
+"""
+
+
+class OmpAffinityError(Exception):
+    """Base class: bad input, an unreadable machine, or a request that cannot be met."""
+
+
+class IdListError(OmpAffinityError, ValueError):
+    """A list of CPUs or nodes is not of the form ``0-3,8``."""
+
+
+class TopologyError(OmpAffinityError):
+    """A machine, live or recorded, could not be read."""
+
+
+class RequestError(OmpAffinityError, ValueError):
+    """What was asked for makes no sense on any machine."""
+
+
+class PlacementError(OmpAffinityError):
+    """The request is sound, but this machine cannot meet it."""
+
+
+class NoMemoryNodeError(PlacementError):
+    """No allowed NUMA node has memory."""
+
+
+class BindingError(OmpAffinityError, RuntimeError):
+    """The kernel refused to bind CPUs or memory, or did not do what it was told."""

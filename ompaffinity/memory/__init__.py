@@ -1,0 +1,1 @@
+"""Memory policies of threads, and what the kernel made of them."""

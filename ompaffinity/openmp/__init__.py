@@ -1,0 +1,1 @@
+"""TELL: what the OpenMP runtime of each rank hears."""

@@ -1,0 +1,57 @@
+"""Inside a worker: what it was given."""
+
+from __future__ import annotations
+
+import os
+
+from ompaffinity.errors import RequestError
+from ompaffinity.openmp.environment import PLACEMENT_VARIABLE
+from ompaffinity.placement.plan import RankPlacement
+from ompaffinity.topology.idlist import parse_id_list
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def current_placement() -> RankPlacement | None:
+    """Return the placement that this process was started with (OMPAFFINITY_PLACEMENT), None outside a worker.
+
+    Raises:
+        RequestError: the variable does not hold a placement.
+    """
+    text = os.environ.get(PLACEMENT_VARIABLE)
+    return None if text is None else parse_placement(text)
+
+
+def parse_placement(text: str) -> RankPlacement:
+    """Return the placement in the JSON text of OMPAFFINITY_PLACEMENT.
+
+    Raises:
+        RequestError: it is not such a text.
+    """
+    import json
+
+    try:
+        document = json.loads(text)
+        return _placement(document)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise RequestError(
+            f"{PLACEMENT_VARIABLE} does not hold a placement ({type(error).__name__}: {error})"
+        ) from None
+
+
+def _placement(document: dict[str, Any]) -> RankPlacement:
+    device = document["device"]
+    return RankPlacement(
+        rank=int(document["rank"]),
+        local_rank=int(document["local_rank"]),
+        bound=bool(document["bound"]),
+        cpus=tuple(int(cpu) for cpu in document["cpus"]),
+        helper_cpus=tuple(int(cpu) for cpu in document["helper_cpus"]),
+        places=tuple(tuple(parse_id_list(place)) for place in document["places"]),
+        affinity=tuple(parse_id_list(document["affinity"])),
+        nodes=tuple(int(node) for node in document["nodes"]),
+        memory_policy=str(document["memory_policy"]),
+        device=None if device is None else int(device),
+    )

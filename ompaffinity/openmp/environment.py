@@ -1,0 +1,138 @@
+"""RankPlacement to environment variables: one small emitter per OpenMP runtime, all pure.
+
+One family per process: the variables of the others are removed from the child, for a stale one
+silently breaks the binding (a stale OMP_PLACES beats GOMP_CPU_AFFINITY in libgomp, a stale
+KMP_AFFINITY beats OMP_PLACES in libomp). Explicit CPU numbers only: abstract place names differ
+from runtime to runtime. Sources: OpenMP 5.2, chapter 21; the libgomp manual, "OpenMP Environment
+Variables"; Intel's "Thread Affinity Interface".
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ompaffinity.placement.plan import RankPlacement
+
+PLACEMENT_VARIABLE = "OMPAFFINITY_PLACEMENT"
+
+BINDING_VARIABLES = ("OMP_PLACES", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
+TEAM_BREAKERS = (
+    "OMP_THREAD_LIMIT",
+    "OMP_MAX_ACTIVE_LEVELS",
+    "KMP_HW_SUBSET",
+    "KMP_ALL_THREADS",
+    "KMP_DEVICE_THREAD_LIMIT",
+)
+"""Values that silently give a team of one thread, or stack all threads on one core."""
+OTHER_THREAD_COUNTS = (
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "NUMEXPR_MAX_THREADS",
+)
+MANAGED_VARIABLES = ("OMP_NUM_THREADS", "OMP_DYNAMIC", *BINDING_VARIABLES, *TEAM_BREAKERS, *OTHER_THREAD_COUNTS)
+
+SHORTEST_INTERVAL = 4
+"""Runs of fewer CPUs are written one by one: easier to read, and nothing is gained."""
+
+
+def rank_environment(
+    placement: RankPlacement, *, runtime: str, granularity: str, wait_policy: str = "keep"
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return (variables to set, names to remove) for the process of one rank.
+
+    `runtime` is ``"gomp"``, ``"iomp"`` or ``"omp"``; `granularity` is ``"thread"`` or ``"team"``.
+    A rank without binding gets nothing set and nothing removed.
+    """
+    if not placement.bound:
+        return {}, ()
+    environment = {"OMP_NUM_THREADS": str(len(placement.cpus)), "OMP_DYNAMIC": "false"}
+    places = placement.places[:1] if granularity == "team" else placement.places
+    environment.update(_EMITTERS[runtime](places))
+    environment.update(_waiting(runtime, wait_policy))
+    return environment, tuple(name for name in MANAGED_VARIABLES if name not in environment)
+
+
+def _standard(places: Sequence[tuple[int, ...]]) -> dict[str, str]:
+    # `close`, not `true`: true means spread in libomp, and the order of the places is the plan's.
+    return {"OMP_PLACES": ",".join(_place_words(places)), "OMP_PROC_BIND": "close"}
+
+
+def _gomp(places: Sequence[tuple[int, ...]]) -> dict[str, str]:
+    if any(len(place) != 1 for place in places):
+        return _standard(places)
+    return {"GOMP_CPU_AFFINITY": " ".join(_interval_words([place[0] for place in places]))}
+
+
+def _iomp(places: Sequence[tuple[int, ...]]) -> dict[str, str]:
+    words: list[str] = []
+    singles: list[int] = []
+    for place in places:
+        if len(place) == 1:
+            singles.append(place[0])
+        else:
+            words += _interval_words(singles)
+            singles.clear()
+            words.append("{" + ",".join(map(str, place)) + "}")
+    words += _interval_words(singles)
+    # KMP_AFFINITY wins over OMP_PROC_BIND in libomp and libiomp5; a libgomp in the same process
+    # would otherwise bind the first thread before they see the mask.
+    return {"KMP_AFFINITY": f"granularity=fine,explicit,proclist=[{','.join(words)}]", "OMP_PROC_BIND": "false"}
+
+
+_EMITTERS: dict[str, Callable[[Sequence[tuple[int, ...]]], dict[str, str]]] = {
+    "gomp": _gomp,
+    "iomp": _iomp,
+    "omp": _standard,
+}
+
+
+def _waiting(runtime: str, wait_policy: str) -> dict[str, str]:
+    """What a thread does between parallel regions: spin (active) or sleep (passive)."""
+    if wait_policy == "keep":
+        return {}
+    environment = {"OMP_WAIT_POLICY": wait_policy.upper()}
+    if runtime == "iomp":
+        environment["KMP_BLOCKTIME"] = "infinite" if wait_policy == "active" else "0"
+    return environment
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Yield (first, count, stride) of maximal ascending runs; short runs come number by number."""
+    start = 0
+    while start < len(numbers):
+        end = start + 1
+        stride = numbers[end] - numbers[start] if end < len(numbers) else 0
+        if stride > 0:
+            while end < len(numbers) and numbers[end] - numbers[end - 1] == stride:
+                end += 1
+        if end - start >= SHORTEST_INTERVAL:
+            yield numbers[start], end - start, stride
+            start = end
+        else:
+            yield numbers[start], 1, 1
+            start += 1
+
+
+def _interval_words(numbers: Sequence[int]) -> Iterator[str]:
+    """``0``, ``4-9``, ``0-14:2``: the form of GOMP_CPU_AFFINITY and of KMP_AFFINITY's proclist."""
+    for first, count, stride in _runs(numbers):
+        last = first + (count - 1) * stride
+        yield str(first) if count == 1 else f"{first}-{last}" if stride == 1 else f"{first}-{last}:{stride}"
+
+
+def _place_words(places: Sequence[tuple[int, ...]]) -> Iterator[str]:
+    """``{1,7}``, ``{2}:6:1``: places of OMP_PLACES (OpenMP 5.2, 21.1.6), runs of single CPUs as an interval."""
+    singles: list[int] = []
+    for place in (*places, None):
+        if place is not None and len(place) == 1:
+            singles.append(place[0])
+            continue
+        for first, count, stride in _runs(singles):
+            yield f"{{{first}}}" if count == 1 else f"{{{first}}}:{count}:{stride}"
+        singles.clear()
+        if place is not None:
+            yield "{" + ",".join(map(str, place)) + "}"

@@ -1,0 +1,195 @@
+"""OMPProcessManager: start worker processes that are bound from birth.
+
+A child inherits the affinity mask and the memory policy of the *thread* that starts it
+(sched_setaffinity(2), set_mempolicy(2)). So the calling thread takes the worker's mask and
+policy, starts the process, and gets its own back: no wrapper, no shell, no file, and other threads never notice.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from contextlib import ExitStack, contextmanager
+
+from ompaffinity.errors import BindingError, RequestError
+from ompaffinity.memory.policy import LibnumaMissingError, restore_thread_policy, set_thread_policy, thread_policy
+from ompaffinity.openmp.document import worker_environment
+from ompaffinity.openmp.environment import MANAGED_VARIABLES, PLACEMENT_VARIABLE
+from ompaffinity.placement.plan import make_plan
+from ompaffinity.placement.request import AUTO, parse_bind, requested
+from ompaffinity.records import Message
+from ompaffinity.topology.idlist import format_id_list
+from ompaffinity.topology.load import load_topology
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from ompaffinity.placement.plan import Plan, RankPlacement
+
+logger = logging.getLogger("ompaffinity")
+
+# The environment belongs to the process, so one lock serves every manager in it.
+_environment_lock = threading.RLock()
+
+FAMILY_PREFIXES = ("OMP_", "GOMP_", "KMP_")
+
+
+class OMPProcessManager:
+    """Binds the worker processes that are started inside its context.
+
+    Built from a `plan`, or from the keyword arguments of `PlacementRequest` (`tensor_parallel_size`,
+    `reserve`, `bind`, ...), of which those not given come from the environment (OMPAFFINITY_BIND, ...); `bind` also
+    takes the text of ``--bind``. A worker whose OpenMP runtime is not named (`runtime`) is bound
+    as a team that floats within its CPUs.
+
+    What the kernel refuses leaves the worker without it and is logged and added to
+    `warnings`; with `strict` it raises.
+
+    Raises:
+        RequestError, PlacementError, TopologyError: there can be no such plan here.
+    """
+
+    def __init__(self, plan: Plan | None = None, *, strict: bool = False, **request: Any) -> None:
+        if plan is not None and request:
+            raise RequestError(f"give a plan or {', '.join(sorted(request))}, not both")
+        self.plan = plan if plan is not None else _live_plan(request)
+        self.strict = strict
+        self.warnings: list[Message] = list(self.plan.warnings)
+        for message in self.warnings:
+            if message.level == "warning":
+                logger.warning("%s: %s", message.code, message.message)
+
+    @contextmanager
+    def configure_omp_envs(self, rank: int, local_rank: int | None = None) -> Iterator[RankPlacement]:
+        """Start the worker of `rank` inside this context; yields its placement.
+
+        `local_rank` (by default `rank`) picks the placement of the plan. The environment, the
+        affinity and the memory policy of the calling thread are what they were afterwards,
+        whatever is raised inside. Contexts of several threads wait for each other; they nest.
+
+        Raises:
+            RequestError: the plan has no such local rank.
+            BindingError: the kernel refuses to bind, and the manager is strict.
+        """
+        local_rank = rank if local_rank is None else local_rank
+        if not 0 <= local_rank < len(self.plan.ranks):
+            raise RequestError(f"local rank {local_rank} is not one of the {len(self.plan.ranks)} ranks of the plan")
+        placement = self.plan.ranks[local_rank]._replace(rank=rank)
+        environment, unset = worker_environment(self.plan, placement)
+        _start_resource_tracker()
+        with _environment_lock, ExitStack() as stack:
+            stack.enter_context(_restored_environment())
+            for name in unset:
+                os.environ.pop(name, None)
+            os.environ.update(environment)
+            if placement.bound:
+                self._bind_calling_thread(placement, stack)
+            yield placement
+
+    def _bind_calling_thread(self, placement: RankPlacement, stack: ExitStack) -> None:
+        for code, bind in (
+            ("affinity-not-permitted", _take_affinity),
+            ("memory-policy-not-permitted", _take_memory_policy),
+        ):
+            try:
+                bind(placement, stack)
+            except BindingError as error:
+                if self.strict:
+                    raise
+                self._warn(
+                    "libnuma-missing" if isinstance(error, LibnumaMissingError) else code,
+                    f"rank {placement.rank}: {error}",
+                )
+
+    def _warn(self, code: str, text: str) -> None:
+        logger.warning("%s: %s", code, text)
+        self.warnings.append(Message(code, "warning", text))
+
+
+def _live_plan(options: dict[str, Any]) -> Plan:
+    """Plan for this machine; what is not among `options` comes from the environment."""
+    if isinstance(options.get("bind"), str):
+        options = options | {"bind": parse_bind(options["bind"])}
+    request = requested(options, os.environ)
+    if request.runtime != AUTO:
+        return make_plan(load_topology(), request)
+    if request.granularity == AUTO:
+        request = request._replace(granularity="team")
+    plan = make_plan(load_topology(), request)
+    if request.bind == "none":
+        return plan
+    unknown = Message(
+        "runtime-unknown",
+        "warning",
+        "which OpenMP runtime the workers load is not known, so a team floats within its rank's CPUs;"
+        " runtime='gomp' (what torch brings), 'iomp' or 'omp' binds thread by thread",
+    )
+    return plan._replace(warnings=(*plan.warnings, unknown))
+
+
+@contextmanager
+def _restored_environment() -> Iterator[None]:
+    """Put back every variable of the OpenMP families and of ours, also those that appear or change inside."""
+    before = {name: value for name, value in os.environ.items() if _is_ours(name)}
+    try:
+        yield
+    finally:
+        for name in [name for name in os.environ if _is_ours(name) and name not in before]:
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(FAMILY_PREFIXES) or name in MANAGED_VARIABLES or name == PLACEMENT_VARIABLE
+
+
+def _take_affinity(placement: RankPlacement, stack: ExitStack) -> None:
+    """Give the calling thread the affinity of a worker until the stack unwinds."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise BindingError("this system cannot bind threads to CPUs; the worker runs unbound")
+    before = os.sched_getaffinity(0)
+    wanted = set(placement.affinity)
+    # Registered first: a mask that was half taken must not stay either.
+    stack.callback(_give_back_affinity, before)
+    try:
+        os.sched_setaffinity(0, wanted)
+    except OSError as error:
+        raise BindingError(
+            f"the kernel refused CPU {format_id_list(wanted)} ({error.strerror});"
+            " did a CPU go offline, or the cpuset shrink, since the plan?"
+        ) from None
+    got = os.sched_getaffinity(0)
+    if got != wanted:
+        os.sched_setaffinity(0, before)
+        raise BindingError(
+            f"of CPU {format_id_list(wanted)} the kernel gave only {format_id_list(got)};"
+            " the cpuset shrank since the plan"
+        )
+
+
+def _give_back_affinity(before: set[int]) -> None:
+    try:
+        os.sched_setaffinity(0, before)
+    except OSError as error:
+        logger.warning("the calling thread could not get CPU %s back: %s", format_id_list(before), error.strerror)
+
+
+def _take_memory_policy(placement: RankPlacement, stack: ExitStack) -> None:
+    """Give the calling thread the memory policy of a worker until the stack unwinds."""
+    if placement.memory_policy == "none" or not placement.nodes:
+        return
+    before = thread_policy()
+    stack.callback(restore_thread_policy, before)
+    set_thread_policy(placement.memory_policy, placement.nodes)
+
+
+def _start_resource_tracker() -> None:
+    """Start multiprocessing's resource tracker now: `spawn` would start it bound to the first worker's CPUs."""
+    if "multiprocessing.context" in sys.modules and os.name == "posix":
+        from multiprocessing import resource_tracker
+
+        resource_tracker.ensure_running()

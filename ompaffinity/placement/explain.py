@@ -1,0 +1,252 @@
+"""Why each CPU that no rank gets was left out, and what else a user should know about a plan.
+
+Each reason and each message says what the user can do about it.
+"""
+
+from __future__ import annotations
+
+from ompaffinity.placement.split import wanted_reserve
+from ompaffinity.records import Message
+from ompaffinity.topology.idlist import format_id_list
+from ompaffinity.topology.kinds import PERFORMANCE
+from ompaffinity.topology.model import UNKNOWN
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ompaffinity.placement.architecture import ArchitectureRule
+    from ompaffinity.placement.cores import Pool
+    from ompaffinity.placement.plan import RankPlacement
+    from ompaffinity.placement.request import PlacementRequest
+    from ompaffinity.topology.model import Topology
+
+WARNING, NOTE = "warning", "note"
+
+REASONS = (
+    "offline",
+    "not-allowed",
+    "not-requested",
+    "isolated",
+    "efficiency-core",
+    "unused-node",
+    "quota",
+    "remainder",
+    "smt-sibling",
+    "unbound",
+)
+"""In the order in which they are tried and shown."""
+
+DETAILS = {
+    "offline": "switched off; write 1 to /sys/devices/system/cpu/cpuN/online to bring one back",
+    "not-allowed": (
+        "outside the affinity mask or cpuset of this process;"
+        " start it with a wider one (taskset -c, docker --cpuset-cpus, srun -c)"
+    ),
+    "not-requested": "outside what --cpus, --nodes or --bind names",
+    "isolated": "kept from the scheduler by isolcpus; --cpus LIST uses those that it names",
+    "efficiency-core": "a team would wait for these slower cores; --kinds all uses them",
+    "quota": "more than the CPU quota of the control group lets run; raise cpu.max (docker --cpus) to use them",
+    "remainder": "left over after each rank got its cores",
+    "unbound": "nothing is bound with --bind none; --bind auto plans them",
+}
+
+
+def left_out_groups(
+    topology: Topology, unusable: dict[int, str], pools: list[Pool], ranks: tuple[RankPlacement, ...]
+) -> list[tuple[tuple[int, ...], str, str]]:
+    """Return (CPUs, reason, detail) for every present CPU that no rank has, grouped by reason."""
+    placed = {cpu for rank in ranks for cpu in (*rank.cpus, *rank.helper_cpus)}
+    reasons = {cpu: reason for cpu, reason in unusable.items() if cpu not in placed}
+    for pool in pools:
+        used = any(cpu in placed for core in pool.cores for cpu in core.cpus)
+        for core in pool.cores:
+            owned = not placed.isdisjoint(core.cpus)
+            for cpu in core.cpus:
+                if cpu in placed or cpu in reasons:
+                    continue
+                if not used:
+                    reasons[cpu] = "unused-node"
+                elif owned and cpu not in core.threads:
+                    reasons[cpu] = "smt-sibling"
+                else:
+                    reasons[cpu] = "remainder" if topology.limits.cpu_quota is None else "quota"
+    groups: dict[str, list[int]] = {}
+    for cpu in sorted(reasons):
+        groups.setdefault(reasons[cpu], []).append(cpu)
+    return [(tuple(groups[reason]), reason, _detail(reason, topology, pools)) for reason in REASONS if reason in groups]
+
+
+def _detail(reason: str, topology: Topology, pools: list[Pool]) -> str:
+    if reason == "smt-sibling":
+        threads = max(len(core.threads) for pool in pools for core in pool.cores)
+        name = "one thread" if threads == 1 else f"{threads} threads"
+        where = "" if topology.architecture == "unknown" else f" on {topology.architecture}"
+        return f"{name} per core{where}; --threads-per-core all uses them"
+    if reason == "unused-node":
+        return f"more nodes than ranks need; --tp {len(pools)} uses every node"
+    return DETAILS[reason]
+
+
+def plan_messages(
+    topology: Topology,
+    request: PlacementRequest,
+    rule: ArchitectureRule,
+    pools: list[Pool],
+    ranks: tuple[RankPlacement, ...],
+    *,
+    sharing: bool,
+) -> list[Message]:
+    """Return what there is to say about a plan, in a fixed order."""
+    messages = [*_about_machine(topology, request)]
+    if ranks:
+        if isinstance(request.bind, str):
+            messages += _about_nodes(pools, ranks)
+            messages += _about_kinds(topology, request, ranks)
+            messages += _about_reserve(request, rule, pools, ranks, sharing)
+        messages += _about_helpers(ranks)
+        messages += _about_memory(topology, ranks)
+        messages += _about_quota(topology, ranks)
+    return messages
+
+
+def _about_machine(topology: Topology, request: PlacementRequest) -> Iterator[Message]:
+    if not topology.nodes:
+        asked = request.memory_policy not in ("auto", "none")
+        yield Message(
+            "no-numa-information",
+            WARNING if asked else NOTE,
+            "the machine shows no NUMA nodes: ranks are cut along packages and caches, and no memory policy is set",
+        )
+    online = {cpu.id for cpu in topology.cpus if cpu.online}
+    affinity = topology.limits.affinity
+    if affinity is not None and online - set(affinity):
+        yield Message(
+            "outside-binding",
+            NOTE,
+            f"this process was bound from outside to CPU {format_id_list(affinity)} of {format_id_list(online)};"
+            " the plan stays within, start it unbound for the whole machine",
+        )
+
+
+def _about_nodes(pools: list[Pool], ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
+    if all(pool.node != UNKNOWN for pool in pools):
+        used = sum(
+            1
+            for pool in pools
+            if any(cpu in core.cpus for rank in ranks for core in pool.cores for cpu in rank.cpus[:1])
+        )
+        if len(ranks) > len(pools):
+            yield Message(
+                "ranks-exceed-nodes",
+                NOTE,
+                f"{len(ranks)} ranks share {len(pools)} NUMA {_plural('node', len(pools))} and the memory there",
+            )
+        if used < len(pools):
+            yield Message(
+                "nodes-unused",
+                NOTE,
+                f"{len(pools) - used} of {len(pools)} NUMA nodes are not used; --tp {len(pools)} would use them all",
+            )
+    sizes = sorted({len(rank.cpus) for rank in ranks})
+    if len(sizes) > 1:
+        yield Message(
+            "uneven-ranks",
+            NOTE,
+            f"the ranks have {sizes[0]} to {sizes[-1]} threads, and a tensor-parallel step waits for the smallest rank",
+        )
+
+
+def _about_kinds(topology: Topology, request: PlacementRequest, ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
+    slow = [cpu for rank in ranks for cpu in rank.cpus if topology.cpu(cpu).kind not in (None, PERFORMANCE)]
+    if slow and request.kinds == PERFORMANCE:
+        yield Message(
+            "efficiency-cores-used",
+            WARNING,
+            f"there are fewer performance cores than ranks, so the slower CPU {format_id_list(slow)} is used too;"
+            " fewer ranks would each run faster",
+        )
+
+
+def _about_reserve(
+    request: PlacementRequest,
+    rule: ArchitectureRule,
+    pools: list[Pool],
+    ranks: tuple[RankPlacement, ...],
+    sharing: bool,
+) -> Iterator[Message]:
+    if sharing:
+        cores = sum(len({core.cpus for core in pool.cores}) for pool in pools)
+        yield Message(
+            "ranks-share-cores",
+            WARNING,
+            f"{len(ranks)} ranks are more than the physical cores, so SMT siblings of one core go to different ranks"
+            f" ({cores} CPUs in all); fewer ranks would each run faster",
+        )
+    wanted = wanted_reserve(request, rule)
+    cores_of = {cpu: core for pool in pools for core in pool.cores for cpu in core.cpus}
+    taken = len({cores_of[cpu] for rank in ranks for cpu in rank.helper_cpus})
+    if taken < wanted:
+        asked = request.reserve is not None or request.reserve_per_rank is not None or request.kv_transfer
+        why = "every rank has a single CPU" if sharing else "no rank can give one up and keep a thread"
+        yield Message(
+            "reserve-impossible",
+            WARNING if asked else NOTE,
+            f"{taken} of {wanted} {_plural('core', wanted)} could be reserved for the scheduler and helper threads:"
+            f" {why}; ask for fewer ranks, or for --reserve 0 to say that this is intended",
+        )
+
+
+def _about_helpers(ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
+    taken = {cpu for rank in ranks for cpu in (*rank.cpus, *rank.helper_cpus)}
+    without = [rank.rank for rank in ranks if not rank.helper_cpus and taken.issuperset(rank.affinity)]
+    if without:
+        yield Message(
+            "helper-cpus-shared",
+            NOTE,
+            f"{_plural('rank', len(without))} {format_id_list(without)} {'has' if len(without) == 1 else 'have'} no CPU"
+            " for helper threads alone; these run on the CPUs of the ranks on the same node",
+        )
+
+
+def _about_memory(topology: Topology, ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
+    homeless = sorted(
+        {
+            home
+            for rank in ranks
+            for home in (topology.cpu(cpu).numa_node for cpu in rank.cpus)
+            if home != UNKNOWN and home not in rank.nodes
+        }
+    )
+    if homeless:
+        given = sorted({node for rank in ranks for node in rank.nodes})
+        instead = (
+            f"their ranks use node {format_id_list(given)}"
+            if given
+            else "no allowed node has any, so no memory policy is set"
+        )
+        yield Message(
+            "memoryless-node",
+            NOTE if given else WARNING,
+            f"{_plural('node', len(homeless))} {format_id_list(homeless)} {'has' if len(homeless) == 1 else 'have'}"
+            f" no memory that this process may use; {instead}",
+        )
+
+
+def _about_quota(topology: Topology, ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
+    quota = topology.limits.cpu_quota
+    if quota is None:
+        return
+    usable = len(topology.allowed_cpus)
+    if quota < usable:
+        threads = sum(len(rank.cpus) for rank in ranks)
+        yield Message(
+            "quota-below-cpus",
+            NOTE,
+            f"the control group lets {quota:g} CPUs run at a time, fewer than the {usable} in the mask:"
+            f" the plan has {threads} OpenMP {_plural('thread', threads)} in all",
+        )
+
+
+def _plural(word: str, count: int) -> str:
+    return word if count == 1 else f"{word}s"

@@ -1,0 +1,52 @@
+"""Which memory nodes a rank uses, and under which policy."""
+
+from __future__ import annotations
+
+from ompaffinity.errors import NoMemoryNodeError
+from ompaffinity.placement.request import AUTO
+from ompaffinity.topology.model import UNKNOWN
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ompaffinity.placement.request import PlacementRequest
+    from ompaffinity.topology.model import Topology
+
+
+def nearest_memory_node(topology: Topology, cpus: Iterable[int]) -> int:
+    """Return the allowed node with memory that is nearest to `cpus`.
+
+    Distance is the sum of the ACPI SLIT distances (10 = local, unitless) from each CPU's
+    node; equal distances go to the lowest node id. A node whose memory is unknown counts as
+    having it.
+
+    Raises:
+        NoMemoryNodeError: no allowed node has memory.
+    """
+    nodes = [node.id for node in topology.nodes if node.allowed and node.has_memory is not False]
+    if not nodes:
+        raise NoMemoryNodeError("no NUMA node that this process may use has memory")
+    homes = [topology.cpu(cpu).numa_node for cpu in cpus]
+    return min(nodes, key=lambda node: (sum(topology.distance(home, node) for home in homes), node))
+
+
+def memory_nodes(topology: Topology, cpus: Iterable[int]) -> tuple[int, ...]:
+    """Return the memory nodes for a rank on `cpus`: of each of its nodes the node itself, or else the nearest.
+
+    Empty on a machine without NUMA information.
+
+    Raises:
+        NoMemoryNodeError: as `nearest_memory_node`.
+    """
+    one_cpu_of = {topology.cpu(cpu).numa_node: cpu for cpu in cpus}
+    return tuple(sorted({nearest_memory_node(topology, [cpu]) for home, cpu in one_cpu_of.items() if home != UNKNOWN}))
+
+
+def memory_policy(topology: Topology, request: PlacementRequest, nodes: tuple[int, ...]) -> str:
+    """Return the policy of a rank with these memory nodes: bind, preferred, interleave or none."""
+    if request.memory_policy != AUTO:
+        return request.memory_policy if nodes else "none"
+    if sum(node.has_memory is not False for node in topology.nodes) <= 1 or not nodes:
+        return "none"
+    return "bind" if len(nodes) == 1 else "interleave"

@@ -1,0 +1,192 @@
+"""What the user asked for, validated: what makes no sense on any machine is refused here."""
+
+from __future__ import annotations
+
+from ompaffinity.errors import IdListError, RequestError
+from ompaffinity.records import NamedTuple
+from ompaffinity.topology.idlist import format_id_list, parse_ordered_id_list
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+AUTO = "auto"
+MAX_RANKS = 65536
+
+KINDS = ("performance", "all")
+DISTRIBUTIONS = ("close", "spread")
+RUNTIMES = (AUTO, "gomp", "iomp", "omp")
+GRANULARITIES = (AUTO, "thread", "team")
+WAIT_POLICIES = ("keep", "active", "passive")
+MEMORY_POLICIES = (AUTO, "bind", "preferred", "interleave", "none")
+
+
+class PlacementRequest(NamedTuple):
+    """What is wanted of a plan. The defaults are those of the command line.
+
+    The local ranks are the product of the three sizes, in the order [data, pipeline, tensor],
+    tensor fastest. `bind` is ``"auto"``, ``"none"`` or one tuple of CPUs per rank, in thread order.
+    `cpus` and `nodes` plan within these only. `threads_per_core` of None and `reserve` of None mean:
+    by architecture; `reserve` is in cores for all ranks, `reserve_per_rank` in cores for each.
+    """
+
+    tensor_parallel_size: int = 1
+    pipeline_parallel_size: int = 1
+    data_parallel_size: int = 1
+    bind: str | tuple[tuple[int, ...], ...] = AUTO
+    cpus: tuple[int, ...] | None = None
+    nodes: tuple[int, ...] | None = None
+    threads_per_core: int | None = None
+    kinds: str = "performance"
+    reserve: int | None = None
+    reserve_per_rank: int | None = None
+    kv_transfer: bool = False
+    distribute: str = "close"
+    runtime: str = AUTO
+    granularity: str = AUTO
+    wait_policy: str = "keep"
+    memory_policy: str = AUTO
+
+    @property
+    def ranks(self) -> int:
+        """The number of local ranks."""
+        return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
+
+
+def check_request(request: PlacementRequest) -> PlacementRequest:
+    """Return `request` if it makes sense.
+
+    Raises:
+        RequestError: a size below 1, an unknown word, a negative number, or lists that do not
+            match the ranks or overlap.
+    """
+    sizes = {
+        "--tp (tensor_parallel_size)": request.tensor_parallel_size,
+        "--pp (pipeline_parallel_size)": request.pipeline_parallel_size,
+        "--dp (data_parallel_size)": request.data_parallel_size,
+    }
+    for name, size in sizes.items():
+        if size < 1:
+            raise RequestError(f"{name} is {size}; it must be at least 1")
+    if request.ranks > MAX_RANKS:
+        raise RequestError(f"{request.ranks} ranks were asked for; at most {MAX_RANKS} can be planned")
+    counts = {
+        "--threads-per-core (threads_per_core)": (request.threads_per_core, 1),
+        "--reserve (reserve)": (request.reserve, 0),
+        "--reserve-per-rank (reserve_per_rank)": (request.reserve_per_rank, 0),
+    }
+    for name, (count, least) in counts.items():
+        if count is not None and count < least:
+            raise RequestError(f"{name} is {count}; it must be at least {least}")
+    if request.reserve is not None and request.reserve_per_rank is not None:
+        raise RequestError(
+            "--reserve counts cores in all and --reserve-per-rank counts them per rank; give one of them"
+        )
+    words = {
+        "--kinds (kinds)": (request.kinds, KINDS),
+        "--distribute (distribute)": (request.distribute, DISTRIBUTIONS),
+        "--runtime (runtime)": (request.runtime, RUNTIMES),
+        "--granularity (granularity)": (request.granularity, GRANULARITIES),
+        "--wait-policy (wait_policy)": (request.wait_policy, WAIT_POLICIES),
+        "--memory-policy (memory_policy)": (request.memory_policy, MEMORY_POLICIES),
+    }
+    for name, (word, known) in words.items():
+        if word not in known:
+            raise RequestError(f"{name} is {word!r}; it must be one of {', '.join(known)}")
+    _check_lists(request)
+    return request
+
+
+def parse_bind(text: str) -> str | tuple[tuple[int, ...], ...]:
+    """Return the value of ``--bind``: ``"auto"``, ``"none"``, or one CPU tuple per ``|``-separated list, order kept.
+
+    Raises:
+        RequestError: anything else.
+    """
+    if text in (AUTO, "none"):
+        return text
+    lists = []
+    for position, part in enumerate(text.split("|")):
+        try:
+            lists.append(tuple(parse_ordered_id_list(part)))
+        except IdListError as error:
+            raise RequestError(
+                f"--bind: {error} (list {position}; write auto, none, or one list per rank as in 0-3|4-7)"
+            ) from None
+    return tuple(lists)
+
+
+ENVIRONMENT = {
+    "bind": ("OMPAFFINITY_BIND", "VLLM_CPU_OMP_THREADS_BIND"),
+    "reserve": ("OMPAFFINITY_RESERVED_CPUS", "VLLM_CPU_NUM_OF_RESERVED_CPU"),
+    "nodes": ("CPU_VISIBLE_MEMORY_NODES",),
+}
+"""The variables that an option comes from where it is not given; the first one that is set counts."""
+
+
+def request_from_environment(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the arguments of `PlacementRequest` that `environ` names; empty variables count as not set.
+
+    Raises:
+        RequestError: a variable's value is not understood.
+    """
+    arguments: dict[str, Any] = {}
+    for field, names in ENVIRONMENT.items():
+        name = next((name for name in names if environ.get(name, "").strip()), None)
+        if name is not None:
+            arguments[field] = _from_variable(field, name, environ[name].strip())
+    return arguments
+
+
+def requested(given: Mapping[str, Any], environ: Mapping[str, str]) -> PlacementRequest:
+    """Return the request of what was given, completed from the environment.
+
+    Raises:
+        RequestError: a variable's value is not understood, or `given` names no such option.
+    """
+    strange = given.keys() - set(PlacementRequest._fields)
+    if strange:
+        known = ", ".join(PlacementRequest._fields)
+        raise RequestError(f"{', '.join(sorted(strange))}: no such option; the options are {known}")
+    arguments = request_from_environment(environ)
+    if given.get("reserve_per_rank") is not None:
+        arguments.pop("reserve", None)
+    return PlacementRequest(**{**arguments, **given})
+
+
+def _from_variable(field: str, name: str, text: str) -> object:
+    try:
+        if field == "bind":
+            return parse_bind("none" if text == "nobind" else text)
+        if field == "nodes":
+            return tuple(parse_ordered_id_list(text))
+    except (RequestError, IdListError) as error:
+        raise RequestError(f"the environment variable {name} is {text!r}: {error}") from None
+    if not (text.isascii() and text.isdigit() and len(text) < 8):
+        raise RequestError(f"the environment variable {name} is {text!r}; it must be a number of cores")
+    return int(text)
+
+
+def _check_lists(request: PlacementRequest) -> None:
+    bind = request.bind
+    if isinstance(bind, str):
+        if bind not in (AUTO, "none"):
+            raise RequestError(
+                f"--bind (bind) is {bind!r}; it must be auto, none, or one CPU list per rank as in 0-3|4-7"
+            )
+        return
+    if len(bind) != request.ranks:
+        raise RequestError(
+            f"--bind names {len(bind)} CPU lists for {request.ranks} ranks; give one list per rank, separated by |"
+        )
+    owner: dict[int, int] = {}
+    for rank, cpus in enumerate(bind):
+        if not cpus:
+            raise RequestError(f"--bind gives rank {rank} no CPU")
+        shared = [cpu for cpu in cpus if cpu in owner]
+        if shared:
+            raise RequestError(
+                f"--bind gives CPU {format_id_list(shared)} to rank {owner[shared[0]]} and to rank {rank}"
+            )
+        owner.update(dict.fromkeys(cpus, rank))

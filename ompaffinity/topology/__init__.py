@@ -1,0 +1,1 @@
+"""READ: what a machine has, and what this process may use of it."""

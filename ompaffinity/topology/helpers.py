@@ -1,0 +1,83 @@
+"""The helpers that CPU inference servers know by these names (vLLM's cpu_resource_utils)."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ompaffinity.errors import TopologyError
+from ompaffinity.topology.idlist import parse_ordered_id_list
+from ompaffinity.topology.limits import mems_allowed, read_limits
+from ompaffinity.topology.load import load_topology
+from ompaffinity.topology.model import LogicalCPUInfo, MemoryNodeInfo
+from ompaffinity.topology.nodes import node_memory
+from ompaffinity.topology.tree import DirectoryTree
+
+VISIBLE_NODES_VARIABLE = "CPU_VISIBLE_MEMORY_NODES"
+
+
+def get_allowed_cpu_list() -> list[LogicalCPUInfo]:
+    """Return the CPUs that the calling thread may run on, ascending.
+
+    Raises:
+        TopologyError: this machine cannot be read.
+    """
+    return [cpu for cpu in load_topology().cpus if cpu.allowed]
+
+
+def get_memory_affinity(pid: int = 0) -> list[int]:
+    """Return the memory nodes that a process (0: this one) may use: ``Mems_allowed_list`` of proc(5).
+
+    Empty where the kernel does not say.
+
+    Raises:
+        TopologyError: there is no such process.
+    """
+    process = str(pid) if pid else "self"
+    with DirectoryTree("/") as tree:
+        if pid and tree.read(f"proc/{process}/status") is None:
+            raise TopologyError(f"there is no process {pid} whose status can be read")
+        return list(mems_allowed(tree, process) or ())
+
+
+def get_visible_memory_node(assigned: list[int] | None = None) -> list[int]:
+    """Return the memory nodes to plan with, in the order in which they are to be used.
+
+    Those of `assigned`, or else of the environment variable ``CPU_VISIBLE_MEMORY_NODES``
+    (``"1,0"``), that this process may use, in that order; without either all that it may use. ``[0]`` on macOS.
+
+    Raises:
+        IdListError: the variable is not an id list.
+    """
+    if sys.platform == "darwin":
+        return [0]
+    allowed = get_memory_affinity()
+    chosen = os.environ.get(VISIBLE_NODES_VARIABLE)
+    wanted = assigned if assigned is not None else parse_ordered_id_list(chosen) if chosen else allowed
+    return [node for node in wanted if node in allowed]
+
+
+def get_memory_node_info(node: int = 0) -> MemoryNodeInfo:
+    """Return the total and the available memory of a node, in bytes.
+
+    Available is MemFree + Active(file) + Inactive(file) + SReclaimable. Both are clamped by the
+    tightest memory limit of the control groups. Without node information, the whole machine's.
+
+    Raises:
+        TopologyError: the machine has nodes, but not this one.
+    """
+    if not os.path.isdir("/sys/devices/system/node"):
+        import psutil
+
+        memory = psutil.virtual_memory()
+        return MemoryNodeInfo(int(memory.total), int(memory.available), node)
+    with DirectoryTree("/") as tree:
+        total, available = node_memory(tree, node)
+        if total < 0:
+            raise TopologyError(f"this machine has no memory node {node}")
+        limits = read_limits(tree)
+    limit = limits.memory_limit_bytes
+    if limit is not None and limit < total:
+        total = limit
+        available = max(0, min(available, limit - (limits.memory_usage_bytes or 0)))
+    return MemoryNodeInfo(total, available, node)

@@ -1,0 +1,176 @@
+"""What this process, or the one that a record was made in, may use: affinity and control groups.
+
+Sources: sched_getaffinity(2); /proc/self/status (proc(5)); cpuset(7); the kernel's
+Documentation/admin-guide/cgroup-v1/ and cgroup-v2.rst.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ompaffinity.topology.model import Limits
+from ompaffinity.topology.text import read_id_list, read_number, read_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ompaffinity.topology.tree import Tree
+
+UNLIMITED_V1 = 2**62
+"""cgroup v1 shows "no limit" as the largest multiple of the page size; no machine has this much."""
+
+
+def live_affinity() -> tuple[int, ...] | None:
+    """Return the CPUs that the calling thread may run on, ascending; None where the system has no such mask."""
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    return tuple(sorted(os.sched_getaffinity(0)))
+
+
+def read_limits(tree: Tree, affinity: tuple[int, ...] | None = None) -> Limits:
+    """Return the limits recorded in `tree`; `affinity` is the mask of this process on a live machine."""
+    groups = _ControlGroups(tree)
+    nodes = mems_allowed(tree)
+    if nodes is None:
+        nodes = groups.cpuset("mems")
+    return Limits(
+        affinity=affinity,
+        cpuset_cpus=groups.cpuset("cpus"),
+        cpuset_nodes=nodes,
+        cpu_quota=groups.cpu_quota(),
+        memory_limit_bytes=groups.memory_limit(),
+        memory_usage_bytes=groups.memory_usage(),
+    )
+
+
+def mems_allowed(tree: Tree, process: str = "self") -> tuple[int, ...] | None:
+    """Return the nodes in ``Mems_allowed_list`` of a process's status, None where it is not shown."""
+    status = read_text(tree, f"proc/{process}/status") or ""
+    for line in status.splitlines():
+        if line.startswith("Mems_allowed_list:"):
+            return tuple(parse_status_list(line))
+    return None
+
+
+def parse_status_list(line: str) -> list[int]:
+    """Return the ids of a ``Name_list:<tab>0-3`` line of /proc/PID/status."""
+    from ompaffinity.topology.idlist import parse_id_list
+
+    return parse_id_list(line.partition(":")[2])
+
+
+class _ControlGroups:
+    """The control groups of the recorded process, v1 and v2, wherever they are mounted."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._tree = tree
+        self._paths = _paths_by_controller(tree)
+        self._mounts = _mounts(tree)
+
+    def cpuset(self, what: str) -> tuple[int, ...] | None:
+        """Return the effective ``cpus`` or ``mems`` of the innermost group that shows them."""
+        for directory, version in self._directories("cpuset"):
+            names = (f"cpuset.{what}.effective",) if version == 2 else (f"cpuset.{what}", what)
+            for name in names:
+                ids = read_id_list(self._tree, f"{directory}/{name}")
+                if ids:
+                    return tuple(ids)
+        return None
+
+    def cpu_quota(self) -> float | None:
+        """Return the tightest CPU bandwidth limit along the path, in CPUs."""
+        quotas = []
+        for directory, version in self._directories("cpu"):
+            if version == 2:
+                words = (read_text(self._tree, f"{directory}/cpu.max") or "max").split()
+                numbers = [int(word) for word in words if word.isascii() and word.isdigit()]
+                quota, period = numbers if len(numbers) == 2 else (-1, 0)
+            else:
+                quota = read_number(self._tree, f"{directory}/cpu.cfs_quota_us") or -1
+                period = read_number(self._tree, f"{directory}/cpu.cfs_period_us") or 0
+            if quota > 0 and period > 0:
+                quotas.append(quota / period)
+        return min(quotas, default=None)
+
+    def memory_limit(self) -> int | None:
+        """Return the tightest memory limit along the path, in bytes."""
+        return min((limit for limit, _ in self._memory_limits()), default=None)
+
+    def memory_usage(self) -> int | None:
+        """Return what the group with the tightest limit (or else the innermost one) uses, in bytes."""
+        limits = list(self._memory_limits())
+        directories = [min(limits)[1]] if limits else [directory for directory, _ in self._directories("memory")]
+        for directory in directories:
+            for name in ("memory.current", "memory.usage_in_bytes"):
+                usage = read_number(self._tree, f"{directory}/{name}")
+                if usage is not None:
+                    return usage
+        return None
+
+    def _memory_limits(self) -> Iterator[tuple[int, str]]:
+        for directory, version in self._directories("memory"):
+            limit = read_number(self._tree, f"{directory}/{'memory.max' if version == 2 else 'memory.limit_in_bytes'}")
+            if limit is not None and 0 <= limit < UNLIMITED_V1:
+                yield limit, directory
+
+    def _directories(self, controller: str) -> Iterator[tuple[str, int]]:
+        """Yield (directory, cgroup version) of the process's groups for a controller, innermost first."""
+        for version, mounted, mount_root, mount_point in self._mounts:
+            if version == 1 and controller not in mounted:
+                continue
+            path = self._paths.get(controller if version == 1 else "")
+            if path is None:
+                path = self._paths.get("cpuset file") if controller == "cpuset" else None
+            if path is None:
+                continue
+            if mount_root != "/" and (path == mount_root or path.startswith(mount_root + "/")):
+                path = path[len(mount_root) :]
+            parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+            for length in range(len(parts), -1, -1):
+                yield "/".join([mount_point, *parts[:length]]), version
+
+
+def _paths_by_controller(tree: Tree) -> dict[str, str]:
+    """Return the process's group path by controller name; ``""`` is the unified (v2) hierarchy."""
+    paths = {}
+    for line in (read_text(tree, "proc/self/cgroup") or "").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        for controller in controllers.split(","):
+            paths[controller] = path
+    cpuset = read_text(tree, "proc/self/cpuset")
+    if cpuset:
+        paths["cpuset file"] = cpuset
+    return paths
+
+
+def _mounts(tree: Tree) -> list[tuple[int, list[str], str, str]]:
+    """Return (version, controllers, root within the hierarchy, mount point) of every cgroup mount."""
+    mounts = []
+    information = read_text(tree, "proc/self/mountinfo")
+    for line in (information or read_text(tree, "proc/mounts") or "").splitlines():
+        words = line.split()
+        if information:
+            # proc_pid_mountinfo(5): "36 35 98:0 /root /mount/point rw,noatime shared:1 - type source superoptions"
+            if len(words) < 9 or "-" not in words[6:]:
+                continue
+            root, point = words[3], words[4]
+            kind, _, options = [*words[words.index("-", 6) + 1 :], "", "", ""][:3]
+        else:
+            # fstab(5): "source /mount/point type options 0 0"
+            if len(words) < 4:
+                continue
+            root, point, kind, options = "/", words[1], words[2], words[3]
+        version = {"cgroup": 1, "cpuset": 1, "cgroup2": 2}.get(kind)
+        if version is not None:
+            controllers = ["cpuset"] if kind == "cpuset" else options.split(",")
+            mounts.append((version, controllers, root, _unescaped(point).strip("/")))
+    return mounts
+
+
+def _unescaped(path: str) -> str:
+    """Undo the octal escapes of blanks in mount points (proc_pid_mounts(5))."""
+    for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
+        path = path.replace(code, character)
+    return path

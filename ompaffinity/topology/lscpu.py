@@ -1,0 +1,129 @@
+"""Reader: ``lscpu -J -e`` of util-linux 2.30 to 2.42, run here or saved.
+
+lscpu tells cores, sockets, nodes and L3s; dies, clusters and memory it does not know. The cells
+of one column may be numbers, text, ``"-"``, null or a bare ``-`` (2.38 to 2.40, which is no
+JSON and is mended here); ``online`` is true/false, or yes/no up to 2.37. Source: lscpu(1) and
+its outputs from eleven versions.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+
+from ompaffinity.errors import TopologyError
+from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, lscpu_number
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+TIMEOUT_S = 10
+COLUMNS = "CPU,CORE,SOCKET,NODE,CACHE,ONLINE"
+S390_COLUMNS = "CPU,CORE,SOCKET,NODE,BOOK,DRAWER,CACHE,ONLINE"
+"""BOOK and DRAWER only there: elsewhere they alone make the JSON of 2.38 to 2.40 invalid."""
+
+_BARE_DASH = re.compile(r"(:\s*)-(?=\s*[,}\n])")
+
+
+def run_lscpu(architecture: str) -> str:
+    """Return the output of lscpu on this machine.
+
+    Raises:
+        TopologyError: lscpu is missing, fails, or does not answer within 10 s.
+    """
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("LSCPU_COLUMNS", "LIBSMARTCOLS_JSON")
+    }
+    columns = S390_COLUMNS if architecture.startswith("s390") else COLUMNS
+    try:
+        done = subprocess.run(  # noqa: S603
+            ["lscpu", "-J", f"-e={columns}"],  # noqa: S607
+            env=environment | {"LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        raise TopologyError(f"lscpu did not answer within {TIMEOUT_S} s; --source sysfs does without it") from None
+    except OSError as error:
+        raise TopologyError(f"cannot run lscpu ({error.strerror}); install util-linux, or use --source sysfs") from None
+    if done.returncode != 0:
+        said = " ".join(done.stderr.decode("utf-8", "replace").split())[:200]
+        raise TopologyError(
+            f"lscpu failed with status {done.returncode} ({said or 'no message'}); --source sysfs does without it"
+        )
+    return done.stdout.decode("utf-8", "replace")
+
+
+def parse_lscpu(text: str) -> tuple[LogicalCPUInfo, ...]:
+    """Return the CPUs in the output of ``lscpu -J -e``, ascending, with groups numbered over the machine.
+
+    Raises:
+        TopologyError: it is no such output, names no CPU, or names one twice.
+    """
+    rows = _rows(text)
+    if not all("cpu" in row and "core" in row for row in rows):
+        raise TopologyError(
+            "lscpu's output lacks the columns CPU and CORE; make it with lscpu -J -e=CPU,CORE,SOCKET,NODE,ONLINE"
+        )
+    rows = [row for row in rows if lscpu_number(row["cpu"]) != UNKNOWN]
+    rows.sort(key=lambda row: lscpu_number(row["cpu"]))
+    numbers = [lscpu_number(row["cpu"]) for row in rows]
+    if not rows:
+        raise TopologyError("lscpu names no CPU (versions 2.37 to 2.39 do so on RISC-V); use --source sysfs")
+    if len(set(numbers)) != len(numbers):
+        raise TopologyError("lscpu's output names a CPU twice")
+    online = [_is_online(row) for row in rows]
+    if not any(online):
+        raise TopologyError("lscpu's output has no CPU online")
+    columns = {
+        name: _groups([lscpu_number(row.get(name)) for row in rows]) for name in ("core", "socket", "book", "drawer")
+    }
+    l3 = _groups([_l3(row) for row in rows])
+    return tuple(
+        LogicalCPUInfo(
+            id=numbers[place],
+            physical_core=columns["core"][place],
+            numa_node=lscpu_number(row.get("node")),
+            package=columns["socket"][place],
+            l3=l3[place],
+            book=columns["book"][place],
+            drawer=columns["drawer"][place],
+            online=online[place],
+            allowed=online[place],
+        )
+        for place, row in enumerate(rows)
+    )
+
+
+def _rows(text: str) -> list[dict[str, Any]]:
+    try:
+        document = json.loads(_BARE_DASH.sub(r"\1null", text))
+    except (ValueError, RecursionError) as error:
+        raise TopologyError(f"lscpu's output is not JSON ({error})") from None
+    rows = document.get("cpus") if isinstance(document, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise TopologyError('lscpu\'s output has no list "cpus"; make it with lscpu -J -e=CPU,CORE,SOCKET,NODE,ONLINE')
+    return rows
+
+
+def _is_online(row: dict[str, Any]) -> bool:
+    return row.get("online") not in (False, "no") and lscpu_number(row["core"]) != UNKNOWN
+
+
+def _l3(row: dict[str, Any]) -> int:
+    """Return the last number of the cache column (``"l1d:l1i:l2:l3": "0:0:0:0"``) if it is the L3's."""
+    for name, value in row.items():
+        if name.endswith(":l3") and isinstance(value, str):
+            return lscpu_number(value.rpartition(":")[2])
+    return UNKNOWN
+
+
+def _groups(values: list[int]) -> list[int]:
+    """Number the groups of equal values in the order of their first members."""
+    numbers: dict[int, int] = {}
+    return [UNKNOWN if value == UNKNOWN else numbers.setdefault(value, len(numbers)) for value in values]

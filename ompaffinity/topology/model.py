@@ -1,0 +1,215 @@
+"""What a machine has, as immutable values. No I/O here.
+
+Group numbers (core, package, ...) are unique over the machine within their level: two CPUs
+are on one core if and only if their `physical_core` is equal. `UNKNOWN` stands where the
+machine does not say.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from ompaffinity.records import Message, NamedTuple
+from ompaffinity.topology.idlist import format_id_list
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+UNKNOWN = -1
+LOCAL_DISTANCE, REMOTE_DISTANCE = 10, 20
+"""ACPI 6.5, 5.2.17: 10 is the node itself; 20 is what Linux assumes of a remote node without a SLIT."""
+
+
+class LogicalCPUInfo(NamedTuple):
+    """One logical CPU (what Linux numbers as cpuN) and the groups that it belongs to.
+
+    Every level is a group number, `UNKNOWN` (-1) where the machine does not say; `numa_node` is
+    the kernel's own number. `kind` is None on machines of equal cores, else ``"performance"``,
+    ``"efficiency"`` or ``"low-power"``.
+    """
+
+    id: int = UNKNOWN
+    physical_core: int = UNKNOWN
+    numa_node: int = UNKNOWN
+    package: int = UNKNOWN
+    die: int = UNKNOWN
+    l3: int = UNKNOWN
+    cluster: int = UNKNOWN
+    book: int = UNKNOWN
+    drawer: int = UNKNOWN
+    kind: str | None = None
+    online: bool = True
+    allowed: bool = True
+    isolated: bool = False
+
+    @staticmethod
+    def json_decoder(row: dict[str, Any]) -> LogicalCPUInfo | dict[str, Any]:
+        """Turn a CPU row of ``lscpu -J -e`` into a LogicalCPUInfo; an `object_hook` for `json.loads`.
+
+        Any other JSON object is returned as it is. Text that is no number becomes `UNKNOWN`.
+        """
+        if not {"cpu", "core", "node"} <= row.keys():
+            return row
+        return LogicalCPUInfo(
+            id=lscpu_number(row["cpu"]),
+            physical_core=lscpu_number(row["core"]),
+            numa_node=lscpu_number(row["node"]),
+            package=lscpu_number(row.get("socket")),
+            book=lscpu_number(row.get("book")),
+            drawer=lscpu_number(row.get("drawer")),
+            online=row.get("online") not in (False, "no"),
+        )
+
+
+def lscpu_number(value: object) -> int:
+    """Return a cell of lscpu's output (2.30 to 2.42: number, text, ``"-"``, null) as a number or `UNKNOWN`."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 8:
+        return int(value)
+    return UNKNOWN
+
+
+class MemoryNodeInfo(NamedTuple):
+    """One NUMA node: its memory in bytes (-1 = unknown), CPUs and distances.
+
+    `cpus` holds online CPUs, ascending. `has_memory` is None where the machine does not say.
+    `distances` maps node ids to ACPI SLIT distances (10 = local, unitless), empty where unknown.
+    """
+
+    total_memory: int = UNKNOWN
+    available_memory: int = UNKNOWN
+    id: int = 0
+    cpus: tuple[int, ...] = ()
+    has_memory: bool | None = None
+    allowed: bool = True
+    distances: Mapping[int, int] = {}
+
+
+class Limits(NamedTuple):
+    """What this process may use, each None where there is no such limit or it is not known.
+
+    `affinity`, `cpuset_cpus` and `cpuset_nodes` are ids, ascending; `cpu_quota` is in CPUs;
+    memory is in bytes.
+    """
+
+    affinity: tuple[int, ...] | None = None
+    cpuset_cpus: tuple[int, ...] | None = None
+    cpuset_nodes: tuple[int, ...] | None = None
+    cpu_quota: float | None = None
+    memory_limit_bytes: int | None = None
+    memory_usage_bytes: int | None = None
+
+
+class _TopologyFields(NamedTuple):
+    architecture: str
+    source: str
+    machine: str
+    cpus: tuple[LogicalCPUInfo, ...]
+    nodes: tuple[MemoryNodeInfo, ...] = ()
+    limits: Limits = Limits()
+    messages: tuple[Message, ...] = ()
+
+
+class Topology(_TopologyFields):
+    """A machine as this process may use it: every present CPU and every node, ascending.
+
+    `architecture` is what ``uname -m`` says there, ``"unknown"`` if the record does not tell;
+    `source` names the reader; `machine` is a label, never a path.
+    """
+
+    @cached_property
+    def _cpu_by_id(self) -> dict[int, LogicalCPUInfo]:
+        return {cpu.id: cpu for cpu in self.cpus}
+
+    @cached_property
+    def _node_by_id(self) -> dict[int, MemoryNodeInfo]:
+        return {node.id: node for node in self.nodes}
+
+    @cached_property
+    def allowed_cpus(self) -> tuple[int, ...]:
+        """Ids of the CPUs that this process may run on, ascending."""
+        return tuple(cpu.id for cpu in self.cpus if cpu.allowed)
+
+    def cpu(self, number: int) -> LogicalCPUInfo:
+        """Return the CPU of this id. Raises KeyError if it is not present."""
+        return self._cpu_by_id[number]
+
+    def node(self, number: int) -> MemoryNodeInfo:
+        """Return the node of this id. Raises KeyError if there is none."""
+        return self._node_by_id[number]
+
+    def distance(self, start: int, end: int) -> int:
+        """Return the SLIT distance between two nodes (10 = local); 20 where the machine does not say."""
+        node = self._node_by_id.get(start)
+        if node is not None and end in node.distances:
+            return node.distances[end]
+        return LOCAL_DISTANCE if start == end else REMOTE_DISTANCE
+
+    def to_document(self) -> dict[str, Any]:
+        """Return the ``ompaffinity.topology/1`` document: plain values, ready for JSON."""
+        return {
+            "schema": "ompaffinity.topology/1",
+            "architecture": self.architecture,
+            "source": self.source,
+            "machine": self.machine,
+            "cpus": [_cpu_document(cpu) for cpu in self.cpus],
+            "nodes": [_node_document(node) for node in self.nodes],
+            "limits": _limits_document(self.limits),
+            "devices": [],
+            "warnings": [message._asdict() for message in self.messages],
+        }
+
+
+_CPU_KEYS = (
+    "cpu",
+    "core",
+    "package",
+    "die",
+    "l3",
+    "cluster",
+    "book",
+    "drawer",
+    "node",
+    "kind",
+    "online",
+    "allowed",
+    "isolated",
+)
+
+
+def _cpu_document(cpu: LogicalCPUInfo) -> dict[str, Any]:
+    numbers = (
+        cpu.id,
+        cpu.physical_core,
+        cpu.package,
+        cpu.die,
+        cpu.l3,
+        cpu.cluster,
+        cpu.book,
+        cpu.drawer,
+        cpu.numa_node,
+    )
+    values = [None if number == UNKNOWN else number for number in numbers]
+    return dict(zip(_CPU_KEYS, (*values, cpu.kind, cpu.online, cpu.allowed, cpu.isolated)))
+
+
+def _node_document(node: MemoryNodeInfo) -> dict[str, Any]:
+    return {
+        "node": node.id,
+        "cpus": format_id_list(node.cpus),
+        "total_bytes": None if node.total_memory == UNKNOWN else node.total_memory,
+        "available_bytes": None if node.available_memory == UNKNOWN else node.available_memory,
+        "has_memory": node.has_memory,
+        "allowed": node.allowed,
+        "distances": {str(other): distance for other, distance in node.distances.items()},
+    }
+
+
+def _limits_document(limits: Limits) -> dict[str, Any]:
+    values = limits._asdict()
+    for name in ("affinity", "cpuset_cpus", "cpuset_nodes"):
+        values[name] = None if values[name] is None else format_id_list(values[name])
+    return values

@@ -1,0 +1,88 @@
+"""NUMA nodes from sysfs: which exist, their CPUs, memory and distances.
+
+Sources: the kernel's Documentation/ABI/stable/sysfs-devices-node; ACPI 6.5, 5.2.17 (SLIT).
+"""
+
+from __future__ import annotations
+
+from ompaffinity.topology.model import UNKNOWN, MemoryNodeInfo
+from ompaffinity.topology.text import read_id_list, read_ids, read_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ompaffinity.topology.model import Limits
+    from ompaffinity.topology.tree import Tree
+
+NODE_ROOT = "sys/devices/system/node"
+RECLAIMABLE = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
+"""What the kernel can hand out on a node without swapping."""
+
+
+def read_nodes(tree: Tree, online: Iterable[int], limits: Limits) -> tuple[MemoryNodeInfo, ...]:
+    """Return every node, ascending; none where the machine has no NUMA information.
+
+    A node's CPUs are those of `online` that its list names; a CPU that several nodes list
+    stays with the lowest.
+    """
+    ids = _numbered(tree.names(NODE_ROOT), "node")
+    with_memory = read_id_list(tree, f"{NODE_ROOT}/has_memory")
+    possible = read_id_list(tree, f"{NODE_ROOT}/possible") or ids
+    free = set(online)
+    nodes = []
+    for node in ids:
+        directory = f"{NODE_ROOT}/node{node}"
+        listed = read_ids(tree, f"{directory}/cpulist", f"{directory}/cpumap")
+        if listed is None:
+            listed = _numbered(tree.names(directory), "cpu")
+        cpus = tuple(cpu for cpu in listed if cpu in free)
+        free.difference_update(cpus)
+        total, available = node_memory(tree, node)
+        nodes.append(
+            MemoryNodeInfo(
+                total_memory=total,
+                available_memory=available,
+                id=node,
+                cpus=cpus,
+                has_memory=total > 0 if total != UNKNOWN else None if with_memory is None else node in with_memory,
+                allowed=limits.cpuset_nodes is None or node in limits.cpuset_nodes,
+                distances=_distances(read_text(tree, f"{directory}/distance") or "", ids, possible),
+            )
+        )
+    return tuple(nodes)
+
+
+def node_memory(tree: Tree, node: int) -> tuple[int, int]:
+    """Return (total, available) bytes of a node, each `UNKNOWN` where the machine does not say."""
+    memory = parse_meminfo(read_text(tree, f"{NODE_ROOT}/node{node}/meminfo") or "")
+    available = sum(memory.get(name, 0) for name in RECLAIMABLE) if "MemFree" in memory else UNKNOWN
+    return memory.get("MemTotal", UNKNOWN), available
+
+
+def _numbered(names: list[str], prefix: str) -> list[int]:
+    """Return the numbers of the names that are `prefix` and a number, ascending."""
+    numbers = [name[len(prefix) :] for name in names if name.startswith(prefix)]
+    return sorted(int(number) for number in numbers if number.isascii() and number.isdigit() and len(number) < 8)
+
+
+def parse_meminfo(text: str) -> dict[str, int]:
+    """Return {field: bytes} of a ``Node 0 MemTotal:  1234 kB`` file (or of /proc/meminfo)."""
+    sizes = {}
+    for line in text.splitlines():
+        name, _, value = line.rpartition(":")
+        words = value.split()
+        if name and words and words[0].isascii() and words[0].isdigit() and len(words[0]) < 19:
+            sizes[name.split()[-1]] = int(words[0]) * (1024 if words[1:] == ["kB"] else 1)
+    return sizes
+
+
+def _distances(text: str, ids: list[int], possible: list[int]) -> dict[int, int]:
+    """Return {node: distance} of a row, whose columns follow the online nodes; {} where it cannot be told."""
+    words = text.split()
+    if not all(word.isascii() and word.isdigit() and len(word) < 10 for word in words):
+        return {}
+    for columns in (ids, possible):
+        if len(columns) == len(words):
+            return {node: int(word) for node, word in zip(columns, words) if node in ids}
+    return {}

@@ -1,0 +1,189 @@
+"""Reader: sysfs under any root, of this machine or a recorded one.
+
+Sources: the kernel's Documentation/ABI/testing/sysfs-devices-system-cpu,
+Documentation/ABI/stable/sysfs-devices-node, Documentation/admin-guide/cputopology.rst.
+
+Who shares a core, a cache or a package is taken from the sibling lists: the ids beside them
+(core_id, ...) repeat within a machine on every sixth of the recorded ones. Each list is read
+once per group, not once per CPU: that is where the speed comes from.
+"""
+
+from __future__ import annotations
+
+from ompaffinity.errors import TopologyError
+from ompaffinity.topology.kinds import read_kinds
+from ompaffinity.topology.limits import read_limits
+from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, Topology
+from ompaffinity.topology.nodes import read_nodes
+from ompaffinity.topology.text import read_id_list, read_mask, read_number, read_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from ompaffinity.topology.model import Limits
+    from ompaffinity.topology.tree import Tree
+
+CPU_ROOT = "sys/devices/system/cpu"
+NO_ID = (UNKNOWN, 65535)
+"""What firmware says of a die, cluster or package that does not exist (-1, or as 16 unsigned bits)."""
+
+
+def read_sysfs(tree: Tree, *, architecture: str, machine: str, affinity: tuple[int, ...] | None = None) -> Topology:
+    """Return the machine whose ``sys/`` and ``proc/`` are in `tree`.
+
+    `affinity` is the mask of this process where the machine is this one.
+
+    Raises:
+        TopologyError: there is no CPU to be found in `tree`.
+    """
+    present, online = read_presence(tree)
+    limits = read_limits(tree, affinity)
+    nodes = read_nodes(tree, online, limits)
+    node_of = {cpu: node.id for node in reversed(nodes) for cpu in node.cpus}
+    levels = _Levels(tree, online, architecture)
+    if not levels.l3 and _mcdram_is_cache(tree):
+        levels.l3 = {cpu: place for place, node in enumerate(nodes) for cpu in node.cpus}
+    kinds = read_kinds(tree, online)
+    allowed = allowed_cpus(online, limits)
+    isolated = set(read_id_list(tree, f"{CPU_ROOT}/isolated") or ())
+    alive = set(online)
+    cpus = tuple(
+        LogicalCPUInfo(
+            cpu,
+            levels.core.get(cpu, UNKNOWN),
+            node_of.get(cpu, UNKNOWN),
+            levels.package.get(cpu, UNKNOWN),
+            levels.die.get(cpu, UNKNOWN),
+            levels.l3.get(cpu, UNKNOWN),
+            levels.cluster.get(cpu, UNKNOWN),
+            levels.book.get(cpu, UNKNOWN),
+            levels.drawer.get(cpu, UNKNOWN),
+            kinds.get(cpu),
+            cpu in alive,
+            cpu in allowed,
+            cpu in isolated,
+        )
+        for cpu in present
+    )
+    return Topology(architecture, "sysfs", machine, cpus, nodes, limits)
+
+
+def allowed_cpus(online: Iterable[int], limits: Limits) -> set[int]:
+    """Return the online CPUs that the affinity mask and the cpuset leave to this process."""
+    allowed = set(online)
+    for limit in (limits.affinity, limits.cpuset_cpus):
+        if limit is not None:
+            allowed &= set(limit)
+    return allowed
+
+
+def read_presence(tree: Tree) -> tuple[list[int], list[int]]:
+    """Return (present, online) CPU ids, ascending.
+
+    Raises:
+        TopologyError: no CPU is online.
+    """
+    listed = read_id_list(tree, f"{CPU_ROOT}/online")
+    if listed:
+        present = set(read_id_list(tree, f"{CPU_ROOT}/present") or listed) | set(listed)
+        return sorted(present), listed
+    directories = [
+        int(name[3:])
+        for name in tree.names(CPU_ROOT)
+        if name.startswith("cpu") and name[3:].isascii() and name[3:].isdigit()
+    ]
+    # Kernels before 2.6.26 have no list; a CPU without an `online` file cannot be switched off.
+    online = sorted(cpu for cpu in directories if read_text(tree, f"{CPU_ROOT}/cpu{cpu}/online") != "0")
+    if not online:
+        raise TopologyError(f"no CPU is described in /{CPU_ROOT}; is sysfs mounted, and does the record hold it?")
+    return sorted(directories), online
+
+
+def _mcdram_is_cache(tree: Tree) -> bool:
+    """Whether a Xeon Phi uses its MCDRAM as the last-level cache of each node.
+
+    sysfs does not show it; hwloc-dump-hwdata(1) writes it to this file at boot.
+    """
+    report = (read_text(tree, "var/run/hwloc/knl_memoryside_cache") or "").splitlines()
+    return any(line.startswith("cache_size:") and line.split()[1:] != ["0"] for line in report)
+
+
+class _Levels:
+    """Group numbers of every level, {cpu: number}, in the order of the groups' first CPUs."""
+
+    def __init__(self, tree: Tree, online: list[int], architecture: str) -> None:
+        self._tree = tree
+        self._online = online
+        self._alive = set(online)
+        self.core = self._number(lambda cpu: self._siblings(cpu, "core_cpus", "thread_siblings"))
+        self.package = self._number_by_id("physical_package_id", "package_cpus", "core_siblings")
+        self.die = self._number_by_id("die_id", "die_cpus", within=self.package)
+        self.cluster = self._number_by_id("cluster_id", "cluster_cpus", within=self.package)
+        self.l3 = self._number(self._l3_siblings)
+        # Only s390x has these; there, book_id may be 0 for all while the lists tell the books apart.
+        s390 = architecture in ("s390x", "s390", "unknown")
+        self.book = self._number(lambda cpu: self._siblings(cpu, "book_siblings")) if s390 else {}
+        self.drawer = self._number(lambda cpu: self._siblings(cpu, "drawer_siblings")) if s390 else {}
+
+    def _siblings(self, cpu: int, *names: str) -> list[int] | None:
+        for name in names:
+            path = f"{CPU_ROOT}/cpu{cpu}/topology/{name}"
+            ids = self._group_with(cpu, f"{path}_list", path)
+            if ids:
+                return ids
+        return None
+
+    def _group_with(self, cpu: int, list_path: str, mask_path: str) -> list[int] | None:
+        """Return the ids of a group file; a list that leaves out its own CPU is wrong, and the mask counts."""
+        ids = read_id_list(self._tree, list_path)
+        return ids if ids and cpu in ids else read_mask(self._tree, mask_path) or ids
+
+    def _number(self, members_of: Callable[[int], list[int] | None]) -> dict[int, int]:
+        labels: dict[int, int] = {}
+        groups = 0
+        for cpu in self._online:
+            if cpu not in labels:
+                members = members_of(cpu)
+                if members is not None:
+                    for member in (cpu, *members):
+                        if member in self._alive:
+                            labels.setdefault(member, groups)
+                    groups += 1
+        return labels
+
+    def _number_by_id(self, id_name: str, *names: str, within: dict[int, int] | None = None) -> dict[int, int]:
+        """Number groups by the kernel's id, read once per sibling list; by the list alone where there is no id."""
+        labels: dict[int, int] = {}
+        number_of: dict[tuple[int | None, int | None], int] = {}
+        for cpu in self._online:
+            if cpu in labels:
+                continue
+            identity = read_number(self._tree, f"{CPU_ROOT}/cpu{cpu}/topology/{id_name}")
+            nameless = identity is None or identity in NO_ID
+            if nameless and within is not None:
+                continue
+            members = self._siblings(cpu, *names)
+            if members is None:
+                if identity is None:
+                    continue
+                members = [cpu]
+            key = (None, cpu) if nameless else (within.get(cpu) if within else None, identity)
+            number = number_of.setdefault(key, len(number_of))
+            for member in (cpu, *members):
+                if member in self._alive:
+                    labels.setdefault(member, number)
+        return labels
+
+    def _l3_siblings(self, cpu: int) -> list[int] | None:
+        cache = f"{CPU_ROOT}/cpu{cpu}/cache"
+        # Almost everywhere index0..2 are L1d, L1i and L2.
+        candidates = ["index3", *(name for name in self._tree.names(cache) if name != "index3")]
+        for index in candidates if read_text(self._tree, f"{cache}/index3/level") != "3" else ["index3"]:
+            if read_text(self._tree, f"{cache}/{index}/level") == "3":
+                # Itanium kernels leave the map empty: then the cache is the core's own.
+                shared = self._group_with(cpu, f"{cache}/{index}/shared_cpu_list", f"{cache}/{index}/shared_cpu_map")
+                return shared or [
+                    other for other in self._online if self.core.get(other, other) == self.core.get(cpu, cpu)
+                ]
+        return None

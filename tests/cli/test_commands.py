@@ -1,0 +1,189 @@
+"""The command line as a user meets it: output, exit status, one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ompaffinity.cli.main import main
+from tests.conftest import ROOT, run_command
+from tests.topology.test_load import SMALL
+from tests.topology.test_tree import make_tar
+
+TWO_CORES = ("--synthetic", "core:2 pu:1", "--arch", "x86_64")
+
+
+def test_the_main_job_here() -> None:
+    done = run_command("plan", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    plan = json.loads(done.stdout)
+    assert plan["schema"] == "ompaffinity.plan/1"
+    (rank,) = plan["ranks"]
+    assert set(rank["cpus"]) <= os.sched_getaffinity(0)
+    assert list(rank) == [
+        "rank", "local_rank", "bound", "cpus", "helper_cpus", "places", "affinity", "nodes", "memory_policy", "device",
+        "environment", "unset",
+    ]  # fmt: skip
+    assert list(plan) == [
+        "schema",
+        "architecture",
+        "machine",
+        "runtime",
+        "granularity",
+        "ranks",
+        "reserved",
+        "left_out",
+        "warnings",
+    ]
+
+
+def test_two_ranks_on_two_cpus_and_why_nothing_is_reserved(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--tp", "2", *TWO_CORES]) == 0
+    text = capsys.readouterr().out
+    assert "0 of 2 cores could be reserved" in " ".join(text.split())
+    assert main(["plan", "--tp", "2", *TWO_CORES, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [rank["cpus"] for rank in plan["ranks"]] == [[0], [1]]
+
+
+def test_a_small_cloud_machine_still_gets_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--tp", "2", "--synthetic", "core:1 pu:2", "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert [rank["cpus"] for rank in plan["ranks"]] == [[0], [1]]
+    assert "ranks-share-cores" in [warning["code"] for warning in plan["warnings"]]
+    assert main(["plan", "--tp", "2", "--synthetic", "core:1 pu:2", "--json", "--strict"]) == 1
+
+
+def test_the_table_of_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--tp", "2", "--synthetic", "package:2 numa:2 core:4 pu:2", "--arch", "x86_64"]) == 0
+    text = capsys.readouterr().out
+    for words in (
+        "synthetic (x86_64",
+        "2 packages, 4 NUMA nodes",
+        "rank",
+        "helper CPUs",
+        "1,3,5",
+        "bind 0",
+        "unused-node",
+        "smt-sibling",
+    ):
+        assert words in text
+    assert "--threads-per-core" in text
+    assert "\x1b" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_a_table_without_binding(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--bind", "none", *TWO_CORES]) == 0
+    text = capsys.readouterr().out
+    assert "not bound" in text
+    assert "--bind auto plans them" in " ".join(text.split())
+
+
+def test_colours_only_where_they_are_wanted() -> None:
+    assert "\x1b[" in run_command("plan", *TWO_CORES, FORCE_COLOR="1").stdout
+    assert "\x1b[" not in run_command("plan", *TWO_CORES).stdout
+    quiet = run_command("plan", *TWO_CORES, FORCE_COLOR="1", NO_COLOR="1").stdout
+    assert "\x1b[1;33" not in quiet
+    assert "\x1b[36" not in quiet
+
+
+def test_shell_commands_set_the_environment_of_a_rank() -> None:
+    done = run_command("plan", "--tp", "2", *TWO_CORES, "--rank", "1", "--format", "env")
+    assert done.stdout.startswith("# rank 1\n")
+    script = done.stdout + 'echo "$OMP_NUM_THREADS $OMP_PLACES ${KMP_AFFINITY-unset} $OMPAFFINITY_PLACEMENT"\n'
+    shell = subprocess.run(["sh"], input=script, capture_output=True, text=True, env={"KMP_AFFINITY": "x"}, check=True)
+    threads, places, stale, placement = shell.stdout.split(" ", 3)
+    assert (threads, places, stale) == ("1", "{1}", "unset")
+    assert json.loads(placement)["rank"] == 1
+
+
+def test_one_rank_only(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--tp", "2", *TWO_CORES, "--rank", "1", "--json"]) == 0
+    assert [rank["rank"] for rank in json.loads(capsys.readouterr().out)["ranks"]] == [1]
+    assert main(["plan", "--tp", "2", *TWO_CORES, "--rank", "2"]) == 2
+
+
+def test_options_from_the_environment() -> None:
+    done = run_command("plan", "--json", *TWO_CORES, OMPAFFINITY_BIND="1")
+    assert json.loads(done.stdout)["ranks"][0]["cpus"] == [1]
+    done = run_command(
+        "plan", "--json", *TWO_CORES, "--bind", "auto", OMPAFFINITY_BIND="1", VLLM_CPU_NUM_OF_RESERVED_CPU="0"
+    )
+    assert json.loads(done.stdout)["ranks"][0]["cpus"] == [0, 1]
+
+
+def test_the_machine_here_and_its_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["topology", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["schema"] == "ompaffinity.topology/1"
+    assert {cpu["cpu"] for cpu in document["cpus"] if cpu["allowed"]} == os.sched_getaffinity(0)
+    assert main(["topology"]) == 0
+    text = capsys.readouterr().out
+    assert "this machine" in text
+    assert "allowed CPUs" in text
+
+
+def test_a_recorded_machine_and_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archive = make_tar(tmp_path / "box.tar.gz", SMALL)
+    assert main(["topology", "--machine", archive]) == 0
+    assert "box (unknown, read from sysfs): 2 packages, 1 NUMA node, 4 cores" in capsys.readouterr().out
+    first, second = (
+        run_command("plan", "--tp", "2", "--machine", archive, "--arch", "x86_64", "--json").stdout for _ in range(2)
+    )
+    assert first == second
+    assert str(tmp_path) not in first
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("fly",),
+        ("plan", "--wings"),
+        ("plan", "--tp", "0"),
+        ("plan", "--tp", "-3"),
+        ("plan", "--tp", "1000"),
+        ("plan", "--tp", "100000000"),
+        ("plan", "--machine", "/does/not/exist"),
+        ("plan", "--machine", __file__),
+        ("plan", "--machine", "/proc/self/fd"),
+        ("plan", "--synthetic", "rack:1 pu:1"),
+        ("plan", "--synthetic", "pu:1", "--machine", "/tmp"),
+        ("plan", "--cpus", "9999"),
+        ("plan", "--nodes", "9999"),
+        ("plan", "--bind", "9999"),
+        ("plan", "--bind", "0|0", "--tp", "2"),
+        ("plan", "--rank", "7"),
+        ("plan", "--reserve", "1", "--reserve-per-rank", "1"),
+        ("topology", "--machine", "two\nlines"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_two(arguments: tuple[str, ...]) -> None:
+    done = run_command(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("ompaffinity: error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_variable_with_a_mistake_is_one_line_too() -> None:
+    done = run_command("plan", OMPAFFINITY_RESERVED_CPUS="many")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "OMPAFFINITY_RESERVED_CPUS" in done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    command = [sys.executable, "-m", "ompaffinity", "topology", "--json", "--synthetic", "core:5000 pu:1"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 0

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ompaffinity import __version__
+from ompaffinity.cli.options import VERBS, option_value
+from ompaffinity.cli.parse import parse_command_line, parse_with_argparse, scan
+from ompaffinity.errors import RequestError
+
+FLAGS = sorted({option.flag for options in VERBS.values() for option in options})
+WORDS = st.sampled_from([*FLAGS, *VERBS, "2", "-1", "0-3", "x", "--", "-h", "", "--tp=2", "--t", "a b", "json"])
+
+
+@given(st.lists(WORDS, max_size=6), st.sampled_from([*VERBS, "fly"]))
+def test_the_short_cut_reads_what_argparse_reads(words: list[str], verb: str) -> None:
+    plain = scan([verb, *words])
+    if plain is not None:
+        assert plain == parse_with_argparse([verb, *words])
+
+
+def test_options_in_both_forms() -> None:
+    plain = [
+        "plan",
+        "--tp",
+        "2",
+        "--cpus",
+        "0-3,8",
+        "--bind",
+        "auto",
+        "--json",
+        "--reserve",
+        "auto",
+        "--threads-per-core",
+        "all",
+    ]
+    joined = ["plan", "--tp=2", "--cpus=0-3,8", "--bind=auto", "--json", "--reserve=auto", "--threads-per-core=all"]
+    assert scan(plain) is not None
+    assert scan(joined) is None
+    verb, values = parse_command_line(plain)
+    assert (verb, values) == parse_command_line(joined)
+    assert values["tensor_parallel_size"] == 2
+    assert values["cpus"] == (0, 1, 2, 3, 8)
+    assert values["reserve"] is None
+    assert values["threads_per_core"] > 1000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ([], "VERB"),
+        (["fly"], "fly"),
+        (["plan", "--wings", "2"], "--wings"),
+        (["plan", "extra"], "extra"),
+        (["plan", "--tp"], "expected one argument"),
+        (["plan", "--tp", "two"], "--tp is 'two'; it must be a number"),
+        (["plan", "--tp", "٣"], "must be a number"),
+        (["plan", "--reserve", "some"], "auto or a number"),
+        (["plan", "--threads-per-core", "some"], "auto, all or a number"),
+        (["plan", "--runtime", "tbb"], "one of auto, gomp, iomp, omp"),
+        (["plan", "--cpus", "3-1"], "--cpus: the range"),
+        (["plan", "--nodes", ""], "--nodes names nothing"),
+        (["plan", "--bind", "0-3|x"], "--bind"),
+        (["topology", "--tp", "2"], "--tp"),
+    ],
+)
+def test_what_is_not_understood_is_one_sentence(arguments: list[str], match: str) -> None:
+    with pytest.raises(RequestError, match=match) as caught:
+        parse_command_line(arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--help"], ["plan", "--help"], ["topology", "-h"]):
+        with pytest.raises(SystemExit) as caught:
+            parse_command_line(arguments)
+        assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert all(flag in text for flag in FLAGS)
+    assert "eval" in text
+    with pytest.raises(SystemExit):
+        parse_command_line(["--version"])
+    assert capsys.readouterr().out == f"ompaffinity {__version__}\n"
+
+
+def test_every_option_knows_how_to_be_read() -> None:
+    for options in VERBS.values():
+        for option in options:
+            text = option.choices[0] if option.choices else "none" if option.kind == "bind" else "1"
+            if option.kind != "flag":
+                option_value(option, text)

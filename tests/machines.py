@@ -1,0 +1,63 @@
+"""Machines as files: a Topology written as the sysfs tree that a kernel would show."""
+
+from __future__ import annotations
+
+from ompaffinity.topology.idlist import format_id_list
+from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, Topology
+
+CPU_ROOT = "sys/devices/system/cpu"
+NODE_ROOT = "sys/devices/system/node"
+
+
+def sysfs_files(topology: Topology) -> dict[str, bytes]:
+    """Return {path: content} of sys/ and proc/ on this machine."""
+    files: dict[str, str] = {}
+    online = [cpu for cpu in topology.cpus if cpu.online]
+    files[f"{CPU_ROOT}/online"] = format_id_list(cpu.id for cpu in online)
+    files[f"{CPU_ROOT}/present"] = format_id_list(cpu.id for cpu in topology.cpus)
+    files[f"{CPU_ROOT}/possible"] = f"0-{max(cpu.id for cpu in topology.cpus) + 3}"
+    files[f"{CPU_ROOT}/isolated"] = format_id_list(cpu.id for cpu in topology.cpus if cpu.isolated)
+    for cpu in online:
+        _write_cpu(files, cpu, online)
+    for node in topology.nodes:
+        directory = f"{NODE_ROOT}/node{node.id}"
+        files[f"{directory}/cpulist"] = format_id_list(node.cpus)
+        if node.total_memory != UNKNOWN:
+            files[f"{directory}/meminfo"] = (
+                f"Node {node.id} MemTotal:       {node.total_memory // 1024} kB\n"
+                f"Node {node.id} MemFree:        {node.available_memory // 1024} kB\n"
+            )
+        if node.distances:
+            files[f"{directory}/distance"] = " ".join(str(distance) for distance in node.distances.values())
+    if topology.nodes:
+        files[f"{NODE_ROOT}/online"] = format_id_list(node.id for node in topology.nodes)
+    allowed = format_id_list(cpu.id for cpu in topology.cpus if cpu.allowed)
+    mems = format_id_list(node.id for node in topology.nodes if node.allowed)
+    files["proc/self/status"] = f"Name:\tpython\nCpus_allowed_list:\t{allowed}\nMems_allowed_list:\t{mems}\n"
+    return {path: (content + "\n").encode() for path, content in files.items()}
+
+
+def _write_cpu(files: dict[str, str], cpu: LogicalCPUInfo, online: list[LogicalCPUInfo]) -> None:
+    directory = f"{CPU_ROOT}/cpu{cpu.id}"
+    siblings = {
+        "core_cpus_list": "physical_core",
+        "package_cpus_list": "package",
+        "die_cpus_list": "die",
+        "cluster_cpus_list": "cluster",
+        "book_siblings_list": "book",
+        "drawer_siblings_list": "drawer",
+    }
+    for name, level in siblings.items():
+        group = getattr(cpu, level)
+        if group != UNKNOWN:
+            files[f"{directory}/topology/{name}"] = format_id_list(
+                other.id for other in online if getattr(other, level) == group
+            )
+    for name, level in (("physical_package_id", "package"), ("die_id", "die"), ("cluster_id", "cluster")):
+        if getattr(cpu, level) != UNKNOWN:
+            files[f"{directory}/topology/{name}"] = str(getattr(cpu, level))
+    if cpu.l3 != UNKNOWN:
+        files[f"{directory}/cache/index3/level"] = "3"
+        files[f"{directory}/cache/index3/shared_cpu_list"] = format_id_list(
+            other.id for other in online if other.l3 == cpu.l3
+        )

@@ -1,0 +1,451 @@
+from __future__ import annotations
+
+import collections
+import json
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from ompaffinity.errors import PlacementError, TopologyError
+from ompaffinity.openmp.document import plan_document
+from ompaffinity.placement.architecture import rule_for
+from ompaffinity.placement.cores import unusable_cpus, usable_pools
+from ompaffinity.placement.plan import Plan, make_plan
+from ompaffinity.placement.request import PlacementRequest
+from ompaffinity.placement.split import largest_smallest, reserve_cores, split_cores
+from ompaffinity.topology.load import load_topology
+from ompaffinity.topology.model import UNKNOWN, Limits, LogicalCPUInfo, MemoryNodeInfo, Topology
+from tests.conftest import recorded_names
+from tests.strategies import requests, topologies
+
+
+def synthetic(text: str, architecture: str = "x86_64") -> Topology:
+    return load_topology(synthetic=text, architecture=architecture)
+
+
+def plan_for(text: str, ranks: int = 1, architecture: str = "x86_64", **request: object) -> Plan:
+    return make_plan(synthetic(text, architecture), PlacementRequest(tensor_parallel_size=ranks, **request))  # type: ignore[arg-type]
+
+
+def threads(plan: Plan) -> list[tuple[int, ...]]:
+    return [rank.cpus for rank in plan.ranks]
+
+
+def codes(plan: Plan) -> dict[str, str]:
+    return {message.code: message.level for message in plan.warnings}
+
+
+def try_plan(topology: Topology, request: PlacementRequest) -> Plan:
+    try:
+        return make_plan(topology, request)
+    except PlacementError:
+        usable = len([cpu for cpu in topology.cpus if cpu.allowed and not cpu.isolated])
+        assert request.ranks > usable
+        assume(False)
+        raise
+
+
+@given(topologies(), requests())
+def test_every_cpu_is_accounted_for_once(topology: Topology, request: PlacementRequest) -> None:
+    plan = try_plan(topology, request)
+    seen = collections.Counter(cpu for rank in plan.ranks for cpu in (*rank.cpus, *rank.helper_cpus))
+    seen.update(cpu for group in plan.left_out for cpu in group.cpus)
+    assert seen == collections.Counter(cpu.id for cpu in topology.cpus)
+    assert len({group.reason for group in plan.left_out}) == len(plan.left_out)
+
+
+@given(topologies(), requests())
+def test_ranks_get_allowed_cpus_and_no_rank_is_empty(topology: Topology, request: PlacementRequest) -> None:
+    plan = try_plan(topology, request)
+    assert len(plan.ranks) == request.ranks
+    for rank in plan.ranks:
+        assert rank.cpus
+        assert set(rank.affinity) <= set(topology.allowed_cpus)
+        assert {*rank.cpus, *rank.helper_cpus} <= set(rank.affinity)
+        assert len(rank.places) == len(rank.cpus)
+        assert all(cpu in place and set(place) <= set(rank.affinity) for cpu, place in zip(rank.cpus, rank.places))
+        assert all(topology.node(node).allowed and topology.node(node).has_memory is not False for node in rank.nodes)
+
+
+@given(topologies(), requests())
+def test_no_core_is_shared_unless_it_is_said(topology: Topology, request: PlacementRequest) -> None:
+    plan = try_plan(topology, request)
+    owners = collections.defaultdict(set)
+    for rank in plan.ranks:
+        for cpu in (*rank.cpus, *rank.helper_cpus):
+            info = topology.cpu(cpu)
+            owners[info.physical_core, info.numa_node].add(rank.rank)
+    assert ("ranks-share-cores" in codes(plan)) == any(len(ranks) > 1 for ranks in owners.values())
+
+
+@given(topologies(numa=True), requests())
+def test_no_rank_straddles_a_node(topology: Topology, request: PlacementRequest) -> None:
+    plan = try_plan(topology, request)
+    assume(not (topology.architecture == "s390x" and len(topology.nodes) <= 1))
+    for rank in plan.ranks:
+        assert len({topology.cpu(cpu).numa_node for cpu in (*rank.cpus, *rank.helper_cpus)}) == 1
+
+
+@given(topologies(), requests())
+def test_the_same_input_gives_the_same_bytes(topology: Topology, request: PlacementRequest) -> None:
+    plan = try_plan(topology, request)
+    again = make_plan(topology, request)
+    assert json.dumps(plan_document(plan)) == json.dumps(plan_document(again))
+
+
+def brute_force_smallest(sizes: list[int], ranks: int) -> int:
+    """Try every way to give ranks to groups."""
+
+    def best(groups: list[int], left: int) -> int:
+        if not groups:
+            return 0 if left else 10**9
+        options = [best(groups[1:], left)]
+        options += [
+            min(groups[0] // here, best(groups[1:], left - here)) for here in range(1, min(left, groups[0]) + 1)
+        ]
+        return max(options)
+
+    return best(sizes, ranks)
+
+
+@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 8))
+def test_the_smallest_rank_is_as_large_as_can_be(sizes: list[int], ranks: int) -> None:
+    assume(ranks <= sum(sizes))
+    assert largest_smallest(sizes, ranks) == brute_force_smallest(sizes, ranks)
+
+
+@given(topologies(), st.integers(1, 6))
+def test_the_split_reaches_that_size_and_idles_no_core_of_a_used_node(topology: Topology, ranks: int) -> None:
+    pools = usable_pools(topology, unusable_cpus(topology, PlacementRequest()), rule_for("x86_64"))
+    assume(ranks <= sum(len(pool.cores) for pool in pools))
+    shares = split_cores(pools, ranks, topology.distance)
+    assert min(map(len, shares)) == brute_force_smallest([len(pool.cores) for pool in pools], ranks)
+    given_away = [core for share in shares for core in share]
+    assert len(set(given_away)) == len(given_away)
+    for pool in pools:
+        assert len(set(pool.cores) & set(given_away)) in (0, len(pool.cores))
+
+
+@given(topologies(), st.integers(1, 5), st.sampled_from(("close", "spread")))
+def test_another_rank_never_enlarges_the_smallest(topology: Topology, ranks: int, distribute: str) -> None:
+    sizes = []
+    for count in (ranks, ranks + 1):
+        plan = try_plan(topology, PlacementRequest(tensor_parallel_size=count, distribute=distribute, reserve=0))
+        sizes.append(min(len(rank.cpus) for rank in plan.ranks))
+    assert sizes[0] >= sizes[1]
+
+
+@given(topologies(), requests(), st.integers(1, 50))
+def test_a_growing_renumbering_of_cpus_renumbers_the_plan(
+    topology: Topology, request: PlacementRequest, step: int
+) -> None:
+    plan = try_plan(topology, request)
+    new = {cpu.id: 7 + cpu.id * step for cpu in topology.cpus}
+    moved = topology._replace(
+        cpus=tuple(cpu._replace(id=new[cpu.id]) for cpu in topology.cpus),
+        nodes=tuple(node._replace(cpus=tuple(new[cpu] for cpu in node.cpus)) for node in topology.nodes),
+    )
+    other = make_plan(moved, request)
+    assert [tuple(new[cpu] for cpu in cpus) for cpus in threads(plan)] == threads(other)
+    assert [tuple(new[cpu] for cpu in rank.helper_cpus) for rank in plan.ranks] == [
+        rank.helper_cpus for rank in other.ranks
+    ]
+    assert [rank.nodes for rank in plan.ranks] == [rank.nodes for rank in other.ranks]
+    assert codes(plan) == codes(other)
+
+
+def test_one_thread_per_core_the_last_sibling_and_a_reserved_core() -> None:
+    plan = plan_for("package:1 numa:1 core:4 pu:2")
+    (rank,) = plan.ranks
+    assert rank.cpus == (1, 3, 5)
+    assert rank.helper_cpus == (6, 7)
+    assert rank.places == ((1, 6, 7), (3,), (5,))
+    assert rank.affinity == (1, 3, 5, 6, 7)
+    assert plan.reserved == (6, 7)
+    assert [(group.cpus, group.reason) for group in plan.left_out] == [((0, 2, 4), "smt-sibling")]
+
+
+def test_siblings_are_chosen_among_the_allowed_ones() -> None:
+    topology = synthetic("core:4 pu:2")
+    first_only = topology._replace(cpus=tuple(cpu._replace(allowed=cpu.id % 2 == 0) for cpu in topology.cpus))
+    assert threads(make_plan(first_only, PlacementRequest(reserve=0))) == [(0, 2, 4, 6)]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "siblings", "cpus", "helpers"),
+    [
+        ("ppc64le", 8, tuple(range(4)), tuple(range(8, 16))),
+        ("ppc64le", 2, (0, 1), (2, 3)),
+        ("s390x", 2, (1,), (2, 3)),
+        ("aarch64", 1, (0,), (1,)),
+        ("riscv64", 2, (1,), (2, 3)),
+        ("loongarch64", 2, (1,), (2, 3)),
+        ("sparc64", 2, (1,), (2, 3)),
+    ],
+)
+def test_threads_and_reserve_by_architecture(
+    architecture: str, siblings: int, cpus: tuple[int, ...], helpers: tuple[int, ...]
+) -> None:
+    (rank,) = plan_for(f"core:2 pu:{siblings}", architecture=architecture).ranks
+    assert (rank.cpus, rank.helper_cpus) == (cpus, helpers)
+
+
+@pytest.mark.parametrize(("architecture", "reserved"), [("x86_64", 4), ("ppc64le", 1), ("s390x", 1), ("aarch64", 4)])
+def test_one_core_per_rank_or_one_in_all(architecture: str, reserved: int) -> None:
+    assert len(plan_for("core:16 pu:1", 4, architecture).reserved) == reserved
+    assert len(plan_for("core:16 pu:1", 4, architecture, kv_transfer=True).reserved) == reserved + 4
+    assert len(plan_for("core:16 pu:1", 4, architecture, reserve=3).reserved) == 3
+    assert len(plan_for("core:16 pu:1", 4, architecture, reserve_per_rank=2).reserved) == 8
+    assert plan_for("core:16 pu:1", 4, architecture, reserve=0).reserved == ()
+
+
+def test_threads_per_core_as_asked() -> None:
+    assert threads(plan_for("core:2 pu:4", threads_per_core=2, reserve=0)) == [(2, 3, 6, 7)]
+    assert threads(plan_for("core:2 pu:4", threads_per_core=99, reserve=0)) == [tuple(range(8))]
+
+
+def test_two_cpus_and_two_ranks_leave_nothing_to_reserve() -> None:
+    plan = plan_for("core:2 pu:1", 2)
+    assert threads(plan) == [(0,), (1,)]
+    assert codes(plan)["reserve-impossible"] == "note"
+    assert "helper-cpus-shared" in codes(plan)
+    assert [rank.affinity for rank in plan.ranks] == [(0, 1), (0, 1)]
+    assert codes(plan_for("core:2 pu:1", 2, reserve=1))["reserve-impossible"] == "warning"
+
+
+def test_a_rank_without_helpers_lends_them_its_idle_siblings() -> None:
+    plan = plan_for("core:2 pu:2", 2)
+    assert [(rank.cpus, rank.affinity) for rank in plan.ranks] == [((1,), (0, 1)), ((3,), (2, 3))]
+    assert "helper-cpus-shared" not in codes(plan)
+
+
+def test_one_core_with_two_threads_is_shared_by_two_ranks() -> None:
+    plan = plan_for("core:1 pu:2", 2, "unknown")
+    assert threads(plan) == [(0,), (1,)]
+    assert codes(plan)["ranks-share-cores"] == "warning"
+
+
+def test_more_ranks_than_cpus_are_refused_with_the_numbers() -> None:
+    with pytest.raises(PlacementError, match="9 ranks were asked for, but only 8 CPUs"):
+        plan_for("core:4 pu:2", 9)
+
+
+def test_a_node_stays_unused_if_that_makes_the_smallest_rank_larger() -> None:
+    topology = synthetic("numa:2 core:8 pu:1")
+    narrow = topology._replace(cpus=tuple(cpu._replace(allowed=cpu.id < 10) for cpu in topology.cpus))
+    plan = make_plan(narrow, PlacementRequest(tensor_parallel_size=2, reserve=0))
+    assert threads(plan) == [(0, 1, 2, 3), (4, 5, 6, 7)]
+    reasons = {group.reason: group.cpus for group in plan.left_out}
+    assert reasons == {"not-allowed": (10, 11, 12, 13, 14, 15), "unused-node": (8, 9)}
+
+
+def with_distances(topology: Topology, matrix: list[list[int]]) -> Topology:
+    nodes = [node._replace(distances=dict(enumerate(row))) for node, row in zip(topology.nodes, matrix)]
+    return topology._replace(nodes=tuple(nodes))
+
+
+def test_close_takes_near_nodes_and_spread_takes_packages() -> None:
+    far = [[10, 30, 30, 12], [30, 10, 12, 30], [30, 12, 10, 30], [12, 30, 30, 10]]
+    topology = with_distances(synthetic("package:4 numa:1 core:2 pu:1"), far)
+    used = make_plan(topology, PlacementRequest(tensor_parallel_size=2))
+    assert [rank.nodes for rank in used.ranks] == [(0,), (3,)]
+    two_packages = with_distances(
+        synthetic("package:2 numa:2 core:2 pu:1"),
+        [[10, 11, 20, 20], [11, 10, 20, 20], [20, 20, 10, 11], [20, 20, 11, 10]],
+    )
+    assert [rank.nodes for rank in make_plan(two_packages, PlacementRequest(tensor_parallel_size=2)).ranks] == [
+        (0,),
+        (1,),
+    ]
+    spread = make_plan(two_packages, PlacementRequest(tensor_parallel_size=2, distribute="spread"))
+    assert [rank.nodes for rank in spread.ranks] == [(0,), (2,)]
+
+
+def test_many_nodes_are_chosen_without_trying_every_set() -> None:
+    plan = plan_for("numa:64 core:1 pu:1", 32)
+    assert [rank.nodes for rank in plan.ranks] == [(node,) for node in range(32)]
+
+
+def test_memory_comes_from_the_nearest_node_that_has_it() -> None:
+    topology = with_distances(synthetic("numa:3 core:2 pu:1"), [[10, 30, 20], [30, 10, 40], [20, 40, 10]])
+    empty = topology._replace(
+        nodes=(topology.nodes[0]._replace(total_memory=0, has_memory=False), *topology.nodes[1:]),
+    )
+    plan = make_plan(empty, PlacementRequest(tensor_parallel_size=3))
+    assert [(rank.nodes, rank.memory_policy) for rank in plan.ranks] == [((2,), "bind"), ((1,), "bind"), ((2,), "bind")]
+    assert codes(plan)["memoryless-node"] == "note"
+
+
+def test_no_allowed_memory_at_all_is_a_warning() -> None:
+    topology = synthetic("numa:2 core:2 pu:1")
+    locked = topology._replace(nodes=tuple(node._replace(allowed=False) for node in topology.nodes))
+    plan = make_plan(locked, PlacementRequest(tensor_parallel_size=2))
+    assert [(rank.nodes, rank.memory_policy) for rank in plan.ranks] == [((), "none")] * 2
+    assert codes(plan)["memoryless-node"] == "warning"
+
+
+def test_memory_policies() -> None:
+    assert plan_for("numa:1 core:2 pu:1").ranks[0].memory_policy == "none"
+    assert plan_for("numa:2 core:2 pu:1").ranks[0].memory_policy == "bind"
+    assert plan_for("numa:2 core:2 pu:1", memory_policy="preferred").ranks[0].memory_policy == "preferred"
+    plan = plan_for("numa:2 core:2 pu:1", bind=((0, 2),))
+    assert (plan.ranks[0].nodes, plan.ranks[0].memory_policy) == ((0, 1), "interleave")
+
+
+def without_nodes(topology: Topology) -> Topology:
+    return topology._replace(nodes=(), cpus=tuple(cpu._replace(numa_node=UNKNOWN) for cpu in topology.cpus))
+
+
+def test_a_machine_without_numa_information_is_shared_out_whole() -> None:
+    plan = make_plan(
+        without_nodes(synthetic("package:2 core:3 pu:1")), PlacementRequest(tensor_parallel_size=4, reserve=0)
+    )
+    assert threads(plan) == [(0, 1), (2, 3), (4,), (5,)]
+    assert codes(plan)["no-numa-information"] == "note"
+    assert all(rank.nodes == () and rank.memory_policy == "none" for rank in plan.ranks)
+    asked = PlacementRequest(memory_policy="bind")
+    assert codes(make_plan(without_nodes(synthetic("core:2 pu:1")), asked))["no-numa-information"] == "warning"
+
+
+def test_explicit_lists_keep_their_order() -> None:
+    plan = plan_for("core:8 pu:1", 2, bind=((6, 4), (0, 1)))
+    assert threads(plan) == [(6, 4), (0, 1)]
+    assert [(group.cpus, group.reason) for group in plan.left_out] == [((2, 3, 5, 7), "not-requested")]
+    with pytest.raises(PlacementError, match="--bind names CPU 9"):
+        plan_for("core:8 pu:1", bind=((9,),))
+
+
+def test_no_binding_binds_nothing_and_says_so() -> None:
+    plan = plan_for("core:2 pu:1", 2, bind="none")
+    assert [rank.bound for rank in plan.ranks] == [False, False]
+    assert [(group.cpus, group.reason) for group in plan.left_out] == [((0, 1), "unbound")]
+    assert plan_document(plan)["ranks"][0]["environment"] == {}
+
+
+def test_cpus_and_nodes_that_were_asked_for() -> None:
+    plan = plan_for("numa:2 core:4 pu:1", cpus=(5, 6), reserve=0)
+    assert threads(plan) == [(5, 6)]
+    assert [group.reason for group in plan.left_out] == ["not-requested"]
+    assert threads(plan_for("numa:2 core:4 pu:1", nodes=(1,), reserve=0)) == [(4, 5, 6, 7)]
+    with pytest.raises(PlacementError, match=r"names node 7, which this machine does not have; its nodes are 0-1"):
+        plan_for("numa:2 core:4 pu:1", nodes=(7,))
+    with pytest.raises(PlacementError, match="--cpus names CPU 8-9"):
+        plan_for("numa:2 core:4 pu:1", cpus=(1, 8, 9))
+
+
+def hybrid() -> Topology:
+    topology = synthetic("core:4 pu:1")
+    kinds = ("performance", "performance", "efficiency", "low-power")
+    return topology._replace(cpus=tuple(cpu._replace(kind=kind) for cpu, kind in zip(topology.cpus, kinds)))
+
+
+def test_performance_cores_only_unless_asked_or_needed() -> None:
+    plan = make_plan(hybrid(), PlacementRequest(reserve=0))
+    assert threads(plan) == [(0, 1)]
+    assert [(group.cpus, group.reason) for group in plan.left_out] == [((2, 3), "efficiency-core")]
+    assert threads(make_plan(hybrid(), PlacementRequest(reserve=0, kinds="all"))) == [(0, 1, 2, 3)]
+    needed = make_plan(hybrid(), PlacementRequest(tensor_parallel_size=4))
+    assert threads(needed) == [(0,), (1,), (2,), (3,)]
+    assert codes(needed)["efficiency-cores-used"] == "warning"
+
+
+def test_isolated_cpus_only_when_named() -> None:
+    topology = synthetic("core:4 pu:1")
+    isolated = topology._replace(cpus=tuple(cpu._replace(isolated=cpu.id > 1) for cpu in topology.cpus))
+    assert threads(make_plan(isolated, PlacementRequest(reserve=0))) == [(0, 1)]
+    assert threads(make_plan(isolated, PlacementRequest(reserve=0, cpus=(1, 2)))) == [(1, 2)]
+
+
+def test_offline_and_forbidden_cpus_are_named_so() -> None:
+    topology = synthetic("core:4 pu:1")
+    cpus = (
+        topology.cpus[0],
+        topology.cpus[1],
+        topology.cpus[2]._replace(allowed=False),
+        LogicalCPUInfo(3, online=False, allowed=False),
+    )
+    plan = make_plan(topology._replace(cpus=cpus), PlacementRequest(reserve=0))
+    assert [(group.cpus, group.reason) for group in plan.left_out] == [((3,), "offline"), ((2,), "not-allowed")]
+
+
+def test_a_mask_from_outside_is_said() -> None:
+    topology = synthetic("core:4 pu:1")
+    bound = topology._replace(limits=Limits(affinity=(0, 1)))
+    assert codes(make_plan(bound, PlacementRequest()))["outside-binding"] == "note"
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [(4.9, [(0, 1), (4, 5)]), (0.5, [(0,), (4,)]), (100, [(0, 1, 2), (4, 5, 6)])]
+)
+def test_threads_stay_within_the_quota(quota: float, expected: list[tuple[int, ...]]) -> None:
+    topology = synthetic("core:8 pu:1")._replace(limits=Limits(cpu_quota=quota))
+    plan = make_plan(topology, PlacementRequest(tensor_parallel_size=2))
+    assert threads(plan) == expected
+    assert [rank.helper_cpus for rank in plan.ranks] == [(3,), (7,)]
+    left_out = {cpu for group in plan.left_out if group.reason == "quota" for cpu in group.cpus}
+    assert left_out == {0, 1, 2, 4, 5, 6} - {cpu for cpus in expected for cpu in cpus}
+    assert ("quota-below-cpus" in codes(plan)) == (quota < 8)
+
+
+def test_uneven_ranks_and_unused_nodes_are_said() -> None:
+    assert "uneven-ranks" in codes(plan_for("core:7 pu:1", 2, reserve=0))
+    plan = plan_for("numa:4 core:2 pu:1", 3)
+    assert [message.message for message in plan.warnings if message.code == "nodes-unused"] == [
+        "1 of 4 NUMA nodes are not used; --tp 4 would use them all"
+    ]
+    assert "ranks-exceed-nodes" in codes(plan_for("numa:2 core:4 pu:1", 3))
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(0, 40))
+def test_reserved_cores_come_from_the_largest_rank_and_leave_a_core_to_each(sizes: list[int], total: int) -> None:
+    pools = usable_pools(synthetic(f"core:{sum(sizes)} pu:1"), {}, rule_for("x86_64"))
+    cores = list(pools[0].cores)
+    shares = [tuple(cores.pop(0) for _ in range(size)) for size in sizes]
+    reserved = reserve_cores(shares, total)
+    assert [share.compute + share.reserved for share in reserved] == shares
+    left = [len(share.compute) for share in reserved]
+    assert sum(sizes) - sum(left) == min(total, sum(sizes) - len(sizes))
+    for (size, kept), (other_size, other_kept) in combinations(zip(sizes, left), 2):
+        assert not (kept < size and other_kept > kept + 1)
+        assert not (other_kept < other_size and kept > other_kept + 1)
+
+
+def test_the_bytes_of_a_recorded_plan(recorded_machines: Path) -> None:
+    machine = str(recorded_machines / "sysfs" / "x86-epyc7451-2p8n48c96t.tar.gz")
+    plan = make_plan(load_topology(machine=machine), PlacementRequest(tensor_parallel_size=2))
+    assert threads(plan) == [(48, 49, 50, 51, 52), (54, 55, 56, 57, 58)]
+    assert plan.reserved == (5, 11, 53, 59)
+    assert {group.reason: len(group.cpus) for group in plan.left_out} == {"unused-node": 72, "smt-sibling": 10}
+    assert [rank.nodes for rank in plan.ranks] == [(0,), (1,)]
+
+
+@pytest.mark.parametrize("name", recorded_names("sysfs", ".tar.gz"))
+def test_plans_for_recorded_machines(recorded_machines: Path, name: str) -> None:
+    expected = json.loads((recorded_machines / "expected" / f"{name}.json").read_text())
+    archive = str(recorded_machines / "sysfs" / f"{name}.tar.gz")
+    if not expected["online"]:
+        with pytest.raises(TopologyError):
+            load_topology(machine=archive)
+        return
+    topology = load_topology(machine=archive)
+    for ranks in (1, 2, 3, 4, 8):
+        request = PlacementRequest(tensor_parallel_size=ranks)
+        if ranks > len(topology.allowed_cpus):
+            with pytest.raises(PlacementError):
+                make_plan(topology, request)
+            continue
+        plan = make_plan(topology, request)
+        seen = collections.Counter(cpu for rank in plan.ranks for cpu in (*rank.cpus, *rank.helper_cpus))
+        seen.update(cpu for group in plan.left_out for cpu in group.cpus)
+        assert seen == collections.Counter(cpu.id for cpu in topology.cpus)
+        for rank in plan.ranks:
+            assert rank.cpus
+            assert set(rank.affinity) <= set(topology.allowed_cpus)
+            assert len({topology.cpu(cpu).numa_node for cpu in rank.cpus}) == 1
+
+
+def test_a_node_record_has_defaults_that_mean_unknown() -> None:
+    assert MemoryNodeInfo() == (UNKNOWN, UNKNOWN, 0, (), None, True, {})

@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import pytest
+
+from ompaffinity.errors import RequestError
+from ompaffinity.placement.request import PlacementRequest, check_request, parse_bind, requested
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"tensor_parallel_size": 0}, r"--tp .* is 0; it must be at least 1"),
+        ({"pipeline_parallel_size": -1}, "--pp"),
+        ({"data_parallel_size": 0}, "--dp"),
+        ({"tensor_parallel_size": 500, "data_parallel_size": 500}, "250000 ranks"),
+        ({"threads_per_core": 0}, "--threads-per-core"),
+        ({"reserve": -1}, "--reserve "),
+        ({"reserve_per_rank": -1}, "--reserve-per-rank"),
+        ({"reserve": 1, "reserve_per_rank": 1}, "give one of them"),
+        ({"kinds": "fast"}, "--kinds"),
+        ({"distribute": "far"}, "--distribute"),
+        ({"runtime": "tbb"}, "--runtime"),
+        ({"granularity": "core"}, "--granularity"),
+        ({"wait_policy": "spin"}, "--wait-policy"),
+        ({"memory_policy": "local"}, "--memory-policy"),
+        ({"bind": "nobind"}, "--bind"),
+        ({"bind": ((0, 1),), "tensor_parallel_size": 2}, "1 CPU lists for 2 ranks"),
+        ({"bind": ((0, 1), ()), "tensor_parallel_size": 2}, "rank 1 no CPU"),
+        ({"bind": ((0, 1), (1, 2)), "tensor_parallel_size": 2}, "CPU 1 to rank 0 and to rank 1"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(arguments: dict[str, object], match: str) -> None:
+    with pytest.raises(RequestError, match=match):
+        check_request(PlacementRequest(**arguments))  # type: ignore[arg-type]
+
+
+def test_the_ranks_are_the_product_of_the_sizes() -> None:
+    request = PlacementRequest(tensor_parallel_size=2, pipeline_parallel_size=3, data_parallel_size=4)
+    assert check_request(request).ranks == 24
+
+
+def test_bind_keeps_the_order() -> None:
+    assert parse_bind("0-6:2|9,8,7") == ((0, 2, 4, 6), (9, 8, 7))
+    assert parse_bind("auto") == "auto"
+    assert parse_bind("none") == "none"
+    with pytest.raises(RequestError, match="list 1"):
+        parse_bind("0-3|all")
+
+
+def test_what_was_given_wins_over_the_environment() -> None:
+    environment = {
+        "OMPAFFINITY_BIND": "",
+        "VLLM_CPU_OMP_THREADS_BIND": "0-3|4-7",
+        "VLLM_CPU_NUM_OF_RESERVED_CPU": "2",
+        "CPU_VISIBLE_MEMORY_NODES": "1,0",
+    }
+    request = requested({"tensor_parallel_size": 2}, environment)
+    assert (request.bind, request.reserve, request.nodes) == (((0, 1, 2, 3), (4, 5, 6, 7)), 2, (1, 0))
+    assert requested({"reserve": None, "bind": "auto", "nodes": None}, environment) == PlacementRequest()
+    assert requested({"reserve_per_rank": 1}, environment).reserve is None
+    assert requested({}, environment | {"OMPAFFINITY_RESERVED_CPUS": "5"}).reserve == 5
+    assert requested({}, {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}).bind == "none"
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [{"OMPAFFINITY_RESERVED_CPUS": "some"}, {"OMPAFFINITY_BIND": "all"}, {"CPU_VISIBLE_MEMORY_NODES": "0-"}],
+)
+def test_a_variable_that_is_not_understood_is_named(environment: dict[str, str]) -> None:
+    with pytest.raises(RequestError, match=next(iter(environment))):
+        requested({}, environment)
+
+
+def test_an_unknown_option_is_named() -> None:
+    with pytest.raises(RequestError, match="tensor_parallel: no such option"):
+        requested({"tensor_parallel": 2}, {})

@@ -1,0 +1,78 @@
+"""What the README and the docs say is what the package does."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ompaffinity.cli.main import main
+from ompaffinity.cli.options import PLAN_OPTIONS, PLAN_OUTPUT_OPTIONS, VERBS
+from ompaffinity.placement.architecture import RULES
+from ompaffinity.placement.explain import REASONS
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+REFERENCE = (ROOT / "docs" / "reference.md").read_text()
+
+
+def python_blocks(path: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda path: path.name
+)
+def test_python_examples_run(path: Path, tmp_path: Path) -> None:
+    for number, block in enumerate(python_blocks(path)):
+        program = tmp_path / f"example{number}.py"
+        program.write_text(
+            block.replace("tensor_parallel_size=2", "tensor_parallel_size=1").replace("range(2)", "range(1)")
+        )
+        if "import torch" in block:
+            program.write_text(program.read_text().replace("import torch ", "import json "))
+        done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=120, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_picture_in_the_readme(recorded_machines: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    archive = recorded_machines / "sysfs" / "x86-epyc7451-2p8n48c96t.tar.gz"
+    assert main(["plan", "--tp", "2", "--machine", str(archive)]) == 0
+    printed = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
+    shown = README.partition("```text\n")[2].partition("```")[0].splitlines()[1:]
+    assert printed == shown
+
+
+def test_the_reference_names_every_option() -> None:
+    for options in VERBS.values():
+        for option in options:
+            assert re.search(rf"`{option.flag}\b|, `{option.flag}\b| {option.flag} N", REFERENCE), option.flag
+    for option in (*PLAN_OPTIONS, *PLAN_OUTPUT_OPTIONS):
+        assert all(choice in REFERENCE for choice in option.choices)
+
+
+def test_the_reference_names_every_message_reason_and_architecture() -> None:
+    source = "".join(path.read_text() for path in (ROOT / "ompaffinity").rglob("*.py"))
+    codes = set(re.findall(r'(?:Message\(|code|yield Message\()\s*"([a-z]+(?:-[a-z]+)+)"', source))
+    codes |= set(re.findall(r'"((?:affinity|memory-policy)-not-permitted|libnuma-missing|runtime-unknown)"', source))
+    assert len(codes) > 10
+    for code in codes:
+        assert f"| `{code}` |" in REFERENCE, code
+    assert all(f"`{reason}`" in REFERENCE for reason in REASONS)
+    assert all(rule.names[0] in REFERENCE for rule in RULES)
+
+
+def test_the_readme_has_two_commands() -> None:
+    commands = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    assert len(commands) == 2
+    assert "ompaffinity plan --tp 2" in commands[0]
+    assert commands[1].strip() == "scripts/run-tests"
+    assert (ROOT / "scripts" / "run-tests").stat().st_mode & 0o111
+
+
+def test_no_path_of_anybodys_machine_is_in_the_project() -> None:
+    for path in [*(ROOT / "ompaffinity").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]:
+        assert not re.search(r"/(home|root|work)/", path.read_text()), path

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import pytest
+
+from ompaffinity.topology.limits import read_limits
+from ompaffinity.topology.model import Limits
+from ompaffinity.topology.tree import ArchiveTree
+
+
+def limits(**files: str) -> Limits:
+    return read_limits(ArchiveTree({path: content.encode() for path, content in files.items()}))
+
+
+V2 = {
+    "proc/self/mountinfo": "30 23 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw\n",
+    "proc/self/cgroup": "0::/a/b\n",
+}
+V1 = {
+    "proc/mounts": (
+        "cgroup /sys/fs/cgroup/cpuset cgroup rw,cpuset 0 0\n"
+        "cgroup /sys/fs/cgroup/cpu,cpuacct cgroup rw,cpu,cpuacct 0 0\n"
+        "cgroup /sys/fs/cgroup/memory cgroup rw,memory 0 0\n"
+    ),
+    "proc/self/cgroup": "7:cpuset:/job\n4:cpu,cpuacct:/job/step\n3:memory:/job\n",
+}
+
+
+def test_no_groups_no_limits() -> None:
+    assert limits() == Limits()
+
+
+def test_cpuset_v2_of_the_innermost_group_that_shows_it() -> None:
+    got = limits(
+        **V2,
+        **{
+            "sys/fs/cgroup/cpuset.cpus.effective": "0-7",
+            "sys/fs/cgroup/a/cpuset.cpus.effective": "2-3",
+            "sys/fs/cgroup/a/cpuset.mems.effective": "1",
+        },
+    )
+    assert got.cpuset_cpus == (2, 3)
+    assert got.cpuset_nodes == (1,)
+
+
+def test_the_tightest_quota_and_memory_limit_along_the_path() -> None:
+    got = limits(
+        **V2,
+        **{
+            "sys/fs/cgroup/a/cpu.max": "150000 100000\n",
+            "sys/fs/cgroup/a/b/cpu.max": "max 100000\n",
+            "sys/fs/cgroup/a/memory.max": "4096\n",
+            "sys/fs/cgroup/a/memory.current": "100\n",
+            "sys/fs/cgroup/a/b/memory.max": "8192\n",
+            "sys/fs/cgroup/a/b/memory.current": "50\n",
+        },
+    )
+    assert got.cpu_quota == 1.5
+    assert (got.memory_limit_bytes, got.memory_usage_bytes) == (4096, 100)
+
+
+def test_v1_limits_and_its_words_for_none() -> None:
+    got = limits(
+        **V1,
+        **{
+            "sys/fs/cgroup/cpuset/job/cpuset.cpus": "0-1",
+            "sys/fs/cgroup/cpuset/job/cpuset.mems": "0",
+            "sys/fs/cgroup/cpu,cpuacct/job/step/cpu.cfs_quota_us": "-1",
+            "sys/fs/cgroup/cpu,cpuacct/job/step/cpu.cfs_period_us": "100000",
+            "sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_quota_us": "250000",
+            "sys/fs/cgroup/cpu,cpuacct/job/cpu.cfs_period_us": "100000",
+            "sys/fs/cgroup/memory/job/memory.limit_in_bytes": "9223372036854771712",
+            "sys/fs/cgroup/memory/job/memory.usage_in_bytes": "77",
+        },
+    )
+    assert got == Limits(cpuset_cpus=(0, 1), cpuset_nodes=(0,), cpu_quota=2.5, memory_usage_bytes=77)
+
+
+def test_a_group_whose_mount_starts_at_it() -> None:
+    """In a container without a group namespace the path is the host's and the mount begins inside it."""
+    got = limits(
+        **{
+            "proc/self/mountinfo": "30 23 0:26 /docker/abc /sys/fs/cgroup/cpuset ro - cgroup cgroup rw,cpuset\n",
+            "proc/self/cgroup": "5:cpuset:/docker/abc\n",
+            "sys/fs/cgroup/cpuset/cpuset.cpus": "4-5",
+        }
+    )
+    assert got.cpuset_cpus == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("point", "name"), [("/dev/cpuset", "dev/cpuset/dummy/cpus"), ("/my\\040groups", "my groups/dummy/cpuset.cpus")]
+)
+def test_odd_mount_points(point: str, name: str) -> None:
+    got = limits(**{"proc/mounts": f"none {point} cpuset rw 0 0\n", "proc/self/cpuset": "/dummy\n", name: "1"})
+    assert got.cpuset_cpus == (1,)
+
+
+def test_nodes_of_the_process_status_win() -> None:
+    got = limits(
+        **V2, **{"sys/fs/cgroup/cpuset.mems.effective": "0-3", "proc/self/status": "Name:\tx\nMems_allowed_list:\t2\n"}
+    )
+    assert got.cpuset_nodes == (2,)
+
+
+@pytest.mark.parametrize("text", ["", "x y", "100", "max", "-5 100000", "100000 0"])
+def test_a_quota_that_is_none(text: str) -> None:
+    assert limits(**V2, **{"sys/fs/cgroup/a/b/cpu.max": text}).cpu_quota is None

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import contextlib
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ompaffinity.errors import TopologyError
+from ompaffinity.topology import lscpu as lscpu_module
+from ompaffinity.topology.load import load_topology
+from ompaffinity.topology.lscpu import parse_lscpu
+from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo
+
+
+def output(*rows: str) -> str:
+    return '{\n   "cpus": [\n      {' + "},{".join(rows) + "}\n   ]\n}\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        output('"cpu": "0", "core": "0", "socket": "0", "node": "-", "online": "yes"'),
+        output('"cpu": 0, "core": 0, "socket": 0, "node": -, "online": true'),
+        output('"cpu": 0, "core": 0, "socket": 0, "node": "-", "online": true'),
+        output('"cpu": 0, "core": 0, "socket": 0, "node": null, "online": true'),
+        output('"cpu": 0, "core": 0, "socket": 0, "online": true'),
+        output('"cpu": 0, "core": 0, "socket": 0, "node": -\n'),
+    ],
+)
+def test_every_version_writes_the_same_thing(text: str) -> None:
+    assert parse_lscpu(text) == (LogicalCPUInfo(0, 0, UNKNOWN, 0),)
+
+
+def test_offline_rows_have_nothing_but_their_number() -> None:
+    cpus = parse_lscpu(
+        output(
+            '"cpu": 3, "core": -, "socket": -, "node": -, "online": false',
+            '"cpu": 1, "core": 5, "socket": 7, "node": 2, "online": true',
+        )
+    )
+    assert cpus == (
+        LogicalCPUInfo(1, 0, 2, 0),
+        LogicalCPUInfo(3, online=False, allowed=False),
+    )
+
+
+def test_caches_books_and_drawers() -> None:
+    rows = [
+        f'"cpu": {cpu}, "core": {cpu}, "socket": 0, "node": 0, "book": {cpu // 2}, "drawer": "0",'
+        f' "l1d:l1i:l2:l3": "{cpu}:{cpu}:{cpu}:{cpu // 2}"'
+        for cpu in range(4)
+    ]
+    cpus = parse_lscpu(output(*rows))
+    assert [(cpu.l3, cpu.book, cpu.drawer) for cpu in cpus] == [(0, 0, 0), (0, 0, 0), (1, 1, 0), (1, 1, 0)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"cpus": [1]}',
+        '{"cpus": []}',
+        '{"cpus": {"cpu": 1}}',
+        output('"core": 0'),
+        output('"cpu": -, "core": -'),
+        output('"cpu": 0, "core": 0', '"cpu": 0, "core": 1'),
+        output('"cpu": 0, "core": -'),
+        '{"cpu": "0"}\n{"cpu": "1"}',
+    ],
+)
+def test_what_cannot_be_trusted_is_refused(text: str) -> None:
+    with pytest.raises(TopologyError):
+        parse_lscpu(text)
+
+
+@given(st.text(max_size=200) | st.recursive(st.none() | st.text() | st.integers(), st.lists).map(json.dumps))
+def test_any_text_is_read_or_refused(text: str) -> None:
+    with contextlib.suppress(TopologyError):
+        assert parse_lscpu(text)
+
+
+def test_lscpu_and_sysfs_agree_on_this_machine() -> None:
+    by_lscpu, by_sysfs = load_topology(source="lscpu"), load_topology(source="sysfs")
+    assert by_lscpu.cpus == by_sysfs.cpus
+    assert by_lscpu.limits.affinity == by_sysfs.limits.affinity
+    assert [node.cpus for node in by_lscpu.nodes] == [node.cpus for node in by_sysfs.nodes]
+
+
+def test_a_missing_lscpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/does/not/exist")
+    with pytest.raises(TopologyError, match="cannot run lscpu"):
+        load_topology(source="lscpu")
+
+
+@pytest.mark.parametrize(
+    ("script", "match"), [("echo broken >&2; exit 3", "status 3 .broken"), ("exec sleep 20", "did not answer")]
+)
+def test_an_lscpu_that_fails_is_said(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, script: str, match: str
+) -> None:
+    folder = tmp_path_factory.mktemp("bin")
+    program = folder / "lscpu"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setattr(lscpu_module, "TIMEOUT_S", 0.5)
+    with pytest.raises(TopologyError, match=match):
+        load_topology(source="lscpu")
+
+
+def test_settings_of_the_users_shell_do_not_reach_lscpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LSCPU_COLUMNS", "CPU")
+    monkeypatch.setenv("LIBSMARTCOLS_JSON", "lines")
+    assert load_topology(source="lscpu").cpus
+
+
+def test_the_decoder_that_servers_know() -> None:
+    rows = '{"cpu": 3, "core": "1", "node": "-"}, {"cpu": 4, "core": 1, "node": 0, "socket": 1}'
+    text = f'{{"cpus": [{rows}], "other": {{"a": 1}}}}'
+    decoded = json.loads(text, object_hook=LogicalCPUInfo.json_decoder)
+    assert decoded["cpus"] == [LogicalCPUInfo(3, 1, -1), LogicalCPUInfo(4, 1, 0, package=1)]
+    assert decoded["other"] == {"a": 1}

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ompaffinity.errors import TopologyError
+from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, Topology
+from ompaffinity.topology.sysfs import read_sysfs
+from ompaffinity.topology.tree import ArchiveTree
+from tests.machines import CPU_ROOT, NODE_ROOT, sysfs_files
+from tests.strategies import topologies
+
+
+def read(files: dict[str, bytes], architecture: str = "x86_64", affinity: tuple[int, ...] | None = None) -> Topology:
+    return read_sysfs(ArchiveTree(files), architecture=architecture, machine="drawn", affinity=affinity)
+
+
+def text_files(**files: str) -> dict[str, bytes]:
+    return {f"{CPU_ROOT}/{name.replace('__', '/')}": content.encode() for name, content in files.items()}
+
+
+def small_machine(**more: str) -> dict[str, bytes]:
+    files = {f"{CPU_ROOT}/online": b"0-3\n"}
+    for cpu in range(4):
+        files[f"{CPU_ROOT}/cpu{cpu}/topology/thread_siblings_list"] = f"{cpu % 2},{cpu % 2 + 2}\n".encode()
+    return files | {f"{CPU_ROOT}/{name}": content.encode() for name, content in more.items()}
+
+
+@given(topologies())
+def test_what_is_written_is_read_back(machine: Topology) -> None:
+    allowed = tuple(cpu.id for cpu in machine.cpus if cpu.allowed)
+    got = read(sysfs_files(machine), machine.architecture, allowed)
+    assert got.cpus == machine.cpus
+    assert got.nodes == machine.nodes
+    assert got.limits.affinity == allowed
+
+
+@given(st.data())
+def test_any_bytes_are_read_or_refused(data: st.DataObject) -> None:
+    files = sysfs_files(data.draw(topologies(max_cores=3)))
+    for path in data.draw(st.lists(st.sampled_from(sorted(files)), max_size=6)):
+        if data.draw(st.booleans()):
+            files[path] = data.draw(st.binary(max_size=20))
+        else:
+            files.pop(path, None)
+    try:
+        topology = read(files)
+    except TopologyError:
+        return
+    assert any(cpu.online for cpu in topology.cpus)
+
+
+def test_nul_bytes_and_blanks_around_lists() -> None:
+    files = small_machine()
+    files[f"{CPU_ROOT}/online"] = b"0-3\n\0"
+    files[f"{NODE_ROOT}/node0/cpulist"] = b"0-3\n\0"
+    topology = read(files)
+    assert [cpu.id for cpu in topology.cpus] == [0, 1, 2, 3]
+    assert topology.nodes[0].cpus == (0, 1, 2, 3)
+
+
+def test_masks_where_there_are_no_lists() -> None:
+    files = {f"{CPU_ROOT}/cpu{cpu}/topology/thread_siblings": b"00000000,0000000f\n" for cpu in range(4)}
+    topology = read(files)
+    assert [cpu.physical_core for cpu in topology.cpus] == [0, 0, 0, 0]
+
+
+def test_a_list_that_leaves_out_its_own_cpu_gives_way_to_the_mask() -> None:
+    files = small_machine()
+    for cpu in range(4):
+        files[f"{CPU_ROOT}/cpu{cpu}/cache/index3/level"] = b"3\n"
+        files[f"{CPU_ROOT}/cpu{cpu}/cache/index3/shared_cpu_list"] = b"0-1\n"
+        files[f"{CPU_ROOT}/cpu{cpu}/cache/index3/shared_cpu_map"] = b"3\n" if cpu < 2 else b"c\n"
+    assert [cpu.l3 for cpu in read(files).cpus] == [0, 0, 1, 1]
+
+
+def test_offline_cpus_are_listed_and_named_so() -> None:
+    topology = read(small_machine(online="0-1,3", present="0-3", offline="2"))
+    assert [(cpu.id, cpu.online, cpu.allowed) for cpu in topology.cpus] == [
+        (0, True, True),
+        (1, True, True),
+        (2, False, False),
+        (3, True, True),
+    ]
+    assert topology.cpu(2).physical_core == UNKNOWN
+
+
+def test_old_kernels_without_lists_of_cpus() -> None:
+    files = {f"{CPU_ROOT}/cpu{cpu}/topology/physical_package_id": b"0\n" for cpu in (0, 2, 5)}
+    files[f"{CPU_ROOT}/cpu5/online"] = b"0\n"
+    files[f"{CPU_ROOT}/cpufreq/boost"] = b"1\n"
+    assert [(cpu.id, cpu.online) for cpu in read(files).cpus] == [(0, True), (2, True), (5, False)]
+
+
+def test_package_ids_repeat_in_sibling_lists_only_where_there_are_none() -> None:
+    files = small_machine()
+    for cpu in range(4):
+        files[f"{CPU_ROOT}/cpu{cpu}/topology/physical_package_id"] = b"-1\n"
+        files[f"{CPU_ROOT}/cpu{cpu}/topology/core_siblings_list"] = b"0,2\n" if cpu in (0, 2) else b"1,3\n"
+    assert [cpu.package for cpu in read(files).cpus] == [0, 1, 0, 1]
+
+
+def test_die_ids_that_mean_none() -> None:
+    files = small_machine()
+    for cpu in range(4):
+        files[f"{CPU_ROOT}/cpu{cpu}/topology/physical_package_id"] = b"0\n"
+        files[f"{CPU_ROOT}/cpu{cpu}/topology/die_id"] = b"65535\n"
+        files[f"{CPU_ROOT}/cpu{cpu}/topology/die_cpus_list"] = f"{cpu}\n".encode()
+    assert {cpu.die for cpu in read(files).cpus} == {UNKNOWN}
+
+
+def test_books_only_on_s390x() -> None:
+    files = small_machine()
+    for cpu in range(4):
+        files[f"{CPU_ROOT}/cpu{cpu}/topology/book_siblings_list"] = b"0-1\n" if cpu < 2 else b"2-3\n"
+    assert [cpu.book for cpu in read(files, "s390x").cpus] == [0, 0, 1, 1]
+    assert {cpu.book for cpu in read(files, "x86_64").cpus} == {UNKNOWN}
+
+
+def test_no_cpu_is_an_error() -> None:
+    with pytest.raises(TopologyError, match="no CPU"):
+        read({"sys/kernel/x": b""})
+
+
+@pytest.mark.parametrize(
+    ("pmus", "kinds"),
+    [
+        ({"cpu_core": "0-1", "cpu_atom": "2-3"}, ["performance", "performance", "efficiency", "efficiency"]),
+        ({"cpu_core": "0", "cpu_atom": "1-2"}, ["performance", "efficiency", "efficiency", "low-power"]),
+        (
+            {"cpu_core": "0", "cpu_atom": "1-2", "cpu_lowpower": "3"},
+            ["performance", "efficiency", "efficiency", "low-power"],
+        ),
+        ({"cpu_core": "0-3"}, [None] * 4),
+    ],
+)
+def test_kinds_from_the_pmus_of_hybrids(pmus: dict[str, str], kinds: list[str | None]) -> None:
+    files = small_machine() | {f"sys/devices/{name}/cpus": cpus.encode() for name, cpus in pmus.items()}
+    assert [cpu.kind for cpu in read(files).cpus] == kinds
+
+
+@pytest.mark.parametrize(
+    ("capacities", "kinds"),
+    [
+        ((280, 855, 1024, 1024), ["efficiency", "performance", "performance", "performance"]),
+        ((718, 731, 997, 1024), ["efficiency", "efficiency", "performance", "performance"]),
+        ((1024, 1024, 1024, 1024), [None] * 4),
+        ((900, 1000, 1024, 1024), [None] * 4),
+    ],
+)
+@pytest.mark.parametrize("name", ["cpu_capacity", "cpufreq/cpuinfo_max_freq"])
+def test_kinds_from_capacities_and_frequencies(capacities: tuple[int, ...], kinds: list[str | None], name: str) -> None:
+    files = small_machine(**{f"cpu{cpu}/{name}": str(value) for cpu, value in enumerate(capacities)})
+    assert [cpu.kind for cpu in read(files).cpus] == kinds
+
+
+def test_a_frequency_that_some_cpus_lack_invents_no_kinds() -> None:
+    files = small_machine(**{"cpu0/cpufreq/cpuinfo_max_freq": "1000", "cpu1/cpufreq/cpuinfo_max_freq": "4000"})
+    assert {cpu.kind for cpu in read(files).cpus} == {None}
+
+
+def test_nodes_of_any_number_with_memory_cpus_and_distances() -> None:
+    files = small_machine()
+    files |= {
+        f"{NODE_ROOT}/possible": b"0-255\n",
+        f"{NODE_ROOT}/has_memory": b"0,8,250\n",
+        f"{NODE_ROOT}/node0/cpulist": b"0-1,77\n",
+        f"{NODE_ROOT}/node0/meminfo": b"Node 0 MemTotal: 100 kB\nNode 0 MemFree: 40 kB\nNode 0 Active(file): 8 kB\n",
+        f"{NODE_ROOT}/node0/distance": b"10 40 80\n",
+        f"{NODE_ROOT}/node8/cpulist": b"2-3\n",
+        f"{NODE_ROOT}/node8/meminfo": b"Node 8 MemTotal: 0 kB\n",
+        f"{NODE_ROOT}/node8/distance": b"40 10 80\n",
+        f"{NODE_ROOT}/node250/cpulist": b"\n",
+        f"{NODE_ROOT}/node250/distance": b"80 80\n",
+    }
+    zero, eight, far = read(files).nodes
+    assert (zero.id, zero.cpus, zero.total_memory, zero.available_memory) == (0, (0, 1), 102400, 49152)
+    assert zero.distances == {0: 10, 8: 40, 250: 80}
+    assert (eight.id, eight.has_memory, eight.total_memory) == (8, False, 0)
+    assert (far.id, far.cpus, far.has_memory, far.total_memory) == (250, (), True, UNKNOWN)
+    assert far.distances == {}, "a row whose columns cannot be told is no row"
+
+
+def test_several_nodes_that_list_the_same_cpus() -> None:
+    files = small_machine()
+    files |= {f"{NODE_ROOT}/node{node}/cpulist": b"0-3\n" for node in (1, 4)}
+    topology = read(files)
+    assert {cpu.numa_node for cpu in topology.cpus} == {1}
+    assert [node.cpus for node in topology.nodes] == [(0, 1, 2, 3), ()]
+
+
+def test_numbers_of_a_cpu_that_nobody_has() -> None:
+    with pytest.raises(KeyError):
+        read(small_machine()).cpu(99)
+    assert isinstance(read(small_machine()).cpu(3), LogicalCPUInfo)

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from ompaffinity.errors import TopologyError
+from ompaffinity.topology import tree as tree_module
+from ompaffinity.topology.tree import ArchiveTree, DirectoryTree, open_archive
+
+
+def make_tar(path: Path, files: dict[str, bytes], *extra: tarfile.TarInfo, mode: str = "w:gz") -> str:
+    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+        for member in extra:
+            archive.addfile(member)
+    return str(path)
+
+
+def special(name: str, kind: bytes, target: str = "") -> tarfile.TarInfo:
+    member = tarfile.TarInfo(name)
+    member.type = kind
+    member.linkname = target
+    return member
+
+
+def test_directory_and_archive_show_the_same(tmp_path: Path) -> None:
+    folder = tmp_path / "box" / "sys" / "devices"
+    folder.mkdir(parents=True)
+    (folder / "online").write_text("0-3\n")
+    (folder / "long").write_bytes(b"7" * 40000)
+    (folder / "empty").write_bytes(b"")
+    archive = tmp_path / "box.tar"
+    with tarfile.open(archive, "w") as writer:
+        writer.add(tmp_path / "box", "box")
+    recorded = open_archive(str(archive))
+    with DirectoryTree(str(tmp_path / "box")) as live:
+        for reader in (live, recorded):
+            assert reader.read("sys/devices/online") == b"0-3\n"
+            assert reader.read("sys/devices/long") == b"7" * 40000
+            assert reader.read("sys/devices/empty") == b""
+            assert reader.read("sys/devices/absent") is None
+            assert reader.names("sys/devices") == ["empty", "long", "online"]
+            assert reader.names("sys/absent") == []
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:bz2", "w:xz"])
+def test_every_compression(tmp_path: Path, mode: str) -> None:
+    archive = open_archive(make_tar(tmp_path / "m.tar", {"./m/sys/x": b"1"}, mode=mode))
+    assert archive.read("sys/x") == b"1"
+
+
+def test_links_stay_inside_the_archive(tmp_path: Path) -> None:
+    links = [
+        special("sys/relative", tarfile.SYMTYPE, "a/b"),
+        special("sys/up", tarfile.SYMTYPE, "../../../../../sys/a/b"),
+        special("sys/absolute", tarfile.SYMTYPE, "/sys/a/b"),
+        special("sys/hard", tarfile.LNKTYPE, "sys/a/b"),
+        special("sys/folder", tarfile.SYMTYPE, "a"),
+        special("sys/secret", tarfile.SYMTYPE, "/etc/passwd"),
+        special("sys/loop", tarfile.SYMTYPE, "loop"),
+    ]
+    archive = open_archive(make_tar(tmp_path / "m.tar.gz", {"sys/a/b": b"inside"}, *links))
+    for name in ("relative", "up", "absolute", "hard", "folder/b"):
+        assert archive.read(f"sys/{name}") == b"inside", name
+    assert archive.read("sys/secret") is None
+    assert archive.read("sys/loop") is None
+    assert archive.names("sys/folder") == ["b"]
+
+
+@pytest.mark.parametrize("name", ["/sys/x", "../sys/x", "sys/../../x", "sys/.."])
+def test_members_that_lead_outside_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(TopologyError, match="leads outside"):
+        open_archive(make_tar(tmp_path / "m.tar.gz", {"sys/y": b"", name: b"x"}))
+
+
+@pytest.mark.parametrize("kind", [tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE])
+def test_devices_and_pipes_are_refused(tmp_path: Path, kind: bytes) -> None:
+    with pytest.raises(TopologyError, match="device or a pipe"):
+        open_archive(make_tar(tmp_path / "m.tar.gz", {"sys/y": b""}, special("sys/dev", kind)))
+
+
+def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = make_tar(tmp_path / "m.tar.gz", {"sys/y": b"\0" * 5000})
+    monkeypatch.setattr(tree_module, "MAX_ARCHIVE_BYTES", 4000)
+    with pytest.raises(TopologyError, match="too large"):
+        open_archive(path)
+    monkeypatch.undo()
+    monkeypatch.setattr(tree_module, "MAX_ARCHIVE_MEMBERS", 0)
+    with pytest.raises(TopologyError, match="too large"):
+        open_archive(path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"\x1f\x8b" + b"x" * 50, b"BZh9" + b"x" * 50, b"\xfd7zXZ\0" + b"x" * 50]
+)
+def test_what_is_no_archive_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "m.tar.gz"
+    path.write_bytes(content)
+    with pytest.raises(TopologyError):
+        open_archive(str(path))
+
+
+def test_a_truncated_archive_is_refused(tmp_path: Path) -> None:
+    path = Path(make_tar(tmp_path / "m.tar.gz", {f"sys/{number}": os.urandom(500) for number in range(50)}))
+    path.write_bytes(path.read_bytes()[:9000])
+    with pytest.raises(TopologyError, match="cannot read"):
+        open_archive(str(path))
+
+
+def test_an_archive_without_a_machine_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TopologyError, match="no recorded machine"):
+        open_archive(make_tar(tmp_path / "m.tar.gz", {"a/b/sys/x": b"1"}))
+
+
+def test_a_pipe_in_a_directory_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with DirectoryTree(str(tmp_path)) as tree:
+        assert not tree.read("pipe")
+
+
+def test_a_missing_directory_is_an_error() -> None:
+    with pytest.raises(TopologyError, match="cannot open"):
+        DirectoryTree("/does/not/exist")
+
+
+def test_an_archive_without_links_needs_no_resolving() -> None:
+    archive = ArchiveTree({"sys/a": b"1", "sys/b/c": b"2"})
+    assert archive.names("sys") == ["a", "b"]
+    assert archive.names("") == ["sys"]
