@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 
 import pytest
 from hypothesis import given
@@ -83,6 +84,10 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         assert parse_lscpu(text)
 
 
+needs_lscpu = pytest.mark.skipif(shutil.which("lscpu") is None, reason="lscpu (util-linux) is not installed")
+
+
+@needs_lscpu
 def test_lscpu_and_sysfs_agree_on_this_machine() -> None:
     by_lscpu, by_sysfs = load_topology(source="lscpu"), load_topology(source="sysfs")
     assert by_lscpu.cpus == by_sysfs.cpus
@@ -112,6 +117,7 @@ def test_an_lscpu_that_fails_is_said(
         load_topology(source="lscpu")
 
 
+@needs_lscpu
 def test_settings_of_the_users_shell_do_not_reach_lscpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LSCPU_COLUMNS", "CPU")
     monkeypatch.setenv("LIBSMARTCOLS_JSON", "lines")
