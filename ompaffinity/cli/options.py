@@ -15,12 +15,12 @@ from ompaffinity.placement.request import (
 )
 from ompaffinity.records import NamedTuple
 from ompaffinity.topology.idlist import parse_ordered_id_list
+from ompaffinity.topology.load import SOURCES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-SOURCES = ("auto", "sysfs", "lscpu")
 FORMATS = ("table", "json", "env")
 
 
@@ -40,7 +40,7 @@ MACHINE_OPTIONS = (
         "--machine",
         "machine",
         "text",
-        "a recorded machine: a directory or tar file that holds sys/ (default: this machine)",
+        "a recorded machine: a capture, a directory or tar with sys/, lscpu -J output, hwloc XML (default: this one)",
         metavar="PATH",
     ),
     Option(
@@ -55,7 +55,7 @@ MACHINE_OPTIONS = (
         "--source",
         "source",
         "choice",
-        "which reader (default auto: sysfs, or lscpu where sysfs cannot be read)",
+        "which reader (default auto: sysfs, completed by lscpu where it is lacking)",
         SOURCES,
     ),
 )
@@ -126,6 +126,10 @@ PLAN_OPTIONS = (
     ),
 )
 OUTPUT_OPTIONS = (Option("--json", "json", "flag", "print JSON"),)
+TOPOLOGY_OPTIONS = (
+    Option("--capture", "capture", "text", "record the machine in this file, for --machine elsewhere", metavar="FILE"),
+    Option("--label", "label", "text", "name of the machine in the record (default: none that tells who you are)"),
+)
 PLAN_OUTPUT_OPTIONS = (
     *OUTPUT_OPTIONS,
     Option(
@@ -141,7 +145,7 @@ PLAN_OUTPUT_OPTIONS = (
 
 VERBS: dict[str, tuple[Option, ...]] = {
     "plan": (*PLAN_OPTIONS, *MACHINE_OPTIONS, *PLAN_OUTPUT_OPTIONS),
-    "topology": (*MACHINE_OPTIONS, *OUTPUT_OPTIONS),
+    "topology": (*MACHINE_OPTIONS, *TOPOLOGY_OPTIONS, *OUTPUT_OPTIONS),
 }
 SUMMARIES = {
     "plan": "dry run: what each rank would get, and why everything else is left out",
@@ -159,6 +163,7 @@ EXAMPLES = {
   ompaffinity topology
   ompaffinity topology --json --source lscpu
   ompaffinity topology --machine recorded.tar.gz
+  ompaffinity topology --capture machine.json
 """,
 }
 

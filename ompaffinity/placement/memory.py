@@ -19,12 +19,14 @@ def nearest_memory_node(topology: Topology, cpus: Iterable[int]) -> int:
 
     Distance is the sum of the ACPI SLIT distances (10 = local, unitless) from each CPU's
     node; equal distances go to the lowest node id. A node whose memory is unknown counts as
-    having it.
+    having it; a GPU's memory does not count.
 
     Raises:
         NoMemoryNodeError: no allowed node has memory.
     """
-    nodes = [node.id for node in topology.nodes if node.allowed and node.has_memory is not False]
+    nodes = [
+        node.id for node in topology.nodes if node.allowed and node.has_memory is not False and not node.device_memory
+    ]
     if not nodes:
         raise NoMemoryNodeError("no NUMA node that this process may use has memory")
     homes = [topology.cpu(cpu).numa_node for cpu in cpus]
@@ -47,6 +49,6 @@ def memory_policy(topology: Topology, request: PlacementRequest, nodes: tuple[in
     """Return the policy of a rank with these memory nodes: bind, preferred, interleave or none."""
     if request.memory_policy != AUTO:
         return request.memory_policy if nodes else "none"
-    if sum(node.has_memory is not False for node in topology.nodes) <= 1 or not nodes:
+    if sum(node.has_memory is not False and not node.device_memory for node in topology.nodes) <= 1 or not nodes:
         return "none"
     return "bind" if len(nodes) == 1 else "interleave"

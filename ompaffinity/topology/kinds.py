@@ -12,6 +12,8 @@ from ompaffinity.topology.text import read_id_list, read_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from ompaffinity.topology.tree import Tree
 
 CPU_ROOT = "sys/devices/system/cpu"
@@ -24,11 +26,11 @@ def read_kinds(tree: Tree, online: list[int]) -> dict[int, str]:
     named: dict[int, str] = {}
     for directory, kind in (("cpu_lowpower", LOW_POWER), ("cpu_atom", EFFICIENCY), ("cpu_core", PERFORMANCE)):
         named.update(dict.fromkeys(read_id_list(tree, f"sys/devices/{directory}/cpus") or (), kind))
-    if len({named[cpu] for cpu in online if cpu in named}) > 1:
-        # A CPU that no PMU of a hybrid chip names is one of its low-power cores.
-        return {cpu: named.get(cpu, LOW_POWER) for cpu in online}
+    hybrid = completed_kinds(named, online)
+    if hybrid:
+        return hybrid
     speeds = _numbers(tree, online, "cpu_capacity") or _numbers(tree, online, "cpufreq/cpuinfo_max_freq")
-    return _classes(_merged(speeds))
+    return kinds_by_speed(speeds)
 
 
 def _numbers(tree: Tree, online: list[int], name: str) -> dict[int, int]:
@@ -40,6 +42,17 @@ def _numbers(tree: Tree, online: list[int], name: str) -> dict[int, int]:
             return {}
         numbers[cpu] = number
     return numbers
+
+
+def completed_kinds(named: dict[int, str], online: Iterable[int]) -> dict[int, str]:
+    """Return {cpu: kind} of a hybrid chip, where a CPU that has no name is one of the low-power cores; else {}."""
+    is_hybrid = len({named[cpu] for cpu in online if cpu in named}) > 1
+    return {cpu: named.get(cpu, LOW_POWER) for cpu in online} if is_hybrid else {}
+
+
+def kinds_by_speed(speeds: dict[int, int]) -> dict[int, str]:
+    """Return {cpu: kind} by capacity or maximal frequency; empty where all are of one class."""
+    return _classes(_merged(speeds))
 
 
 def _merged(speeds: dict[int, int]) -> dict[int, int]:

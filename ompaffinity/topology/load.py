@@ -1,12 +1,12 @@
-"""One machine from wherever it is: this one, a directory, a tar file, a synthetic description."""
+"""One machine from wherever it is: this one, a recording of any form, a synthetic description."""
 
 from __future__ import annotations
 
 import os
 
 from ompaffinity.errors import TopologyError
-from ompaffinity.topology.model import Topology
-from ompaffinity.topology.sysfs import allowed_cpus, read_sysfs
+from ompaffinity.topology.model import LogicalCPUInfo, Topology
+from ompaffinity.topology.sysfs import allowed_cpus, read_online, read_sysfs
 from ompaffinity.topology.tree import DirectoryTree
 
 TYPE_CHECKING = False
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from ompaffinity.topology.tree import Tree
 
 SOURCES = ("auto", "sysfs", "lscpu")
+LIVE = "live"
+"""The label of this machine: its host name is nobody's business."""
+MAX_TEXT_BYTES = 64 * 2**20
+HOTPLUG_TRIES = 3
 
 
 def load_topology(
@@ -21,8 +25,9 @@ def load_topology(
 ) -> Topology:
     """Return this machine, or the recorded one at the path `machine`, or the one that `synthetic` describes.
 
-    `architecture` names it for a machine that does not say. `source` is ``"auto"`` (sysfs, or
-    lscpu where sysfs cannot be read), ``"sysfs"`` or ``"lscpu"``.
+    A record is a directory or tar file that holds ``sys/``, a capture, a saved ``lscpu -J``, or an
+    hwloc XML export. `architecture` names it for a machine that does not say. `source` is
+    ``"auto"`` (sysfs, checked and completed by lscpu where it is lacking), ``"sysfs"`` or ``"lscpu"``.
 
     Raises:
         TopologyError: the machine cannot be read.
@@ -31,15 +36,12 @@ def load_topology(
         raise TopologyError("--machine and --synthetic name two machines; give one of them")
     if source not in SOURCES:
         raise TopologyError(f"the source {source!r} is not one of {', '.join(SOURCES)}")
-    if source == "lscpu" and (synthetic is not None or machine is not None):
-        raise TopologyError("--source lscpu reads this machine only; a recorded one is read through sysfs")
     if synthetic is not None:
         from ompaffinity.topology.synthetic import parse_synthetic
 
+        _refuse_lscpu(source, "a synthetic machine")
         return parse_synthetic(synthetic, architecture or "unknown")
-    if machine is not None:
-        return _recorded(machine, architecture)
-    return _live(source)
+    return _live(source) if machine is None else _recorded(machine, architecture, source)
 
 
 def _live(source: str) -> Topology:
@@ -49,57 +51,157 @@ def _live(source: str) -> Topology:
     with DirectoryTree("/") as tree:
         affinity = live_affinity()
         if source == "lscpu":
-            return _live_lscpu(tree, architecture, affinity)
+            return _by_lscpu(tree, architecture, LIVE, affinity)
         try:
-            return read_sysfs(tree, architecture=architecture, machine="live", affinity=affinity)
+            topology = _settled(tree, architecture, affinity)
         except TopologyError:
             if source == "sysfs":
                 raise
-            return _live_lscpu(tree, architecture, affinity)
+            return _without_sysfs(tree, architecture, affinity)
+        return _checked(topology, tree) if source == "auto" else topology
 
 
-def _live_lscpu(tree: Tree, architecture: str, affinity: tuple[int, ...] | None) -> Topology:
-    """What lscpu says, with the dies, clusters, kinds and isolated CPUs that it does not know from sysfs."""
+def _settled(tree: Tree, architecture: str, affinity: tuple[int, ...] | None) -> Topology:
+    """Read sysfs until no CPU goes on or off line meanwhile, three times at most."""
+    for _ in range(HOTPLUG_TRIES):
+        topology = read_sysfs(tree, architecture=architecture, machine=LIVE, affinity=affinity)
+        if read_online(tree) in (None, [cpu.id for cpu in topology.cpus if cpu.online]):
+            break
+    return topology
+
+
+def _checked(topology: Topology, tree: Tree) -> Topology:
+    """Let lscpu add what sysfs lacks; most machines lack nothing, and then it is not run."""
+    from ompaffinity.topology.reconcile import completed, is_lacking
+
+    if not is_lacking(topology):
+        return topology
+    try:
+        other = _by_lscpu(tree, topology.architecture, topology.machine, topology.limits.affinity)
+    except TopologyError as error:
+        from ompaffinity.records import Message
+
+        message = Message("lscpu-unusable", "note", f"sysfs does not tell all cores and packages, and {error}")
+        return topology._replace(messages=(*topology.messages, message))
+    return completed(topology, other)
+
+
+def _by_lscpu(
+    tree: Tree, architecture: str, machine: str, affinity: tuple[int, ...] | None, root: str | None = None
+) -> Topology:
+    """What lscpu says; dies, clusters, kinds and isolated CPUs, which it does not know, from sysfs."""
     from ompaffinity.topology.limits import read_limits
-    from ompaffinity.topology.lscpu import parse_lscpu, run_lscpu
+    from ompaffinity.topology.lscpu import read_lscpu
     from ompaffinity.topology.nodes import read_nodes
+    from ompaffinity.topology.reconcile import disagreement
 
-    rows = parse_lscpu(run_lscpu(architecture))
+    rows = read_lscpu(architecture, root)
     limits = read_limits(tree, affinity)
     online = [row.id for row in rows if row.online]
     allowed = allowed_cpus(online, limits)
     try:
-        known = {cpu.id: cpu for cpu in read_sysfs(tree, architecture=architecture, machine="live").cpus}
+        by_sysfs = read_sysfs(tree, architecture=architecture, machine=machine, affinity=affinity)
     except TopologyError:
-        known = {}
-    cpus = []
-    for row in rows:
-        other = known.get(row.id, row)
-        cpus.append(
-            row._replace(
-                die=other.die,
-                cluster=other.cluster,
-                kind=other.kind,
-                isolated=other.isolated,
-                allowed=row.id in allowed,
-            )
-        )
-    return Topology(architecture, "lscpu", "live", tuple(cpus), read_nodes(tree, online, limits), limits)
+        by_sysfs = Topology(architecture, "sysfs", machine, rows)
+    known = {cpu.id: cpu for cpu in by_sysfs.cpus}
+    cpus = tuple(_added(row, known.get(row.id, row))._replace(allowed=row.id in allowed) for row in rows)
+    topology = Topology(architecture, "lscpu", machine, cpus, read_nodes(tree, online, limits), limits)
+    return topology._replace(messages=tuple(disagreement(topology, by_sysfs)))
 
 
-def _recorded(path: str, architecture: str | None) -> Topology:
+def _added(row: LogicalCPUInfo, other: LogicalCPUInfo) -> LogicalCPUInfo:
+    return row._replace(die=other.die, cluster=other.cluster, kind=other.kind, isolated=other.isolated)
+
+
+def _without_sysfs(tree: Tree, architecture: str, affinity: tuple[int, ...] | None) -> Topology:
+    """lscpu, or where it is of no use either (macOS) the bare CPUs, each a core of its own."""
+    try:
+        return _by_lscpu(tree, architecture, LIVE, affinity)
+    except TopologyError:
+        import psutil
+
+        count = psutil.cpu_count() or 1
+        from ompaffinity.topology.model import Limits
+
+        cpus = tuple(LogicalCPUInfo(cpu) for cpu in affinity or range(count))
+        return Topology(architecture, "flat", LIVE, cpus, limits=Limits(affinity=affinity))
+
+
+def _recorded(path: str, architecture: str | None, source: str) -> Topology:
     from ompaffinity.topology.cpuinfo import recorded_architecture
 
+    label = _label(path)
     if os.path.isdir(path):
         folder = _machine_directory(path)
         with DirectoryTree(folder) as tree:
-            return read_sysfs(tree, architecture=architecture or recorded_architecture(tree), machine=_label(path))
-    if not os.path.exists(path):
-        raise TopologyError(f"there is no file or directory {path}")
+            name = architecture or recorded_architecture(tree)
+            if source == "lscpu":
+                return _by_lscpu(tree, name, label, None, folder)
+            return read_sysfs(tree, architecture=name, machine=label)
+    head = _head(path)
+    if head.startswith((b"{", b"[", b"#", b"<")):
+        _refuse_lscpu(source, "a record of this form")
+        return _recorded_text(path, label, architecture)
     from ompaffinity.topology.tree import open_archive
 
     archive = open_archive(path)
-    return read_sysfs(archive, architecture=architecture or recorded_architecture(archive), machine=_label(path))
+    name = architecture or recorded_architecture(archive)
+    if source == "lscpu":
+        import tempfile
+
+        with tempfile.TemporaryDirectory(prefix="ompaffinity-") as folder:
+            archive.write_to(folder)
+            return _by_lscpu(archive, name, label, None, folder)
+    return read_sysfs(archive, architecture=name, machine=label)
+
+
+def _recorded_text(path: str, label: str, architecture: str | None) -> Topology:
+    """A capture, a saved output of lscpu, or an hwloc XML export, told apart by what it holds."""
+    content = _read(path, MAX_TEXT_BYTES)
+    if content.lstrip().startswith(b"<"):
+        from ompaffinity.topology.hwloc import parse_hwloc
+
+        return parse_hwloc(content, label, architecture)
+    import json
+
+    from ompaffinity.topology.lscpu import saved_topology
+    from ompaffinity.topology.snapshot import parse_capture
+
+    text = content.decode("utf-8", "replace")
+    if '"schema"' in text:
+        try:
+            document = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise TopologyError(f"{os.path.basename(path)} is not JSON ({error})") from None
+        if isinstance(document, dict):
+            capture = parse_capture(document)
+            return capture if architecture is None else capture._replace(architecture=architecture)
+    return saved_topology(text, label, architecture or "unknown")
+
+
+def _head(path: str) -> bytes:
+    """Return the first bytes that are no blanks, to tell the forms of records apart."""
+    if not os.path.exists(path):
+        raise TopologyError(f"there is no file or directory {path}")
+    if not os.path.isfile(path):
+        raise TopologyError(f"{path} is neither a file nor a directory")
+    return _read(path, 512).lstrip(b"\xef\xbb\xbf \t\r\n")
+
+
+def _read(path: str, limit: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise TopologyError(f"cannot read {path}: {error.strerror}") from None
+    if len(content) > limit and limit == MAX_TEXT_BYTES:
+        raise TopologyError(f"{path} is larger than {MAX_TEXT_BYTES >> 20} MiB; it is no record of a machine")
+    return content
+
+
+def _refuse_lscpu(source: str, what: str) -> None:
+    if source == "lscpu":
+        raise TopologyError(f"--source lscpu cannot read {what}; leave --source out")
 
 
 def _machine_directory(path: str) -> str:
@@ -117,8 +219,8 @@ def _machine_directory(path: str) -> str:
 
 
 def _label(path: str) -> str:
-    """Return the base name of a record without the endings of archives."""
+    """Return the base name of a record without the endings of its form."""
     name = os.path.basename(os.path.normpath(path))
-    for ending in (".gz", ".bz2", ".xz", ".tar", ".tgz"):
+    for ending in (".gz", ".bz2", ".xz", ".tar", ".tgz", ".json", ".xml"):
         name = name.removesuffix(ending)
     return name

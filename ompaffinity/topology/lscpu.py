@@ -14,10 +14,12 @@ import re
 import subprocess
 
 from ompaffinity.errors import TopologyError
-from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, lscpu_number
+from ompaffinity.records import Message
+from ompaffinity.topology.model import UNKNOWN, Limits, LogicalCPUInfo, MemoryNodeInfo, Topology, lscpu_number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from typing import Any
 
 TIMEOUT_S = 10
@@ -25,22 +27,36 @@ COLUMNS = "CPU,CORE,SOCKET,NODE,CACHE,ONLINE"
 S390_COLUMNS = "CPU,CORE,SOCKET,NODE,BOOK,DRAWER,CACHE,ONLINE"
 """BOOK and DRAWER only there: elsewhere they alone make the JSON of 2.38 to 2.40 invalid."""
 
+CSV_COLUMNS = "CPU,CORE,SOCKET,NODE,ONLINE"
+
 _BARE_DASH = re.compile(r"(:\s*)-(?=\s*[,}\n])")
 
 
-def run_lscpu(architecture: str) -> str:
-    """Return the output of lscpu on this machine.
+def read_lscpu(architecture: str, root: str | None = None) -> tuple[LogicalCPUInfo, ...]:
+    """Return the CPUs that lscpu sees on this machine, or in the directory `root` (``--sysroot``).
+
+    JSON first; where lscpu writes no usable JSON, its CSV form, which is the same in all versions.
 
     Raises:
-        TopologyError: lscpu is missing, fails, or does not answer within 10 s.
+        TopologyError: lscpu is missing, fails, does not answer within 10 s, or names no CPU.
     """
+    columns = S390_COLUMNS if architecture.startswith("s390") else COLUMNS
+    try:
+        return parse_lscpu(_run(["-J", f"-e={columns}"], root))
+    except TopologyError as error:
+        try:
+            return parse_lscpu(_run([f"-p={CSV_COLUMNS}"], root))
+        except TopologyError:
+            raise error from None
+
+
+def _run(options: list[str], root: str | None) -> str:
     environment = {
         name: value for name, value in os.environ.items() if name not in ("LSCPU_COLUMNS", "LIBSMARTCOLS_JSON")
     }
-    columns = S390_COLUMNS if architecture.startswith("s390") else COLUMNS
     try:
         done = subprocess.run(  # noqa: S603
-            ["lscpu", "-J", f"-e={columns}"],  # noqa: S607
+            ["lscpu", *options, *(() if root is None else ("--sysroot", root))],  # noqa: S607
             env=environment | {"LC_ALL": "C"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -52,20 +68,18 @@ def run_lscpu(architecture: str) -> str:
     except OSError as error:
         raise TopologyError(f"cannot run lscpu ({error.strerror}); install util-linux, or use --source sysfs") from None
     if done.returncode != 0:
-        said = " ".join(done.stderr.decode("utf-8", "replace").split())[:200]
-        raise TopologyError(
-            f"lscpu failed with status {done.returncode} ({said or 'no message'}); --source sysfs does without it"
-        )
+        said = " ".join(done.stderr.decode("utf-8", "replace").split())[:200] or "no message"
+        raise TopologyError(f"lscpu failed with status {done.returncode} ({said}); --source sysfs does without it")
     return done.stdout.decode("utf-8", "replace")
 
 
 def parse_lscpu(text: str) -> tuple[LogicalCPUInfo, ...]:
-    """Return the CPUs in the output of ``lscpu -J -e``, ascending, with groups numbered over the machine.
+    """Return the CPUs in the output of ``lscpu -J -e`` or ``lscpu -p``, ascending, groups numbered over the machine.
 
     Raises:
         TopologyError: it is no such output, names no CPU, or names one twice.
     """
-    rows = _rows(text)
+    rows = _csv_rows(text) if text.lstrip().startswith("#") else _rows(text)
     if not all("cpu" in row and "core" in row for row in rows):
         raise TopologyError(
             "lscpu's output lacks the columns CPU and CORE; make it with lscpu -J -e=CPU,CORE,SOCKET,NODE,ONLINE"
@@ -79,7 +93,7 @@ def parse_lscpu(text: str) -> tuple[LogicalCPUInfo, ...]:
         raise TopologyError("lscpu's output names a CPU twice")
     online = [_is_online(row) for row in rows]
     if not any(online):
-        raise TopologyError("lscpu's output has no CPU online")
+        raise TopologyError("lscpu's output has no CPU online whose core it tells")
     columns = {
         name: _groups([lscpu_number(row.get(name)) for row in rows]) for name in ("core", "socket", "book", "drawer")
     }
@@ -111,19 +125,60 @@ def _rows(text: str) -> list[dict[str, Any]]:
     return rows
 
 
+def _csv_rows(text: str) -> list[dict[str, Any]]:
+    """Read ``lscpu -p``: the columns stand in the last comment line; an empty cell is unknown, and Y means yes."""
+    names: list[str] = []
+    rows = []
+    for line in text.splitlines():
+        if line.startswith("#"):
+            names = [name.strip().lower() for name in line[1:].split(",")]
+        elif line.strip():
+            cells = line.split(",")
+            if len(cells) != len(names):
+                raise TopologyError("the rows of lscpu's CSV output do not fit its columns")
+            rows.append(dict(zip(names, cells)))
+    return rows
+
+
 def _is_online(row: dict[str, Any]) -> bool:
-    return row.get("online") not in (False, "no") and lscpu_number(row["core"]) != UNKNOWN
+    return row.get("online") not in (False, "no", "N") and lscpu_number(row["core"]) != UNKNOWN
 
 
 def _l3(row: dict[str, Any]) -> int:
-    """Return the last number of the cache column (``"l1d:l1i:l2:l3": "0:0:0:0"``) if it is the L3's."""
+    """Return the number of the L3: the last one of ``"l1d:l1i:l2:l3": "0:0:0:0"``, or a CSV column's."""
     for name, value in row.items():
         if name.endswith(":l3") and isinstance(value, str):
             return lscpu_number(value.rpartition(":")[2])
-    return UNKNOWN
+    return lscpu_number(row.get("l3"))
 
 
 def _groups(values: list[int]) -> list[int]:
     """Number the groups of equal values in the order of their first members."""
     numbers: dict[int, int] = {}
     return [UNKNOWN if value == UNKNOWN else numbers.setdefault(value, len(numbers)) for value in values]
+
+
+def saved_topology(text: str, machine: str, architecture: str) -> Topology:
+    """Return the machine in a saved output of lscpu; its nodes have CPUs, but no sizes or distances.
+
+    Raises:
+        TopologyError: as `parse_lscpu`.
+    """
+    cpus = parse_lscpu(text)
+    numbers = sorted({cpu.numa_node for cpu in cpus} - {UNKNOWN})
+    nodes = [MemoryNodeInfo(id=node, cpus=tuple(cpu.id for cpu in cpus if cpu.numa_node == node)) for node in numbers]
+    return Topology(architecture, "lscpu", machine, cpus, tuple(nodes), Limits(), tuple(_doubts(cpus, architecture)))
+
+
+def _doubts(cpus: tuple[LogicalCPUInfo, ...], architecture: str) -> Iterator[Message]:
+    """Tell of core numbers that lscpu 2.37 and later repeat for each CPU type: on big.LITTLE that looks like SMT."""
+    online = [cpu for cpu in cpus if cpu.online]
+    repeated = len({cpu.physical_core for cpu in online}) < len(online)
+    arm = architecture.startswith(("aarch64", "arm"))
+    if repeated and (arm or architecture == "unknown"):
+        yield Message(
+            "lscpu-cores-doubtful",
+            "warning" if arm else "note",
+            "lscpu repeats its core numbers on ARM chips with several types of core, where every CPU is a core;"
+            " on such a chip record /sys instead (hwloc-gather-topology)",
+        )

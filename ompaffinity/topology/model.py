@@ -77,6 +77,7 @@ class MemoryNodeInfo(NamedTuple):
 
     `cpus` holds online CPUs, ascending. `has_memory` is None where the machine does not say.
     `distances` maps node ids to ACPI SLIT distances (10 = local, unitless), empty where unknown.
+    `device_memory`: the node is the memory of a GPU.
     """
 
     total_memory: int = UNKNOWN
@@ -86,6 +87,7 @@ class MemoryNodeInfo(NamedTuple):
     has_memory: bool | None = None
     allowed: bool = True
     distances: Mapping[int, int] = {}
+    device_memory: bool = False
 
 
 class Limits(NamedTuple):
@@ -205,6 +207,7 @@ def _node_document(node: MemoryNodeInfo) -> dict[str, Any]:
         "has_memory": node.has_memory,
         "allowed": node.allowed,
         "distances": {str(other): distance for other, distance in node.distances.items()},
+        "device_memory": node.device_memory,
     }
 
 

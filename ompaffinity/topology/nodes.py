@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ompaffinity.topology.tree import Tree
 
 NODE_ROOT = "sys/devices/system/node"
+GPU_ROOT = "proc/driver/nvidia/gpus"
 RECLAIMABLE = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
 """What the kernel can hand out on a node without swapping."""
 
@@ -30,6 +31,7 @@ def read_nodes(tree: Tree, online: Iterable[int], limits: Limits) -> tuple[Memor
     with_memory = read_id_list(tree, f"{NODE_ROOT}/has_memory")
     possible = read_id_list(tree, f"{NODE_ROOT}/possible") or ids
     free = set(online)
+    gpu_nodes = _gpu_memory_nodes(tree)
     nodes = []
     for node in ids:
         directory = f"{NODE_ROOT}/node{node}"
@@ -48,6 +50,7 @@ def read_nodes(tree: Tree, online: Iterable[int], limits: Limits) -> tuple[Memor
                 has_memory=total > 0 if total != UNKNOWN else None if with_memory is None else node in with_memory,
                 allowed=limits.cpuset_nodes is None or node in limits.cpuset_nodes,
                 distances=_distances(read_text(tree, f"{directory}/distance") or "", ids, possible),
+                device_memory=not cpus and node in gpu_nodes,
             )
         )
     return tuple(nodes)
@@ -58,6 +61,17 @@ def node_memory(tree: Tree, node: int) -> tuple[int, int]:
     memory = parse_meminfo(read_text(tree, f"{NODE_ROOT}/node{node}/meminfo") or "")
     available = sum(memory.get(name, 0) for name in RECLAIMABLE) if "MemFree" in memory else UNKNOWN
     return memory.get("MemTotal", UNKNOWN), available
+
+
+def _gpu_memory_nodes(tree: Tree) -> set[int]:
+    """Return the nodes that NVIDIA's driver made of its GPUs' memory (coherent links: POWER9, Grace)."""
+    nodes = set()
+    for address in tree.names(GPU_ROOT):
+        for line in (read_text(tree, f"{GPU_ROOT}/{address}/numa_status") or "").splitlines():
+            name, _, value = line.partition(":")
+            if name == "Node" and value.strip().isdigit():
+                nodes.add(int(value))
+    return nodes
 
 
 def _numbered(names: list[str], prefix: str) -> list[int]:

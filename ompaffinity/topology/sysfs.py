@@ -78,13 +78,18 @@ def allowed_cpus(online: Iterable[int], limits: Limits) -> set[int]:
     return allowed
 
 
+def read_online(tree: Tree) -> list[int] | None:
+    """Return the ids of the CPUs that are online, None where the kernel has no list of them."""
+    return read_id_list(tree, f"{CPU_ROOT}/online")
+
+
 def read_presence(tree: Tree) -> tuple[list[int], list[int]]:
     """Return (present, online) CPU ids, ascending.
 
     Raises:
         TopologyError: no CPU is online.
     """
-    listed = read_id_list(tree, f"{CPU_ROOT}/online")
+    listed = read_online(tree)
     if listed:
         present = set(read_id_list(tree, f"{CPU_ROOT}/present") or listed) | set(listed)
         return sorted(present), listed

@@ -108,6 +108,15 @@ class ArchiveTree:
     def names(self, path: str) -> list[str]:
         return sorted(self._names.get(self._resolve(path), ()))
 
+    def write_to(self, folder: str) -> None:
+        """Write the regular files of ``sys/`` and ``proc/`` below an empty private directory."""
+        for path, content in self._files.items():
+            if path.startswith(("sys/", "proc/")):
+                target = os.path.join(folder, path)
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                with open(target, "wb") as file:
+                    file.write(content)
+
     def _resolve(self, path: str) -> str:
         if not self._links:
             return path

@@ -448,4 +448,5 @@ def test_plans_for_recorded_machines(recorded_machines: Path, name: str) -> None
 
 
 def test_a_node_record_has_defaults_that_mean_unknown() -> None:
-    assert MemoryNodeInfo() == (UNKNOWN, UNKNOWN, 0, (), None, True, {})
+    node = MemoryNodeInfo()
+    assert (node.total_memory, node.available_memory, node.has_memory, node.distances) == (UNKNOWN, UNKNOWN, None, {})

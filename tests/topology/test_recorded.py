@@ -9,6 +9,8 @@ import ast
 import collections
 import json
 import re
+import tarfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ import pytest
 from ompaffinity.errors import TopologyError
 from ompaffinity.topology.idlist import parse_id_list
 from ompaffinity.topology.load import load_topology
-from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, Topology
+from ompaffinity.topology.lscpu import saved_topology
+from ompaffinity.topology.model import UNKNOWN, Topology
+from ompaffinity.topology.snapshot import parse_capture
 from tests.conftest import recorded_names
 
 LEVELS = {"core": "physical_core", "package": "package", "l3": "l3", "die": "die", "book": "book", "drawer": "drawer"}
@@ -83,9 +87,23 @@ def check_nodes(topology: Topology, expected: dict[str, Any]) -> None:
             assert [nodes[start].distances[end] for end in ids] == row
 
 
+def check(topology: Topology, expected: dict[str, Any]) -> None:
+    online = set(parse_id_list(expected["online"]))
+    assert {cpu.id for cpu in topology.cpus if cpu.online} == online
+    if expected["allowed_cpus"] is not None:
+        assert set(topology.allowed_cpus) == set(parse_id_list(expected["allowed_cpus"])) & online
+    check_levels(topology, expected)
+    check_nodes(topology, expected)
+
+
+def load_expected(folder: Path, name: str) -> dict[str, Any]:
+    expected: dict[str, Any] = json.loads((folder / "expected" / f"{name}.json").read_text())
+    return expected
+
+
 @pytest.mark.parametrize("name", recorded_names("sysfs", ".tar.gz"))
-def test_a_recorded_machine_is_read_as_it_is(recorded_machines: Path, name: str) -> None:
-    expected = json.loads((recorded_machines / "expected" / f"{name}.json").read_text())
+def test_a_recorded_tree_is_read_as_it_is(recorded_machines: Path, name: str) -> None:
+    expected = load_expected(recorded_machines, name)
     archive = str(recorded_machines / "sysfs" / f"{name}.tar.gz")
     if not expected["online"]:
         with pytest.raises(TopologyError):
@@ -93,11 +111,61 @@ def test_a_recorded_machine_is_read_as_it_is(recorded_machines: Path, name: str)
         return
     topology = load_topology(machine=archive)
     assert topology.machine == name
-    assert [cpu.id for cpu in topology.cpus if cpu.online] == parse_id_list(expected["online"])
-    assert all(isinstance(cpu, LogicalCPUInfo) for cpu in topology.cpus)
-    if expected["allowed_cpus"] is not None:
-        assert set(topology.allowed_cpus) == set(parse_id_list(expected["allowed_cpus"])) & set(
-            parse_id_list(expected["online"])
-        )
-    check_levels(topology, expected)
-    check_nodes(topology, expected)
+    check(topology, expected)
+    assert parse_capture(json.loads(json.dumps(topology.to_document()))) == topology
+
+
+@pytest.mark.parametrize("name", recorded_names("hwloc-xml", ".xml"))
+def test_an_hwloc_export_is_read_as_it_is(recorded_machines: Path, name: str) -> None:
+    expected = load_expected(recorded_machines, name)
+    topology = load_topology(machine=str(recorded_machines / "hwloc-xml" / f"{name}.xml"))
+    assert topology.machine == name
+    assert topology.architecture in (expected["architecture"], "unknown")
+    check(topology, expected)
+    assert parse_capture(json.loads(json.dumps(topology.to_document()))) == topology
+
+
+def test_gpu_memory_is_told_apart_from_the_machines_own(recorded_machines: Path) -> None:
+    topology = load_topology(machine=str(recorded_machines / "sysfs" / "ppc64le-power9-6v100-2p8n8c32t.tar.gz"))
+    assert [node.id for node in topology.nodes if node.device_memory] == [250, 251, 252, 253, 254, 255]
+
+
+def lscpu_outputs(folder: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield (version, machine, output) of every recorded output of lscpu, JSON and CSV."""
+    for path in sorted((folder / "lscpu").glob("*.json")):
+        yield "2.38.1", path.stem, path.read_text(errors="replace")
+    for archive in sorted((folder / "lscpu-versions").glob("*.tar.gz")):
+        with tarfile.open(archive) as members:
+            for member in members:
+                name, _, ending = member.name.rpartition("/")[2].rpartition(".")
+                file = members.extractfile(member)
+                if file is not None and ending in ("json", "parse"):
+                    yield archive.name.removesuffix(".tar.gz"), name, file.read().decode("utf-8", "replace")
+
+
+def test_every_recorded_output_of_lscpu_is_right_or_refused_or_doubted(recorded_machines: Path) -> None:
+    read = 0
+    for version, name, text in lscpu_outputs(recorded_machines):
+        answer = recorded_machines / "expected" / f"{name}.json"
+        if not answer.exists():
+            continue
+        expected = json.loads(answer.read_text())
+        try:
+            topology = saved_topology(text, name, expected["architecture"])
+        except TopologyError:
+            continue
+        read += 1
+        doubted = any(message.code == "lscpu-cores-doubtful" for message in topology.messages)
+        known = {cpu.id: cpu for cpu in topology.cpus if cpu.online}
+        assert known.keys() <= set(parse_id_list(expected["online"])), (version, name)
+        answers = {
+            row["cpu"]: row["core"] for row in expected["cpus"] if row["core"] is not None and row["cpu"] in known
+        }
+        found = groups({cpu: known[cpu].physical_core for cpu in answers})
+        right = found == groups(dict(answers)) or is_listed_otherwise(expected, "core", found)
+        assert right or doubted, (version, name)
+        if not disagreements(expected, "numa_node"):
+            for row in expected["cpus"]:
+                if row["cpu"] in known and row["numa_node"] is not None:
+                    assert known[row["cpu"]].numa_node in (row["numa_node"], UNKNOWN), (version, name)
+    assert read > 500

@@ -1,0 +1,194 @@
+"""Reader: hwloc's XML exports, format 2.x and 3.0 (``lstopo machine.xml``).
+
+Source: hwloc's documentation, "Importing and exporting topologies from/to XML files", and
+hwloc2.dtd. What hwloc does not record (isolated CPUs, quota) is unknown here; a memory node
+without CPUs of its own is recorded with those near it, so where several nodes have the same
+CPUs, these stay with the first.
+"""
+
+from __future__ import annotations
+
+from defusedxml.common import DefusedXmlException
+from defusedxml.ElementTree import ParseError, fromstring
+
+from ompaffinity.errors import IdListError, TopologyError
+from ompaffinity.topology.cpuinfo import UNKNOWN_ARCHITECTURE
+from ompaffinity.topology.idlist import MAX_ID, parse_mask
+from ompaffinity.topology.kinds import completed_kinds, kinds_by_speed
+from ompaffinity.topology.model import UNKNOWN, Limits, LogicalCPUInfo, MemoryNodeInfo, Topology
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+    from xml.etree.ElementTree import Element
+
+LEVELS = {"Package": "package", "Die": "die", "L3Cache": "l3", "Core": "physical_core"}
+GROUP_LEVELS = {"Book": "book", "Drawer": "drawer", "Cluster": "cluster"}
+"""Levels that hwloc exports as Group objects of this subtype."""
+X86_VENDORS = {"GenuineIntel", "AuthenticAMD", "HygonGenuine", "CentaurHauls", "  Shanghai  "}
+"""What CPUID says; exports made from CPUID do not name the architecture."""
+INTEL_KINDS = {"IntelCore": "performance", "IntelAtom": "efficiency"}
+
+
+NOWHERE: dict[str, Any] = {}
+"""The levels of a CPU that is recorded as absent."""
+
+
+def parse_hwloc(text: bytes, machine: str, architecture: str | None = None) -> Topology:
+    """Return the machine in an hwloc XML export.
+
+    Raises:
+        TopologyError: it is no such export, defines entities, or describes no CPU.
+    """
+    root = _parsed(text)
+    top = root.find("object")
+    if root.tag != "topology" or top is None or top.get("type") != "Machine":
+        raise TopologyError("this XML is not an hwloc topology: no <topology> with a Machine object")
+    levels = _levels(top)
+    if not levels:
+        raise TopologyError("this hwloc topology describes no CPU")
+    allowed = _cpuset(top, "allowed_cpuset")
+    absent = set(_cpuset(top, "complete_cpuset") or ()) - levels.keys()
+    nodes = _nodes(root, top, levels)
+    node_of = {cpu: node.id for node in nodes for cpu in node.cpus}
+    kinds = _kinds(root, levels)
+    cpus = tuple(
+        LogicalCPUInfo(
+            cpu,
+            numa_node=node_of.get(cpu, UNKNOWN),
+            kind=kinds.get(cpu),
+            online=cpu in levels,
+            allowed=cpu in levels and (allowed is None or cpu in allowed),
+            **levels.get(cpu, NOWHERE),
+        )
+        for cpu in sorted(levels.keys() | absent)
+    )
+    info = {item.get("name"): item.get("value") for item in (*top.findall("info"), *root.findall("info"))}
+    limits = Limits(
+        cpuset_cpus=None if allowed is None else tuple(allowed),
+        cpuset_nodes=None if not nodes else tuple(node.id for node in nodes if node.allowed),
+    )
+    vendors = {item.get("value") for item in top.iter("info") if item.get("name") == "CPUVendor"}
+    recorded = info.get("Architecture") or ("x86_64" if vendors & X86_VENDORS else UNKNOWN_ARCHITECTURE)
+    name = architecture or recorded
+    return Topology(name, "hwloc", machine, cpus, nodes, limits)
+
+
+def _parsed(text: bytes) -> Element:
+    try:
+        root: Element = fromstring(text)
+    except (ParseError, ValueError, LookupError) as error:
+        raise TopologyError(f"this is not well-formed XML ({error})") from None
+    except DefusedXmlException as error:
+        raise TopologyError(f"this XML is not read, for it could do harm ({type(error).__name__})") from None
+    return root
+
+
+def _levels(top: Element) -> dict[int, Any]:
+    """Return {cpu: {level: group number}} of every PU, groups numbered in document order."""
+    found: dict[int, Any] = {}
+    counts: dict[str, int] = {}
+
+    def walk(element: Element, above: dict[str, int]) -> None:
+        kind = element.get("type", "")
+        level = LEVELS.get(kind) or GROUP_LEVELS.get(element.get("subtype", "") if kind == "Group" else "")
+        if level is not None:
+            above = above | {level: counts.setdefault(level, 0)}
+            counts[level] += 1
+        if kind == "PU":
+            found[_number(element, "os_index")] = above
+        for child in element.findall("object"):
+            walk(child, above)
+
+    try:
+        walk(top, {})
+    except RecursionError:
+        raise TopologyError("this hwloc topology nests its objects deeper than any machine does") from None
+    return dict(sorted(found.items()))
+
+
+def _nodes(root: Element, top: Element, levels: dict[int, Any]) -> tuple[MemoryNodeInfo, ...]:
+    allowed = _cpuset(top, "allowed_nodeset")
+    distances = dict(_distances(root))
+    free = set(levels)
+    nodes = []
+    elements = [element for element in top.iter("object") if element.get("type") == "NUMANode"]
+    if len(elements) == 1 and elements[0].get("local_memory") is None and not distances:
+        # Without any information hwloc invents one node, so that there always is one.
+        return ()
+    for element in sorted(elements, key=lambda element: _number(element, "os_index")):
+        number = _number(element, "os_index")
+        size = _number(element, "local_memory") if element.get("local_memory") else UNKNOWN
+        cpus = tuple(cpu for cpu in _cpuset(element, "cpuset") or () if cpu in free)
+        free.difference_update(cpus)
+        nodes.append(
+            MemoryNodeInfo(
+                total_memory=size,
+                id=number,
+                cpus=cpus,
+                has_memory=None if size == UNKNOWN else size > 0,
+                allowed=allowed is None or number in allowed,
+                distances=distances.get(number, {}),
+            )
+        )
+    return tuple(nodes)
+
+
+def _distances(root: Element) -> Iterator[tuple[int, dict[int, int]]]:
+    """Yield (node, {node: distance}) of the NUMA latency matrix."""
+    for matrix in root.findall("distances2"):
+        if matrix.get("type") != "NUMANode" or matrix.get("name", "NUMALatency") != "NUMALatency":
+            continue
+        ids = [_digits(word) for part in matrix.findall("indexes") for word in (part.text or "").split()]
+        values = [_digits(word) for part in matrix.findall("u64values") for word in (part.text or "").split()]
+        if len(values) != len(ids) ** 2 or matrix.get("indexing", "os") != "os":
+            raise TopologyError("the distances of this hwloc topology do not fit its nodes")
+        for row, node in enumerate(ids):
+            yield node, dict(zip(ids, values[row * len(ids) :]))
+        return
+
+
+def _kinds(root: Element, levels: dict[int, Any]) -> dict[int, str]:
+    """Return {cpu: kind} of a hybrid chip: by Intel's core types, or else by the maximal frequencies."""
+    named: dict[int, str] = {}
+    speeds: dict[int, int] = {}
+    for element in root.findall("cpukind"):
+        info = {item.get("name"): item.get("value", "") for item in element.findall("info")}
+        for cpu in _cpuset(element, "cpuset") or ():
+            if info.get("CoreType") in INTEL_KINDS:
+                named[cpu] = INTEL_KINDS[info["CoreType"]]
+            for name in ("LinuxCapacity", "FrequencyMaxMHz"):
+                if (info.get(name) or "").isdigit():
+                    speeds.setdefault(cpu, int(info[name]))
+    return completed_kinds(named, levels) or kinds_by_speed(speeds)
+
+
+def _cpuset(element: Element, name: str) -> list[int] | None:
+    """Return the ids of a set (``0xf``, ``0x00000001,0x0``), None where the attribute is absent."""
+    text = element.get(name)
+    if text is None:
+        return None
+    if text.startswith("0xf...f"):
+        raise TopologyError(f"the {name} of this hwloc topology has no end")
+    words = [word.removeprefix("0x") or "0" for word in text.split(",")]
+    try:
+        return parse_mask(",".join([words[0], *(word.rjust(8, "0") for word in words[1:])]))
+    except IdListError as error:
+        raise TopologyError(f"the {name} of this hwloc topology is not a set: {error}") from None
+
+
+def _number(element: Element, name: str) -> int:
+    text = element.get(name)
+    if text is None:
+        raise TopologyError(f"an object of type {element.get('type')} in this hwloc topology has no {name}")
+    number = _digits(text)
+    if name == "os_index" and number > MAX_ID:
+        raise TopologyError(f"the {name} {number} in this hwloc topology is too large")
+    return number
+
+
+def _digits(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise TopologyError(f"{text[:40]!r} in this hwloc topology is not a number")
+    return int(text)

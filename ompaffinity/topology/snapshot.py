@@ -1,0 +1,160 @@
+"""Capture a machine to one small file, and read such a file back: the same plan on any computer.
+
+The file is the ``ompaffinity.topology/1`` document that ``topology --json`` prints: no host
+name, no serial numbers, no paths.
+"""
+
+from __future__ import annotations
+
+import json
+
+from ompaffinity.errors import IdListError, TopologyError
+from ompaffinity.records import Message
+from ompaffinity.topology.idlist import MAX_ID, parse_id_list
+from ompaffinity.topology.model import UNKNOWN, Limits, LogicalCPUInfo, MemoryNodeInfo, Topology
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+SCHEMA = "ompaffinity.topology/1"
+KINDS = (None, "performance", "efficiency", "low-power")
+
+
+def write_capture(topology: Topology, path: str) -> None:
+    """Write a machine to a file that `parse_capture` reads.
+
+    Raises:
+        TopologyError: the file cannot be written.
+    """
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump(topology.to_document(), file)
+            file.write("\n")
+    except OSError as error:
+        raise TopologyError(f"cannot write {path}: {error.strerror}") from None
+
+
+def parse_capture(document: dict[str, Any]) -> Topology:
+    """Return the machine in an ``ompaffinity.topology/1`` document.
+
+    Raises:
+        TopologyError: it is not such a document.
+    """
+    if document.get("schema") != SCHEMA:
+        raise TopologyError(f"the schema of this capture is {str(document.get('schema'))[:60]!r}, not {SCHEMA!r}")
+    try:
+        cpus = tuple(sorted((_cpu(row) for row in document["cpus"]), key=lambda cpu: cpu.id))
+        nodes = tuple(sorted((_node(row) for row in document["nodes"]), key=lambda node: node.id))
+        topology = Topology(
+            _text(document["architecture"]),
+            _text(document["source"]),
+            _text(document["machine"]),
+            cpus,
+            nodes,
+            _limits(document["limits"]),
+            tuple(_message(row) for row in document.get("warnings", [])),
+        )
+    except (KeyError, TypeError, AttributeError, ValueError, IdListError) as error:
+        raise TopologyError(f"this capture is damaged ({type(error).__name__}: {error})") from None
+    _check(topology)
+    return topology
+
+
+def _check(topology: Topology) -> None:
+    numbers = [cpu.id for cpu in topology.cpus]
+    nodes = [node.id for node in topology.nodes]
+    if len(set(numbers)) != len(numbers) or len(set(nodes)) != len(nodes):
+        raise TopologyError("this capture is damaged: it lists a CPU or a node twice")
+    if not any(cpu.online for cpu in topology.cpus):
+        raise TopologyError("this capture is damaged: it has no CPU online")
+    if any(cpu.allowed and not cpu.online for cpu in topology.cpus):
+        raise TopologyError("this capture is damaged: it allows a CPU that is not online")
+    if any(cpu.numa_node not in (UNKNOWN, *nodes) for cpu in topology.cpus):
+        raise TopologyError("this capture is damaged: it puts a CPU on a node that it does not list")
+    if any(set(node.cpus) - set(numbers) for node in topology.nodes):
+        raise TopologyError("this capture is damaged: it gives a node a CPU that it does not list")
+
+
+def _cpu(row: dict[str, Any]) -> LogicalCPUInfo:
+    kind = row["kind"]
+    if kind not in KINDS:
+        raise ValueError(f"the kind {str(kind)[:40]!r} of a CPU")
+    return LogicalCPUInfo(
+        id=_id(row["cpu"]),
+        physical_core=_level(row["core"]),
+        numa_node=_level(row["node"]),
+        package=_level(row["package"]),
+        die=_level(row["die"]),
+        l3=_level(row["l3"]),
+        cluster=_level(row["cluster"]),
+        book=_level(row["book"]),
+        drawer=_level(row["drawer"]),
+        kind=kind,
+        online=_flag(row["online"]),
+        allowed=_flag(row["allowed"]),
+        isolated=_flag(row["isolated"]),
+    )
+
+
+def _node(row: dict[str, Any]) -> MemoryNodeInfo:
+    has_memory = row["has_memory"]
+    return MemoryNodeInfo(
+        total_memory=_count(row["total_bytes"], UNKNOWN),
+        available_memory=_count(row["available_bytes"], UNKNOWN),
+        id=_id(row["node"]),
+        cpus=tuple(parse_id_list(row["cpus"])),
+        has_memory=None if has_memory is None else _flag(has_memory),
+        allowed=_flag(row["allowed"]),
+        distances={_id(int(node)): _count(distance, None) for node, distance in row["distances"].items()},
+        device_memory=_flag(row.get("device_memory", False)),
+    )
+
+
+def _limits(row: dict[str, Any]) -> Limits:
+    quota = row["cpu_quota"]
+    if quota is not None and (isinstance(quota, bool) or not isinstance(quota, (int, float)) or not 0 < quota < 1e9):
+        raise ValueError("the CPU quota is not a positive number")
+    ids = {name: row[name] for name in ("affinity", "cpuset_cpus", "cpuset_nodes")}
+    return Limits(
+        cpu_quota=quota,
+        memory_limit_bytes=None if row["memory_limit_bytes"] is None else _count(row["memory_limit_bytes"], None),
+        memory_usage_bytes=None if row["memory_usage_bytes"] is None else _count(row["memory_usage_bytes"], None),
+        **{name: None if text is None else tuple(parse_id_list(text)) for name, text in ids.items()},
+    )
+
+
+def _message(row: dict[str, Any]) -> Message:
+    if row["level"] not in ("warning", "note"):
+        raise ValueError("the level of a message")
+    return Message(_text(row["code"]), row["level"], _text(row["message"]))
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable() or len(value) > 2000:
+        raise ValueError("a name or message is not printable text")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise TypeError("a flag is neither true nor false")
+    return value
+
+
+def _id(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_ID:
+        raise ValueError(f"the number {str(value)[:40]!r} of a CPU, group or node")
+    return value
+
+
+def _level(value: object) -> int:
+    return UNKNOWN if value is None else _id(value)
+
+
+def _count(value: object, unknown: int | None) -> int:
+    if value is None and unknown is not None:
+        return unknown
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise ValueError(f"{str(value)[:40]!r} is not a size or distance")
+    return value
