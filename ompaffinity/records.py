@@ -46,7 +46,10 @@ else:
 
         @classmethod
         def _make(cls, values):
-            return cls(*values)
+            record = tuple.__new__(cls, values)
+            if len(record) != len(cls._fields):
+                raise TypeError(f"{cls.__name__} has {len(cls._fields)} fields, not {len(record)}")
+            return record
 
         def _asdict(self):
             return dict(zip(self._fields, self))

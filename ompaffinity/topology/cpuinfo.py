@@ -28,7 +28,7 @@ def recorded_architecture(tree: Tree) -> str:
 def _fields(text: str) -> dict[str, str]:
     """Return the first value of every ``name : value`` line, names in lower case."""
     fields: dict[str, str] = {}
-    for line in text[:65536].splitlines():
+    for line in text[:2048].splitlines():
         name, colon, value = line.partition(":")
         if colon:
             fields.setdefault(name.strip().lower(), value.strip())

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 MAX_ID = 2**20 - 1
 """The largest CPU or node number that is believed; Linux stops far below (NR_CPUS_RANGE_END)."""
 
+MAX_DIGITS = len(str(MAX_ID))
+
 
 def parse_id_list(text: str) -> list[int]:
     """Return the ids named by `text`, sorted and without duplicates.
@@ -25,7 +27,9 @@ def parse_id_list(text: str) -> list[int]:
     Raises:
         IdListError: anything else, a range that runs backwards, or an id above `MAX_ID`.
     """
-    return sorted(set(parse_ordered_id_list(text)))
+    ids = parse_ordered_id_list(text)
+    ids.sort()
+    return ids
 
 
 def parse_ordered_id_list(text: str) -> list[int]:
@@ -37,24 +41,31 @@ def parse_ordered_id_list(text: str) -> list[int]:
     text = text.strip()
     if not text:
         return []
-    ids: dict[int, None] = {}
+    ids: list[int] = []
     for part in text.split(","):
-        span, colon, stride_text = part.partition(":")
-        first_text, dash, last_text = span.partition("-")
-        first = _number(first_text, part, text)
-        if not dash:
-            if colon:
-                raise IdListError(f"a stride needs a range, as in 0-14:2, but {_quoted(part)} has none")
-            ids[first] = None
-            continue
-        last = _number(last_text, part, text)
-        stride = _number(stride_text, part, text) if colon else 1
-        if last < first:
-            raise IdListError(f"the range {_quoted(part)} runs backwards; write it as {last}-{first}")
-        if stride == 0:
-            raise IdListError(f"the stride of {_quoted(part)} is 0; it must be at least 1")
-        ids.update(dict.fromkeys(range(first, last + 1, stride)))
-    return list(ids)
+        if part.isdigit() and part.isascii() and len(part) < MAX_DIGITS:
+            ids.append(int(part))
+        else:
+            ids += _span(part, text)
+    return ids if len(set(ids)) == len(ids) else list(dict.fromkeys(ids))
+
+
+def _span(part: str, text: str) -> Iterable[int]:
+    """Return the ids of one ``7``, ``0-3`` or ``0-14:2``."""
+    span, colon, stride_text = part.partition(":")
+    first_text, dash, last_text = span.partition("-")
+    first = _number(first_text, part, text)
+    if not dash:
+        if colon:
+            raise IdListError(f"a stride needs a range, as in 0-14:2, but {_quoted(part)} has none")
+        return (first,)
+    last = _number(last_text, part, text)
+    stride = _number(stride_text, part, text) if colon else 1
+    if last < first:
+        raise IdListError(f"the range {_quoted(part)} runs backwards; write it as {last}-{first}")
+    if stride == 0:
+        raise IdListError(f"the stride of {_quoted(part)} is 0; it must be at least 1")
+    return range(first, last + 1, stride)
 
 
 def parse_mask(text: str) -> list[int]:
@@ -99,7 +110,7 @@ def _number(text: str, part: str, whole: str) -> int:
     digits = text.strip()
     if not (digits.isascii() and digits.isdigit()):
         raise IdListError(f"{_quoted(part)} in the id list {_quoted(whole)} is not a number or a range such as 0-3")
-    if len(digits) > 7 or int(digits) > MAX_ID:
+    if len(digits) > MAX_DIGITS or int(digits) > MAX_ID:
         raise IdListError(f"the id {_quoted(digits)} is too large; the largest is {MAX_ID}")
     return int(digits)
 

@@ -10,6 +10,8 @@ once per group, not once per CPU: that is where the speed comes from.
 
 from __future__ import annotations
 
+from itertools import repeat
+
 from ompaffinity.errors import TopologyError
 from ompaffinity.topology.kinds import read_kinds
 from ompaffinity.topology.limits import read_limits
@@ -41,31 +43,17 @@ def read_sysfs(tree: Tree, *, architecture: str, machine: str, affinity: tuple[i
     limits = read_limits(tree, affinity)
     nodes = read_nodes(tree, online, limits)
     node_of = {cpu: node.id for node in reversed(nodes) for cpu in node.cpus}
-    levels = _Levels(tree, online, architecture)
+    levels = _Levels(tree.at(CPU_ROOT), online, architecture)
     if not levels.l3 and _mcdram_is_cache(tree):
         levels.l3 = {cpu: place for place, node in enumerate(nodes) for cpu in node.cpus}
     kinds = read_kinds(tree, online)
     allowed = allowed_cpus(online, limits)
     isolated = set(read_id_list(tree, f"{CPU_ROOT}/isolated") or ())
     alive = set(online)
-    cpus = tuple(
-        LogicalCPUInfo(
-            cpu,
-            levels.core.get(cpu, UNKNOWN),
-            node_of.get(cpu, UNKNOWN),
-            levels.package.get(cpu, UNKNOWN),
-            levels.die.get(cpu, UNKNOWN),
-            levels.l3.get(cpu, UNKNOWN),
-            levels.cluster.get(cpu, UNKNOWN),
-            levels.book.get(cpu, UNKNOWN),
-            levels.drawer.get(cpu, UNKNOWN),
-            kinds.get(cpu),
-            cpu in alive,
-            cpu in allowed,
-            cpu in isolated,
-        )
-        for cpu in present
-    )
+    groups = (levels.core, node_of, levels.package, levels.die, levels.l3, levels.cluster, levels.book, levels.drawer)
+    columns = [map(labels.get, present, repeat(UNKNOWN)) for labels in groups]
+    flags = [map(members.__contains__, present) for members in (alive, allowed, isolated)]
+    cpus = tuple(map(LogicalCPUInfo._make, zip(present, *columns, map(kinds.get, present), *flags)))
     return Topology(architecture, "sysfs", machine, cpus, nodes, limits)
 
 
@@ -133,7 +121,7 @@ class _Levels:
 
     def _siblings(self, cpu: int, *names: str) -> list[int] | None:
         for name in names:
-            path = f"{CPU_ROOT}/cpu{cpu}/topology/{name}"
+            path = f"cpu{cpu}/topology/{name}"
             ids = self._group_with(cpu, f"{path}_list", path)
             if ids:
                 return ids
@@ -151,22 +139,31 @@ class _Levels:
             if cpu not in labels:
                 members = members_of(cpu)
                 if members is not None:
-                    for member in (cpu, *members):
-                        if member in self._alive:
-                            labels.setdefault(member, groups)
+                    labels[cpu] = groups
+                    for member in members:
+                        labels.setdefault(member, groups)
                     groups += 1
-        return labels
+        return self._of_online(labels)
+
+    def _of_online(self, labels: dict[int, int]) -> dict[int, int]:
+        """Leave out the offline CPUs that some old kernels still list as siblings."""
+        if labels.keys() <= self._alive:
+            return labels
+        return {cpu: label for cpu, label in labels.items() if cpu in self._alive}
 
     def _number_by_id(self, id_name: str, *names: str, within: dict[int, int] | None = None) -> dict[int, int]:
         """Number groups by the kernel's id, read once per sibling list; by the list alone where there is no id."""
         labels: dict[int, int] = {}
         number_of: dict[tuple[int | None, int | None], int] = {}
+        without: set[int | None] = set()
         for cpu in self._online:
-            if cpu in labels:
+            if cpu in labels or (within is not None and within.get(cpu) in without):
                 continue
-            identity = read_number(self._tree, f"{CPU_ROOT}/cpu{cpu}/topology/{id_name}")
+            identity = read_number(self._tree, f"cpu{cpu}/topology/{id_name}")
             nameless = identity is None or identity in NO_ID
             if nameless and within is not None:
+                # Firmware describes the dies and clusters of a package, or it does not: no need to ask every CPU.
+                without.add(within.get(cpu))
                 continue
             members = self._siblings(cpu, *names)
             if members is None:
@@ -175,17 +172,17 @@ class _Levels:
                 members = [cpu]
             key = (None, cpu) if nameless else (within.get(cpu) if within else None, identity)
             number = number_of.setdefault(key, len(number_of))
-            for member in (cpu, *members):
-                if member in self._alive:
-                    labels.setdefault(member, number)
-        return labels
+            labels[cpu] = number
+            for member in members:
+                labels.setdefault(member, number)
+        return self._of_online(labels)
 
     def _l3_siblings(self, cpu: int) -> list[int] | None:
-        cache = f"{CPU_ROOT}/cpu{cpu}/cache"
+        cache = f"cpu{cpu}/cache"
         # Almost everywhere index0..2 are L1d, L1i and L2.
-        candidates = ["index3", *(name for name in self._tree.names(cache) if name != "index3")]
-        for index in candidates if read_text(self._tree, f"{cache}/index3/level") != "3" else ["index3"]:
-            if read_text(self._tree, f"{cache}/{index}/level") == "3":
+        is_usual = read_text(self._tree, f"{cache}/index3/level") == "3"
+        for index in ("index3",) if is_usual else self._tree.names(cache):
+            if is_usual or read_text(self._tree, f"{cache}/{index}/level") == "3":
                 # Itanium kernels leave the map empty: then the cache is the core's own.
                 shared = self._group_with(cpu, f"{cache}/{index}/shared_cpu_list", f"{cache}/{index}/shared_cpu_map")
                 return shared or [

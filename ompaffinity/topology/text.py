@@ -7,8 +7,6 @@ from ompaffinity.topology.idlist import parse_id_list, parse_mask
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from ompaffinity.topology.tree import Tree
 
 # Old kernels end some lists in "\n\0", Kunpeng's firmware all of them.
@@ -32,24 +30,23 @@ def read_number(tree: Tree, path: str) -> int | None:
 
 def read_id_list(tree: Tree, path: str) -> list[int] | None:
     """Return the ids in a list file (``0-3,8``), None where there is no such list."""
-    return _parsed(parse_id_list, read_text(tree, path))
+    text = read_text(tree, path)
+    try:
+        return None if text is None else parse_id_list(text)
+    except IdListError:
+        return None
 
 
 def read_mask(tree: Tree, path: str) -> list[int] | None:
     """Return the ids in a mask file (``00000000,0000010f``), None where there is no such mask."""
-    return _parsed(parse_mask, read_text(tree, path))
+    text = read_text(tree, path)
+    try:
+        return None if text is None else parse_mask(text)
+    except IdListError:
+        return None
 
 
 def read_ids(tree: Tree, list_path: str, mask_path: str) -> list[int] | None:
     """Return the ids in a list file, or where it is absent or empty those in the mask file beside it."""
     ids = read_id_list(tree, list_path)
     return ids or read_mask(tree, mask_path) or ids
-
-
-def _parsed(parse: Callable[[str], list[int]], text: str | None) -> list[int] | None:
-    if text is None:
-        return None
-    try:
-        return parse(text)
-    except IdListError:
-        return None
