@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from io import TextIOWrapper
 
 from ompaffinity.cli.parse import parse_command_line
-from ompaffinity.errors import OmpAffinityError
+from ompaffinity.errors import OmpAffinityError, RequestError
 
 DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -14,6 +15,7 @@ DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 def main(arguments: list[str] | None = None) -> int:
     """Run one command line (by default this process's) and return its exit status."""
     try:
+        _prepare_output()
         status = _run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
         return status
@@ -21,11 +23,28 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"ompaffinity: error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
     except BrokenPipeError:
-        # The reader has gone (`| head`): nothing more can be said there, not even by the interpreter at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader has gone (`| head`): nothing more can be said there.
+        _drop_output()
         return DONE
+    except OSError as error:
+        _drop_output()
+        print(f"ompaffinity: error: cannot write the output: {error.strerror or error}", file=sys.stderr)
+        return BAD_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED
+
+
+def _prepare_output() -> None:
+    if sys.stdout is None:
+        raise RequestError("standard output is closed, so there is nowhere to print to")
+    if isinstance(sys.stdout, TextIOWrapper):
+        # A terminal that knows ASCII only still gets the table.
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _drop_output() -> None:
+    """Let what is still buffered go nowhere, or the interpreter complains about it at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _run(arguments: list[str]) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -30,9 +32,9 @@ def print_plan(topology: Topology, plan: Plan, rank: int | None = None) -> None:
     ranks = _table("rank", "threads", "CPUs", "helper CPUs", "memory", right=("rank", "threads"))
     for placement in plan.ranks:
         if rank is None or placement.rank == rank:
-            memory = f"{placement.memory_policy} {format_id_list(placement.nodes)}".replace(
-                "none ", "any, near "
-            ).strip()
+            memory = f"{placement.memory_policy} {format_id_list(placement.nodes)}"
+            if placement.memory_policy == "none":
+                memory = f"any, near {format_id_list(placement.nodes)}" if placement.nodes else "any"
             cells = (
                 str(len(placement.cpus)),
                 _ordered(placement.cpus),
@@ -91,7 +93,9 @@ _GRANULARITY_NAMES = {"thread": "each thread on its own CPU", "team": "a team th
 
 
 def _console() -> Console:
-    return Console(highlight=False, markup=False, emoji=False, soft_wrap=False)
+    # rich believes COLUMNS=0, and then prints nothing.
+    columns, lines = shutil.get_terminal_size((80, 24))
+    return Console(highlight=False, markup=False, emoji=False, width=max(columns, 40), height=lines)
 
 
 def _table(*columns: str, right: Iterable[str] = ()) -> Table:
@@ -109,9 +113,8 @@ def _machine_line(topology: Topology) -> Text:
         _counted(_cores(online), "core"),
         f"{_counted(len(online), 'CPU')} ({len(topology.allowed_cpus)} allowed)",
     ]
-    name = "this machine" if topology.machine == "live" else topology.machine
     return Text.assemble(
-        (name, "bold"),
+        (topology.machine, "bold"),
         f" ({topology.architecture}, read from {topology.source}): {', '.join(part for part in parts if part)}",
     )
 

@@ -17,7 +17,7 @@ from ompaffinity.errors import BindingError, RequestError
 from ompaffinity.memory.policy import LibnumaMissingError, restore_thread_policy, set_thread_policy, thread_policy
 from ompaffinity.openmp.document import worker_environment
 from ompaffinity.openmp.environment import MANAGED_VARIABLES, PLACEMENT_VARIABLE
-from ompaffinity.placement.plan import make_plan
+from ompaffinity.placement.plan import RankPlacement, make_plan
 from ompaffinity.placement.request import AUTO, parse_bind, requested
 from ompaffinity.records import Message
 from ompaffinity.topology.idlist import format_id_list
@@ -28,12 +28,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
-    from ompaffinity.placement.plan import Plan, RankPlacement
+    from ompaffinity.placement.plan import Plan
 
 logger = logging.getLogger("ompaffinity")
 
 # The environment belongs to the process, so one lock serves every manager in it.
 _environment_lock = threading.RLock()
+_tasks_inside: list[object] = []
+
+
+def _forget_other_threads() -> None:
+    """In a forked child only the forking thread lives on: a lock that another one held would never be released."""
+    global _environment_lock  # noqa: PLW0603
+    _environment_lock = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_other_threads)
 
 FAMILY_PREFIXES = ("OMP_", "GOMP_", "KMP_")
 
@@ -76,38 +87,47 @@ class OMPProcessManager:
             BindingError: the kernel refuses to bind, and the manager is strict.
         """
         local_rank = rank if local_rank is None else local_rank
+        if not isinstance(rank, int) or not isinstance(local_rank, int):
+            raise RequestError(f"rank {rank!r} and local rank {local_rank!r} must be numbers")
         if not 0 <= local_rank < len(self.plan.ranks):
             raise RequestError(f"local rank {local_rank} is not one of the {len(self.plan.ranks)} ranks of the plan")
         placement = self.plan.ranks[local_rank]._replace(rank=rank)
-        environment, unset = worker_environment(self.plan, placement)
         _start_resource_tracker()
-        with _environment_lock, ExitStack() as stack:
+        with ExitStack() as stack:
+            stack.enter_context(_turn())
             stack.enter_context(_restored_environment())
+            if placement.bound:
+                placement = self._bind_calling_thread(placement, stack)
+            environment, unset = worker_environment(self.plan, placement)
             for name in unset:
                 os.environ.pop(name, None)
             os.environ.update(environment)
-            if placement.bound:
-                self._bind_calling_thread(placement, stack)
             yield placement
 
-    def _bind_calling_thread(self, placement: RankPlacement, stack: ExitStack) -> None:
-        for code, bind in (
-            ("affinity-not-permitted", _take_affinity),
-            ("memory-policy-not-permitted", _take_memory_policy),
-        ):
-            try:
-                bind(placement, stack)
-            except BindingError as error:
-                if self.strict:
-                    raise
-                self._warn(
-                    "libnuma-missing" if isinstance(error, LibnumaMissingError) else code,
-                    f"rank {placement.rank}: {error}",
-                )
+    def _bind_calling_thread(self, placement: RankPlacement, stack: ExitStack) -> RankPlacement:
+        """Bind the calling thread until the stack unwinds, and return what the kernel granted of the placement."""
+        try:
+            _take_affinity(placement, stack)
+        except BindingError as error:
+            self._refused("affinity-not-permitted", placement, error)
+            return RankPlacement(placement.rank, placement.local_rank, bound=False)
+        try:
+            _take_memory_policy(placement, stack)
+        except LibnumaMissingError as error:
+            self._refused("libnuma-missing", placement, error)
+        except BindingError as error:
+            self._refused("memory-policy-not-permitted", placement, error)
+        else:
+            return placement
+        return placement._replace(memory_policy="none")
 
-    def _warn(self, code: str, text: str) -> None:
-        logger.warning("%s: %s", code, text)
-        self.warnings.append(Message(code, "warning", text))
+    def _refused(self, code: str, placement: RankPlacement, error: BindingError) -> None:
+        if self.strict:
+            raise error
+        message = Message(code, "warning", f"rank {placement.rank}: {error}")
+        if message not in self.warnings:
+            logger.warning("%s: %s", code, message.message)
+            self.warnings.append(message)
 
 
 def _live_plan(options: dict[str, Any]) -> Plan:
@@ -122,13 +142,46 @@ def _live_plan(options: dict[str, Any]) -> Plan:
     plan = make_plan(load_topology(), request)
     if request.bind == "none":
         return plan
+    consequence = (
+        "a team floats within its rank's CPUs" if plan.granularity == "team" else "standard variables are used"
+    )
     unknown = Message(
         "runtime-unknown",
         "warning",
-        "which OpenMP runtime the workers load is not known, so a team floats within its rank's CPUs;"
-        " runtime='gomp' (what torch brings), 'iomp' or 'omp' binds thread by thread",
+        f"which OpenMP runtime the workers load is not known, so {consequence};"
+        " say runtime='gomp' (what torch brings), 'iomp' or 'omp'",
     )
     return plan._replace(warnings=(*plan.warnings, unknown))
+
+
+@contextmanager
+def _turn() -> Iterator[None]:
+    """Wait until no other thread is inside a context; coroutines of this thread must not interleave theirs.
+
+    Raises:
+        RequestError: another asyncio task of this thread is inside a context.
+    """
+    task = _current_task()
+    with _environment_lock:
+        if _tasks_inside and _tasks_inside[-1] is not task:
+            raise RequestError(
+                "another asyncio task of this thread is starting a worker; start workers one after another,"
+                " for they share the environment and the thread's binding"
+            )
+        _tasks_inside.append(task)
+        try:
+            yield
+        finally:
+            _tasks_inside.pop()
+
+
+def _current_task() -> object:
+    """Return the running asyncio task, None outside of one (and where asyncio is not even loaded)."""
+    asyncio = sys.modules.get("asyncio")
+    try:
+        return None if asyncio is None else asyncio.current_task()
+    except RuntimeError:
+        return None
 
 
 @contextmanager

@@ -82,6 +82,7 @@ def usable_pools(
         cpus = tuple(cpu.id for cpu in members)
         count = rule.threads_per_core
         core = Core(cpus, cpus[-count:] if rule.last else cpus[:count], first.numa_node, first.package)
-        place = (first.drawer, first.book, first.package, first.die, first.l3, first.cluster, first.id)
+        levels = (first.drawer, first.book, first.package, first.die, first.l3, first.cluster, first.physical_core)
+        place = (*levels, first.id)
         pools.setdefault(first.numa_node if with_nodes else UNKNOWN, []).append((place, core))
     return [Pool(node, tuple(core for _, core in sorted(pools[node]))) for node in sorted(pools)]

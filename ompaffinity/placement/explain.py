@@ -31,7 +31,6 @@ REASONS = (
     "efficiency-core",
     "unused-node",
     "quota",
-    "remainder",
     "smt-sibling",
     "unbound",
 )
@@ -47,7 +46,6 @@ DETAILS = {
     "isolated": "kept from the scheduler by isolcpus; --cpus LIST uses those that it names",
     "efficiency-core": "a team would wait for these slower cores; --kinds all uses them",
     "quota": "more than the CPU quota of the control group lets run; raise cpu.max (docker --cpus) to use them",
-    "remainder": "left over after each rank got its cores",
     "unbound": "nothing is bound with --bind none; --bind auto plans them",
 }
 
@@ -70,21 +68,25 @@ def left_out_groups(
                 elif owned and cpu not in core.threads:
                     reasons[cpu] = "smt-sibling"
                 else:
-                    reasons[cpu] = "remainder" if topology.limits.cpu_quota is None else "quota"
+                    reasons[cpu] = "quota"
     groups: dict[str, list[int]] = {}
     for cpu in sorted(reasons):
         groups.setdefault(reasons[cpu], []).append(cpu)
-    return [(tuple(groups[reason]), reason, _detail(reason, topology, pools)) for reason in REASONS if reason in groups]
+    return [
+        (tuple(groups[reason]), reason, _detail(reason, topology, pools, len(ranks)))
+        for reason in REASONS
+        if reason in groups
+    ]
 
 
-def _detail(reason: str, topology: Topology, pools: list[Pool]) -> str:
+def _detail(reason: str, topology: Topology, pools: list[Pool], ranks: int) -> str:
     if reason == "smt-sibling":
         threads = max(len(core.threads) for pool in pools for core in pool.cores)
         name = "one thread" if threads == 1 else f"{threads} threads"
         where = "" if topology.architecture == "unknown" else f" on {topology.architecture}"
         return f"{name} per core{where}; --threads-per-core all uses them"
     if reason == "unused-node":
-        return f"more nodes than ranks need; --tp {len(pools)} uses every node"
+        return _about_unused_nodes(len(pools), ranks)
     return DETAILS[reason]
 
 
@@ -143,11 +145,8 @@ def _about_nodes(pools: list[Pool], ranks: tuple[RankPlacement, ...]) -> Iterato
                 f"{len(ranks)} ranks share {len(pools)} NUMA {_plural('node', len(pools))} and the memory there",
             )
         if used < len(pools):
-            yield Message(
-                "nodes-unused",
-                NOTE,
-                f"{len(pools) - used} of {len(pools)} NUMA nodes are not used; --tp {len(pools)} would use them all",
-            )
+            unused = f"{len(pools) - used} of {len(pools)} NUMA nodes are not used"
+            yield Message("nodes-unused", NOTE, f"{unused}: {_about_unused_nodes(len(pools), len(ranks))}")
     sizes = sorted({len(rank.cpus) for rank in ranks})
     if len(sizes) > 1:
         yield Message(
@@ -155,6 +154,12 @@ def _about_nodes(pools: list[Pool], ranks: tuple[RankPlacement, ...]) -> Iterato
             NOTE,
             f"the ranks have {sizes[0]} to {sizes[-1]} threads, and a tensor-parallel step waits for the smallest rank",
         )
+
+
+def _about_unused_nodes(nodes: int, ranks: int) -> str:
+    if ranks < nodes:
+        return f"more nodes than ranks; {nodes} ranks (--tp, --pp, --dp) would use them all"
+    return "too few CPUs there for a rank as large as the others"
 
 
 def _about_kinds(topology: Topology, request: PlacementRequest, ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
@@ -188,12 +193,12 @@ def _about_reserve(
     taken = len({cores_of[cpu] for rank in ranks for cpu in rank.helper_cpus})
     if taken < wanted:
         asked = request.reserve is not None or request.reserve_per_rank is not None or request.kv_transfer
-        why = "every rank has a single CPU" if sharing else "no rank can give one up and keep a thread"
+        unit = _plural("CPU" if sharing else "core", wanted)
         yield Message(
             "reserve-impossible",
             WARNING if asked else NOTE,
-            f"{taken} of {wanted} {_plural('core', wanted)} could be reserved for the scheduler and helper threads:"
-            f" {why}; ask for fewer ranks, or for --reserve 0 to say that this is intended",
+            f"{taken} of {wanted} {unit} could be reserved for the scheduler and helper threads: no rank can give up"
+            " more and keep a thread; ask for fewer ranks, or for --reserve 0 to say that this is intended",
         )
 
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from ompaffinity.topology.model import Topology
 
 
-def nearest_memory_node(topology: Topology, cpus: Iterable[int]) -> int:
-    """Return the allowed node with memory that is nearest to `cpus`.
+def nearest_memory_node(topology: Topology, cpus: Iterable[int], within: tuple[int, ...] | None = None) -> int:
+    """Return the allowed node with memory (of the nodes `within`, if given) that is nearest to `cpus`.
 
     Distance is the sum of the ACPI SLIT distances (10 = local, unitless) from each CPU's
     node; equal distances go to the lowest node id. A node whose memory is unknown counts as
@@ -25,7 +25,10 @@ def nearest_memory_node(topology: Topology, cpus: Iterable[int]) -> int:
         NoMemoryNodeError: no allowed node has memory.
     """
     nodes = [
-        node.id for node in topology.nodes if node.allowed and node.has_memory is not False and not node.device_memory
+        node.id
+        for node in topology.nodes
+        if node.allowed and node.has_memory is not False and not node.device_memory
+        if within is None or node.id in within
     ]
     if not nodes:
         raise NoMemoryNodeError("no NUMA node that this process may use has memory")
@@ -33,7 +36,7 @@ def nearest_memory_node(topology: Topology, cpus: Iterable[int]) -> int:
     return min(nodes, key=lambda node: (sum(topology.distance(home, node) for home in homes), node))
 
 
-def memory_nodes(topology: Topology, cpus: Iterable[int]) -> tuple[int, ...]:
+def memory_nodes(topology: Topology, cpus: Iterable[int], within: tuple[int, ...] | None = None) -> tuple[int, ...]:
     """Return the memory nodes for a rank on `cpus`: of each of its nodes the node itself, or else the nearest.
 
     Empty on a machine without NUMA information.
@@ -42,7 +45,9 @@ def memory_nodes(topology: Topology, cpus: Iterable[int]) -> tuple[int, ...]:
         NoMemoryNodeError: as `nearest_memory_node`.
     """
     one_cpu_of = {topology.cpu(cpu).numa_node: cpu for cpu in cpus}
-    return tuple(sorted({nearest_memory_node(topology, [cpu]) for home, cpu in one_cpu_of.items() if home != UNKNOWN}))
+    return tuple(
+        sorted({nearest_memory_node(topology, [cpu], within) for home, cpu in one_cpu_of.items() if home != UNKNOWN})
+    )
 
 
 def memory_policy(topology: Topology, request: PlacementRequest, nodes: tuple[int, ...]) -> str:

@@ -5,17 +5,17 @@ from __future__ import annotations
 from ompaffinity.errors import NoMemoryNodeError, PlacementError
 from ompaffinity.placement.architecture import ALL, rule_for
 from ompaffinity.placement.cores import Core, unusable_cpus, usable_pools
-from ompaffinity.placement.explain import left_out_groups, plan_messages
+from ompaffinity.placement.explain import DETAILS, left_out_groups, plan_messages
 from ompaffinity.placement.memory import memory_nodes, memory_policy
 from ompaffinity.placement.request import AUTO, check_request
 from ompaffinity.placement.split import Share, reserve_cores, split_cores, wanted_reserve
 from ompaffinity.records import Message, NamedTuple
 from ompaffinity.topology.idlist import format_id_list
-from ompaffinity.topology.model import UNKNOWN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ompaffinity.placement.architecture import ArchitectureRule
+    from ompaffinity.placement.cores import Pool
     from ompaffinity.placement.request import PlacementRequest
     from ompaffinity.topology.model import Topology
 
@@ -69,34 +69,24 @@ def make_plan(topology: Topology, request: PlacementRequest) -> Plan:
         RequestError: the request makes no sense on any machine.
         PlacementError: this machine cannot meet it.
     """
-    check_request(request)
+    request = check_request(request)
     unusable = unusable_cpus(topology, request)
-    if request.bind == "none":
-        return _unbound_plan(topology, request, unusable)
     rule = _rule(topology, request)
-    pools = usable_pools(topology, unusable, rule)
-    if request.ranks > sum(len(pool.cores) for pool in pools) and "efficiency-core" in unusable.values():
-        # A slow core of its own is better than half a fast one.
-        widened = request._replace(kinds="all")
-        unusable = unusable_cpus(topology, widened)
-        pools = usable_pools(topology, unusable, rule)
+    granularity = "thread" if request.granularity == AUTO else request.granularity
+    pools: list[Pool] = []
     sharing = False
-    if isinstance(request.bind, tuple):
-        shares = _explicit_shares(topology, request.bind, unusable)
+    if request.bind == "none":
+        ranks = tuple(RankPlacement(rank, rank, bound=False) for rank in range(request.ranks))
+        unusable = dict.fromkeys((cpu.id for cpu in topology.cpus), "unbound") | unusable
+    elif isinstance(request.bind, tuple):
+        shares = _explicit_shares(topology, request.bind)
+        ranks = _placements(topology, request, _within_quota(topology, shares), granularity)
     else:
-        usable = sum(len(core.cpus) for pool in pools for core in pool.cores)
         _check_named(topology, request)
-        if request.ranks > usable:
-            raise PlacementError(_too_many_ranks(request, usable))
-        sharing = request.ranks > sum(len(pool.cores) for pool in pools)
-        if sharing:
-            pools = usable_pools(topology, unusable, rule, split_siblings=True)
+        pools, unusable, sharing = _pools(topology, request, rule, unusable)
         split = split_cores(pools, request.ranks, topology.distance, spread=request.distribute == "spread")
         shares = reserve_cores(split, wanted_reserve(request, rule))
-    granularity = "thread" if request.granularity == AUTO else request.granularity
-    shares = _within_quota(topology, shares)
-    ranks = _placements(topology, request, shares, granularity)
-    messages = plan_messages(topology, request, rule, pools, ranks, sharing=sharing)
+        ranks = _placements(topology, request, _within_quota(topology, shares), granularity)
     return Plan(
         architecture=topology.architecture,
         machine=topology.machine,
@@ -106,8 +96,29 @@ def make_plan(topology: Topology, request: PlacementRequest) -> Plan:
         ranks=ranks,
         reserved=tuple(sorted(cpu for rank in ranks for cpu in rank.helper_cpus)),
         left_out=tuple(LeftOut(*group) for group in left_out_groups(topology, unusable, pools, ranks)),
-        warnings=(*topology.messages, *messages),
+        warnings=(*topology.messages, *plan_messages(topology, request, rule, pools, ranks, sharing=sharing)),
     )
+
+
+def _pools(
+    topology: Topology, request: PlacementRequest, rule: ArchitectureRule, unusable: dict[int, str]
+) -> tuple[list[Pool], dict[int, str], bool]:
+    """Return the usable cores by node, why the other CPUs are not usable, and whether ranks must share cores.
+
+    Raises:
+        PlacementError: there are fewer usable CPUs than ranks.
+    """
+    pools = usable_pools(topology, unusable, rule)
+    if request.ranks > sum(len(pool.cores) for pool in pools) and "efficiency-core" in unusable.values():
+        # A slow core of its own is better than half a fast one.
+        unusable = unusable_cpus(topology, request._replace(kinds="all"))
+        pools = usable_pools(topology, unusable, rule)
+    usable = sum(len(core.cpus) for pool in pools for core in pool.cores)
+    if request.ranks > usable:
+        raise PlacementError(_too_many_ranks(request, usable, unusable))
+    if request.ranks > sum(len(pool.cores) for pool in pools):
+        return usable_pools(topology, unusable, rule, split_siblings=True), unusable, True
+    return pools, unusable, False
 
 
 def _rule(topology: Topology, request: PlacementRequest) -> ArchitectureRule:
@@ -141,26 +152,23 @@ def _check_allowed(option: str, topology: Topology, cpus: tuple[int, ...]) -> No
         )
 
 
-def _too_many_ranks(request: PlacementRequest, usable: int) -> str:
-    if not usable:
-        return "no CPU may be used: --cpus, --nodes, --kinds and the limits of this process leave none"
-    return (
-        f"{request.ranks} ranks were asked for, but only {usable} CPUs may be used; ask for at most {usable}"
-        f" with --tp, --pp and --dp, or widen the CPUs that this process may use"
-    )
+def _too_many_ranks(request: PlacementRequest, usable: int, unusable: dict[int, str]) -> str:
+    if usable:
+        return (
+            f"{request.ranks} ranks were asked for, but only {usable} CPUs may be used; ask for at most {usable}"
+            " with --tp, --pp and --dp, or widen the CPUs that this process may use"
+        )
+    reasons = list(unusable.values())
+    counts = ", ".join(f"{reasons.count(reason)} {reason}" for reason in DETAILS if reason in reasons)
+    remedy = "; --cpus LIST uses isolated ones that it names" if "isolated" in reasons else ""
+    return f"no CPU may be used ({counts}){remedy}"
 
 
-def _explicit_shares(topology: Topology, lists: tuple[tuple[int, ...], ...], unusable: dict[int, str]) -> list[Share]:
+def _explicit_shares(topology: Topology, lists: tuple[tuple[int, ...], ...]) -> list[Share]:
     """The user's own lists: each CPU is a core of its own, in the order written; nothing is reserved."""
     _check_allowed("--bind", topology, tuple(cpu for cpus in lists for cpu in cpus))
     return [
-        Share(
-            tuple(
-                Core((cpu,), (cpu,), topology.cpu(cpu).numa_node, topology.cpu(cpu).package)
-                for cpu in cpus
-                if cpu not in unusable
-            )
-        )
+        Share(tuple(Core((cpu,), (cpu,), topology.cpu(cpu).numa_node, topology.cpu(cpu).package) for cpu in cpus))
         for cpus in lists
     ]
 
@@ -187,56 +195,39 @@ def _placements(
 ) -> tuple[RankPlacement, ...]:
     threads = [tuple(cpu for core in share.compute for cpu in core.threads) for share in shares]
     helpers = [tuple(sorted(cpu for core in share.reserved for cpu in core.cpus)) for share in shares]
-    homes = [{topology.cpu(cpu).numa_node for cpu in cpus} for cpus in threads]
+    owned_on: dict[int, set[int]] = {}
+    for cpu in (cpu for group in (*threads, *helpers) for cpu in group):
+        owned_on.setdefault(topology.cpu(cpu).numa_node, set()).add(cpu)
+    shared: dict[frozenset[int], tuple[int, ...]] = {}
     placements = []
     for rank, share in enumerate(shares):
         cpus, helper_cpus = threads[rank], helpers[rank]
-        idle = {cpu for core in share.compute for cpu in core.cpus} - set(cpus)
-        if not helper_cpus and not idle:
-            # Nothing of its own is left for helper threads: they roam over the ranks of the node.
-            idle = {
-                cpu
-                for other, near in enumerate(homes)
-                if near & homes[rank]
-                for cpu in (*threads[other], *helpers[other])
-            }
-        affinity = tuple(sorted({*cpus, *helper_cpus} if helper_cpus else {*cpus, *idle}))
+        roam = set(helper_cpus) or {cpu for core in share.compute for cpu in core.cpus} - set(cpus)
+        affinity = tuple(sorted({*cpus, *roam}))
+        if not roam:
+            # Nothing of its own is left for helper threads: they run on the CPUs of all ranks of the node.
+            nodes_of_rank = frozenset(topology.cpu(cpu).numa_node for cpu in cpus)
+            if nodes_of_rank not in shared:
+                shared[nodes_of_rank] = tuple(sorted(cpu for node in nodes_of_rank for cpu in owned_on[node]))
+            affinity = shared[nodes_of_rank]
         if granularity == "team":
             places = (tuple(sorted({*cpus, *helper_cpus})),) * len(cpus)
         else:
             places = (tuple(sorted({cpus[0], *helper_cpus})), *((cpu,) for cpu in cpus[1:]))
         try:
-            nodes = memory_nodes(topology, cpus)
+            nodes = memory_nodes(topology, cpus, request.nodes)
         except NoMemoryNodeError:
             nodes = ()
-        policy = memory_policy(topology, request, nodes)
-        placements.append(RankPlacement(rank, rank, True, cpus, helper_cpus, places, affinity, nodes, policy))
+        placements.append(
+            RankPlacement(
+                rank=rank,
+                local_rank=rank,
+                cpus=cpus,
+                helper_cpus=helper_cpus,
+                places=places,
+                affinity=affinity,
+                nodes=nodes,
+                memory_policy=memory_policy(topology, request, nodes),
+            )
+        )
     return tuple(placements)
-
-
-def _unbound_plan(topology: Topology, request: PlacementRequest, unusable: dict[int, str]) -> Plan:
-    messages = plan_messages(topology, request, _rule(topology, request), [], (), sharing=False)
-    ranks = tuple(RankPlacement(rank, rank, bound=False) for rank in range(request.ranks))
-    groups = left_out_groups(
-        topology, dict.fromkeys((cpu.id for cpu in topology.cpus), "unbound") | unusable, [], ranks
-    )
-    return Plan(
-        topology.architecture,
-        topology.machine,
-        "omp" if request.runtime == AUTO else request.runtime,
-        "thread" if request.granularity == AUTO else request.granularity,
-        request.wait_policy,
-        ranks,
-        (),
-        tuple(LeftOut(*group) for group in groups),
-        (*topology.messages, *messages),
-    )
-
-
-def rank_size(placement: RankPlacement, topology: Topology) -> int:
-    """Return how many cores a rank owns, helper cores included; a CPU of an unknown core counts as one."""
-    cores = set()
-    for cpu in (*placement.cpus, *placement.helper_cpus):
-        core = topology.cpu(cpu).physical_core
-        cores.add(core if core != UNKNOWN else UNKNOWN - 1 - cpu)
-    return len(cores)

@@ -55,47 +55,68 @@ class PlacementRequest(NamedTuple):
 
 
 def check_request(request: PlacementRequest) -> PlacementRequest:
-    """Return `request` if it makes sense.
+    """Return `request` if it makes sense, its lists as tuples.
 
     Raises:
-        RequestError: a size below 1, an unknown word, a negative number, or lists that do not
-            match the ranks or overlap.
+        RequestError: a size below 1, an unknown word, a negative number, a value of the wrong
+            type, or lists that do not match the ranks, overlap, or stand beside options that they make void.
     """
-    sizes = {
-        "--tp (tensor_parallel_size)": request.tensor_parallel_size,
-        "--pp (pipeline_parallel_size)": request.pipeline_parallel_size,
-        "--dp (data_parallel_size)": request.data_parallel_size,
-    }
-    for name, size in sizes.items():
-        if size < 1:
-            raise RequestError(f"{name} is {size}; it must be at least 1")
+    for field, (option, least, optional) in _NUMBERS.items():
+        value = getattr(request, field)
+        if value is None and optional:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise RequestError(f"{option} ({field}) is {value!r}; it must be a number")
+        if value < least:
+            raise RequestError(f"{option} ({field}) is {value}; it must be at least {least}")
     if request.ranks > MAX_RANKS:
         raise RequestError(f"{request.ranks} ranks were asked for; at most {MAX_RANKS} can be planned")
-    counts = {
-        "--threads-per-core (threads_per_core)": (request.threads_per_core, 1),
-        "--reserve (reserve)": (request.reserve, 0),
-        "--reserve-per-rank (reserve_per_rank)": (request.reserve_per_rank, 0),
-    }
-    for name, (count, least) in counts.items():
-        if count is not None and count < least:
-            raise RequestError(f"{name} is {count}; it must be at least {least}")
     if request.reserve is not None and request.reserve_per_rank is not None:
         raise RequestError(
             "--reserve counts cores in all and --reserve-per-rank counts them per rank; give one of them"
         )
-    words = {
-        "--kinds (kinds)": (request.kinds, KINDS),
-        "--distribute (distribute)": (request.distribute, DISTRIBUTIONS),
-        "--runtime (runtime)": (request.runtime, RUNTIMES),
-        "--granularity (granularity)": (request.granularity, GRANULARITIES),
-        "--wait-policy (wait_policy)": (request.wait_policy, WAIT_POLICIES),
-        "--memory-policy (memory_policy)": (request.memory_policy, MEMORY_POLICIES),
-    }
-    for name, (word, known) in words.items():
+    for field, (option, known) in _WORDS.items():
+        word = getattr(request, field)
         if word not in known:
-            raise RequestError(f"{name} is {word!r}; it must be one of {', '.join(known)}")
-    _check_lists(request)
-    return request
+            raise RequestError(f"{option} ({field}) is {word!r}; it must be one of {', '.join(known)}")
+    request = request._replace(
+        cpus=None if request.cpus is None else _ids("--cpus (cpus)", request.cpus),
+        nodes=None if request.nodes is None else _ids("--nodes (nodes)", request.nodes),
+    )
+    if isinstance(request.bind, str):
+        if request.bind not in (AUTO, "none"):
+            raise RequestError(
+                f"--bind (bind) is {request.bind!r}; it must be auto, none, or one CPU list per rank as in 0-3|4-7"
+            )
+        return request
+    return request._replace(bind=_checked_lists(request))
+
+
+_NUMBERS = {
+    "tensor_parallel_size": ("--tp", 1, False),
+    "pipeline_parallel_size": ("--pp", 1, False),
+    "data_parallel_size": ("--dp", 1, False),
+    "threads_per_core": ("--threads-per-core", 1, True),
+    "reserve": ("--reserve", 0, True),
+    "reserve_per_rank": ("--reserve-per-rank", 0, True),
+}
+_WORDS = {
+    "kinds": ("--kinds", KINDS),
+    "distribute": ("--distribute", DISTRIBUTIONS),
+    "runtime": ("--runtime", RUNTIMES),
+    "granularity": ("--granularity", GRANULARITIES),
+    "wait_policy": ("--wait-policy", WAIT_POLICIES),
+    "memory_policy": ("--memory-policy", MEMORY_POLICIES),
+}
+_VOID_WITH_LISTS = {
+    "cpus": "--cpus",
+    "nodes": "--nodes",
+    "threads_per_core": "--threads-per-core",
+    "reserve": "--reserve",
+    "reserve_per_rank": "--reserve-per-rank",
+    "kv_transfer": "--kv-transfer",
+}
+"""Options that say which CPUs a rank gets, as the lists of --bind do."""
 
 
 def parse_bind(text: str) -> str | tuple[tuple[int, ...], ...]:
@@ -152,7 +173,11 @@ def requested(given: Mapping[str, Any], environ: Mapping[str, str]) -> Placement
     arguments = request_from_environment(environ)
     if given.get("reserve_per_rank") is not None:
         arguments.pop("reserve", None)
-    return PlacementRequest(**{**arguments, **given})
+    arguments.update(given)
+    if not isinstance(arguments.get("bind", AUTO), str):
+        # Lists say it all: what the environment holds for automatic planning is not meant for them.
+        arguments = {name: value for name, value in arguments.items() if name in given or name not in _VOID_WITH_LISTS}
+    return PlacementRequest(**arguments)
 
 
 def _from_variable(field: str, name: str, text: str) -> object:
@@ -163,25 +188,26 @@ def _from_variable(field: str, name: str, text: str) -> object:
             return tuple(parse_ordered_id_list(text))
     except (RequestError, IdListError) as error:
         raise RequestError(f"the environment variable {name} is {text!r}: {error}") from None
+    if text == AUTO:
+        return None
     if not (text.isascii() and text.isdigit() and len(text) < 8):
-        raise RequestError(f"the environment variable {name} is {text!r}; it must be a number of cores")
+        raise RequestError(f"the environment variable {name} is {text!r}; it must be auto or a number of cores")
     return int(text)
 
 
-def _check_lists(request: PlacementRequest) -> None:
-    bind = request.bind
-    if isinstance(bind, str):
-        if bind not in (AUTO, "none"):
-            raise RequestError(
-                f"--bind (bind) is {bind!r}; it must be auto, none, or one CPU list per rank as in 0-3|4-7"
-            )
-        return
-    if len(bind) != request.ranks:
+def _checked_lists(request: PlacementRequest) -> tuple[tuple[int, ...], ...]:
+    void = [option for field, option in _VOID_WITH_LISTS.items() if getattr(request, field) not in (None, False)]
+    if void:
         raise RequestError(
-            f"--bind names {len(bind)} CPU lists for {request.ranks} ranks; give one list per rank, separated by |"
+            f"--bind names the CPUs of each rank, so {', '.join(void)} cannot be met beside it; leave one out"
+        )
+    lists = tuple(_ids("--bind (bind)", cpus) for cpus in request.bind)
+    if len(lists) != request.ranks:
+        raise RequestError(
+            f"--bind names {len(lists)} CPU lists for {request.ranks} ranks; give one list per rank, separated by |"
         )
     owner: dict[int, int] = {}
-    for rank, cpus in enumerate(bind):
+    for rank, cpus in enumerate(lists):
         if not cpus:
             raise RequestError(f"--bind gives rank {rank} no CPU")
         shared = [cpu for cpu in cpus if cpu in owner]
@@ -190,3 +216,15 @@ def _check_lists(request: PlacementRequest) -> None:
                 f"--bind gives CPU {format_id_list(shared)} to rank {owner[shared[0]]} and to rank {rank}"
             )
         owner.update(dict.fromkeys(cpus, rank))
+    return lists
+
+
+def _ids(option: str, ids: object) -> tuple[int, ...]:
+    """Return CPU or node numbers as a tuple."""
+    if isinstance(ids, (list, tuple, set, frozenset, range)):
+        numbers = tuple(sorted(ids)) if isinstance(ids, (set, frozenset)) else tuple(ids)
+        if all(isinstance(number, int) and not isinstance(number, bool) and number >= 0 for number in numbers):
+            if len(set(numbers)) < len(numbers):
+                raise RequestError(f"{option} names a number twice")
+            return numbers
+    raise RequestError(f"{option} is {ids!r}; it must be a list of numbers")

@@ -6,14 +6,16 @@ unused if that makes it larger); the fewest idle cores; close or spread; lowest 
 
 from __future__ import annotations
 
+from heapq import heapify, heapreplace
 from itertools import combinations
+from math import comb
 
 from ompaffinity.errors import PlacementError
 from ompaffinity.records import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
 
     from ompaffinity.placement.architecture import ArchitectureRule
     from ompaffinity.placement.cores import Core, Pool
@@ -50,9 +52,8 @@ def split_cores(
     return shares
 
 
-def largest_smallest(sizes: Iterable[int], ranks: int) -> int:
+def largest_smallest(sizes: list[int], ranks: int) -> int:
     """Return the most cores that every one of `ranks` can have if none straddles the groups of these sizes."""
-    sizes = list(sizes)
     low, high = 0, max(sizes, default=0)
     while low < high:
         middle = (low + high + 1) // 2
@@ -66,48 +67,65 @@ def largest_smallest(sizes: Iterable[int], ranks: int) -> int:
 def _choose_pools(pools: list[Pool], ranks: int, distance: Callable[[int, int], int], spread: bool) -> list[Pool]:
     """Return the pools to use, ascending by node: at most one per rank, those with the most cores."""
     count = min(ranks, len(pools))
+    if count == len(pools):
+        return pools
     least = sorted((len(pool.cores) for pool in pools), reverse=True)[count - 1]
     certain = [pool for pool in pools if len(pool.cores) > least]
-    open_choice = [pool for pool in pools if len(pool.cores) == least]
+    candidates = [pool for pool in pools if len(pool.cores) == least]
+    choice = _Choice(certain, distance, spread)
     missing = count - len(certain)
-
-    def cost(chosen: Iterable[Pool]) -> tuple[int, int, tuple[int, ...]]:
-        group = [*certain, *chosen]
-        packages = len({core.package for pool in group for core in pool.cores})
-        apart = sum(distance(first.node, second.node) for first, second in combinations(group, 2))
-        return (-packages if spread else 0, apart, tuple(sorted(pool.node for pool in group)))
-
-    if _choices(len(open_choice), missing) <= MAX_COMBINATIONS:
-        best: Iterable[Pool] = min(combinations(open_choice, missing), key=cost)
+    if comb(len(candidates), missing) <= MAX_COMBINATIONS:
+        chosen = min(combinations(candidates, missing), key=choice.cost)
     else:
-        best = _grow(open_choice, missing, cost)
-    return sorted([*certain, *best], key=lambda pool: pool.node)
+        chosen = choice.grown(candidates, missing)
+    return sorted([*certain, *chosen], key=lambda pool: pool.node)
 
 
-def _choices(total: int, chosen: int) -> int:
-    count = 1
-    for step in range(min(chosen, total - chosen)):
-        count = count * (total - step) // (step + 1)
-        if count > MAX_COMBINATIONS:
-            break
-    return count
+class _Choice:
+    """What it costs to use some pools beside those that are certain."""
 
+    def __init__(self, certain: list[Pool], distance: Callable[[int, int], int], spread: bool) -> None:
+        self._distance = distance
+        self._spread = spread
+        self._certain = certain
+        self._packages = {core.package for pool in certain for core in pool.cores}
 
-def _grow(
-    pools: list[Pool], missing: int, cost: Callable[[Iterable[Pool]], tuple[int, int, tuple[int, ...]]]
-) -> list[Pool]:
-    chosen: list[Pool] = []
-    while len(chosen) < missing:
-        chosen.append(min((pool for pool in pools if pool not in chosen), key=lambda pool: cost([*chosen, pool])))
-    return chosen
+    def cost(self, chosen: tuple[Pool, ...]) -> tuple[int, int, list[int]]:
+        """Return (fewest packages if `spread`, sum of distances, nodes): the smaller, the better."""
+        packages = self._packages.union(core.package for pool in chosen for core in pool.cores) if self._spread else ()
+        apart = sum(self._distance(first.node, second.node) for first, second in combinations(chosen, 2))
+        apart += sum(self._distance(first.node, second.node) for first in self._certain for second in chosen)
+        return -len(packages), apart, sorted(pool.node for pool in chosen)
+
+    def grown(self, candidates: list[Pool], missing: int) -> tuple[Pool, ...]:
+        """Return a good choice where there are too many to compare: the best next one, again and again."""
+        apart = {
+            pool.node: sum(self._distance(pool.node, other.node) for other in self._certain) for pool in candidates
+        }
+        packages = {pool.node: {core.package for core in pool.cores} for pool in candidates}
+        seen = set(self._packages)
+        left, chosen = list(candidates), []
+        for _ in range(missing):
+            new = {pool.node: len(packages[pool.node] - seen) if self._spread else 0 for pool in left}
+            best = min(left, key=lambda pool: (-new[pool.node], apart[pool.node], pool.node))
+            left.remove(best)
+            chosen.append(best)
+            seen |= packages[best.node]
+            for pool in left:
+                apart[pool.node] += self._distance(pool.node, best.node)
+        return tuple(chosen)
 
 
 def _ranks_per_pool(sizes: list[int], ranks: int, smallest: int) -> list[int]:
     """Return how many ranks each pool holds: one each, then one more where it leaves the most per rank."""
     counts = [1] * len(sizes)
+    next_share = [(-size / 2, place) for place, size in enumerate(sizes) if size // 2 >= smallest]
+    heapify(next_share)
     for _ in range(ranks - len(sizes)):
-        room = [position for position, size in enumerate(sizes) if size // (counts[position] + 1) >= smallest]
-        counts[max(room, key=lambda position: (sizes[position] / (counts[position] + 1), -position))] += 1
+        _, place = next_share[0]
+        counts[place] += 1
+        after = counts[place] + 1
+        heapreplace(next_share, (-sizes[place] / after if sizes[place] // after >= smallest else 1, place))
     return counts
 
 
@@ -139,9 +157,10 @@ def reserve_cores(shares: list[tuple[Core, ...]], total: int) -> list[Share]:
     A rank always keeps one core; fewer than `total` are taken where nothing else is left.
     """
     left = [len(cores) for cores in shares]
-    for _ in range(total):
-        largest = max(range(len(shares)), key=lambda rank: (left[rank], rank))
-        if left[largest] <= 1:
-            break
-        left[largest] -= 1
+    largest_first = [(-size, -rank) for rank, size in enumerate(left)]
+    heapify(largest_first)
+    for _ in range(min(total, sum(left) - len(left))):
+        size, rank = largest_first[0]
+        left[-rank] -= 1
+        heapreplace(largest_first, (size + 1, rank))
     return [Share(cores[:keep], cores[keep:]) for cores, keep in zip(shares, left)]

@@ -52,7 +52,7 @@ def get_visible_memory_node(assigned: list[int] | None = None) -> list[int]:
     if sys.platform == "darwin":
         return [0]
     allowed = get_memory_affinity()
-    chosen = os.environ.get(VISIBLE_NODES_VARIABLE)
+    chosen = os.environ.get(VISIBLE_NODES_VARIABLE, "").strip()
     wanted = assigned if assigned is not None else parse_ordered_id_list(chosen) if chosen else allowed
     return [node for node in wanted if node in allowed]
 

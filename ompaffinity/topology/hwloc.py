@@ -12,10 +12,9 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
 from ompaffinity.errors import IdListError, TopologyError
-from ompaffinity.topology.cpuinfo import UNKNOWN_ARCHITECTURE
 from ompaffinity.topology.idlist import MAX_ID, parse_mask
 from ompaffinity.topology.kinds import completed_kinds, kinds_by_speed
-from ompaffinity.topology.model import UNKNOWN, Limits, LogicalCPUInfo, MemoryNodeInfo, Topology
+from ompaffinity.topology.model import UNKNOWN, UNKNOWN_ARCHITECTURE, Limits, LogicalCPUInfo, MemoryNodeInfo, Topology
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ NOWHERE: dict[str, Any] = {}
 """The levels of a CPU that is recorded as absent."""
 
 
-def parse_hwloc(text: bytes, machine: str, architecture: str | None = None) -> Topology:
+def parse_hwloc(text: bytes, machine: str) -> Topology:
     """Return the machine in an hwloc XML export.
 
     Raises:
@@ -70,8 +69,7 @@ def parse_hwloc(text: bytes, machine: str, architecture: str | None = None) -> T
         cpuset_nodes=None if not nodes else tuple(node.id for node in nodes if node.allowed),
     )
     vendors = {item.get("value") for item in top.iter("info") if item.get("name") == "CPUVendor"}
-    recorded = info.get("Architecture") or ("x86_64" if vendors & X86_VENDORS else UNKNOWN_ARCHITECTURE)
-    name = architecture or recorded
+    name = info.get("Architecture") or ("x86_64" if vendors & X86_VENDORS else UNKNOWN_ARCHITECTURE)
     return Topology(name, "hwloc", machine, cpus, nodes, limits)
 
 

@@ -12,8 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-MAX_ID = 2**20 - 1
-"""The largest CPU or node number that is believed; Linux stops far below (NR_CPUS_RANGE_END)."""
+MAX_ID = 2**16 - 1
+"""The largest CPU or node number that is believed; Linux stops at 8191 (NR_CPUS_RANGE_END on x86)."""
 
 MAX_DIGITS = len(str(MAX_ID))
 
@@ -47,6 +47,8 @@ def parse_ordered_id_list(text: str) -> list[int]:
             ids.append(int(part))
         else:
             ids += _span(part, text)
+        if len(ids) > 2 * MAX_ID:
+            raise IdListError(f"the id list {_quoted(text)} names more ids than there can be")
     return ids if len(set(ids)) == len(ids) else list(dict.fromkeys(ids))
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import os
 
+from ompaffinity.errors import IdListError
+from ompaffinity.topology.idlist import parse_id_list
 from ompaffinity.topology.model import Limits
-from ompaffinity.topology.text import read_id_list, read_number, read_text
+from ompaffinity.topology.text import plain_number, read_id_list, read_number, read_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,16 +50,13 @@ def mems_allowed(tree: Tree, process: str = "self") -> tuple[int, ...] | None:
     """Return the nodes in ``Mems_allowed_list`` of a process's status, None where it is not shown."""
     status = read_text(tree, f"proc/{process}/status") or ""
     for line in status.splitlines():
-        if line.startswith("Mems_allowed_list:"):
-            return tuple(parse_status_list(line))
+        name, _, ids = line.partition(":")
+        if name == "Mems_allowed_list":
+            try:
+                return tuple(parse_id_list(ids))
+            except IdListError:
+                return None
     return None
-
-
-def parse_status_list(line: str) -> list[int]:
-    """Return the ids of a ``Name_list:<tab>0-3`` line of /proc/PID/status."""
-    from ompaffinity.topology.idlist import parse_id_list
-
-    return parse_id_list(line.partition(":")[2])
 
 
 class _ControlGroups:
@@ -84,12 +83,11 @@ class _ControlGroups:
         for directory, version in self._directories("cpu"):
             if version == 2:
                 words = (read_text(self._tree, f"{directory}/cpu.max") or "max").split()
-                numbers = [int(word) for word in words if word.isascii() and word.isdigit()]
-                quota, period = numbers if len(numbers) == 2 else (-1, 0)
+                quota, period = [plain_number(word) for word in words] if len(words) == 2 else (None, None)
             else:
-                quota = read_number(self._tree, f"{directory}/cpu.cfs_quota_us") or -1
-                period = read_number(self._tree, f"{directory}/cpu.cfs_period_us") or 0
-            if quota > 0 and period > 0:
+                quota = read_number(self._tree, f"{directory}/cpu.cfs_quota_us")
+                period = read_number(self._tree, f"{directory}/cpu.cfs_period_us")
+            if quota and period and quota > 0 and period > 0:
                 quotas.append(quota / period)
         return min(quotas, default=None)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ompaffinity.errors import TopologyError
-from ompaffinity.topology.model import LogicalCPUInfo, Topology
+from ompaffinity.topology.model import UNKNOWN_ARCHITECTURE, LogicalCPUInfo, Topology
 from ompaffinity.topology.sysfs import allowed_cpus, read_online, read_sysfs
 from ompaffinity.topology.tree import DirectoryTree
 
@@ -40,8 +40,13 @@ def load_topology(
         from ompaffinity.topology.synthetic import parse_synthetic
 
         _refuse_lscpu(source, "a synthetic machine")
-        return parse_synthetic(synthetic, architecture or "unknown")
-    return _live(source) if machine is None else _recorded(machine, architecture, source)
+        return parse_synthetic(synthetic, architecture or UNKNOWN_ARCHITECTURE)
+    topology = _live(source) if machine is None else _recorded(machine, architecture, source)
+    if architecture not in (None, topology.architecture):
+        raise TopologyError(
+            f"--arch {architecture} contradicts the machine, which says {topology.architecture}; leave --arch out"
+        )
+    return topology
 
 
 def _live(source: str) -> Topology:
@@ -134,7 +139,7 @@ def _recorded(path: str, architecture: str | None, source: str) -> Topology:
     if os.path.isdir(path):
         folder = _machine_directory(path)
         with DirectoryTree(folder) as tree:
-            name = architecture or recorded_architecture(tree)
+            name = _named(recorded_architecture(tree), architecture)
             if source == "lscpu":
                 return _by_lscpu(tree, name, label, None, folder)
             return read_sysfs(tree, architecture=name, machine=label)
@@ -142,10 +147,10 @@ def _recorded(path: str, architecture: str | None, source: str) -> Topology:
     if head.startswith((b"{", b"[", b"#", b"<")):
         _refuse_lscpu(source, "a record of this form")
         return _recorded_text(path, label, architecture)
-    from ompaffinity.topology.tree import open_archive
+    from ompaffinity.topology.archive import open_archive
 
     archive = open_archive(path)
-    name = architecture or recorded_architecture(archive)
+    name = _named(recorded_architecture(archive), architecture)
     if source == "lscpu":
         import tempfile
 
@@ -161,7 +166,8 @@ def _recorded_text(path: str, label: str, architecture: str | None) -> Topology:
     if content.lstrip().startswith(b"<"):
         from ompaffinity.topology.hwloc import parse_hwloc
 
-        return parse_hwloc(content, label, architecture)
+        topology = parse_hwloc(content, label)
+        return topology._replace(architecture=_named(topology.architecture, architecture))
     import json
 
     from ompaffinity.topology.lscpu import saved_topology
@@ -175,8 +181,13 @@ def _recorded_text(path: str, label: str, architecture: str | None) -> Topology:
             raise TopologyError(f"{os.path.basename(path)} is not JSON ({error})") from None
         if isinstance(document, dict):
             capture = parse_capture(document)
-            return capture if architecture is None else capture._replace(architecture=architecture)
-    return saved_topology(text, label, architecture or "unknown")
+            return capture._replace(architecture=_named(capture.architecture, architecture))
+    return saved_topology(text, label, architecture or UNKNOWN_ARCHITECTURE)
+
+
+def _named(recorded: str, asked: str | None) -> str:
+    """Return the architecture that a machine says, or where it says none the one that the user says."""
+    return asked if asked is not None and recorded == UNKNOWN_ARCHITECTURE else recorded
 
 
 def _head(path: str) -> bytes:
@@ -220,7 +231,7 @@ def _machine_directory(path: str) -> str:
 
 def _label(path: str) -> str:
     """Return the base name of a record without the endings of its form."""
-    name = os.path.basename(os.path.normpath(path))
+    name = os.path.basename(os.path.normpath(path)) or "root"
     for ending in (".gz", ".bz2", ".xz", ".tar", ".tgz", ".json", ".xml"):
         name = name.removesuffix(ending)
     return name

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 UNKNOWN = -1
+UNKNOWN_ARCHITECTURE = "unknown"
 LOCAL_DISTANCE, REMOTE_DISTANCE = 10, 20
 """ACPI 6.5, 5.2.17: 10 is the node itself; 20 is what Linux assumes of a remote node without a SLIT."""
 

@@ -6,7 +6,7 @@ Sources: the kernel's Documentation/ABI/stable/sysfs-devices-node; ACPI 6.5, 5.2
 from __future__ import annotations
 
 from ompaffinity.topology.model import UNKNOWN, MemoryNodeInfo
-from ompaffinity.topology.text import read_id_list, read_ids, read_text
+from ompaffinity.topology.text import numbered, plain_number, read_id_list, read_ids, read_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def read_nodes(tree: Tree, online: Iterable[int], limits: Limits) -> tuple[Memor
     A node's CPUs are those of `online` that its list names; a CPU that several nodes list
     stays with the lowest.
     """
-    ids = _numbered(tree.names(NODE_ROOT), "node")
+    ids = numbered(tree.names(NODE_ROOT), "node")
     with_memory = read_id_list(tree, f"{NODE_ROOT}/has_memory")
     possible = read_id_list(tree, f"{NODE_ROOT}/possible") or ids
     free = set(online)
@@ -37,7 +37,7 @@ def read_nodes(tree: Tree, online: Iterable[int], limits: Limits) -> tuple[Memor
         directory = f"{NODE_ROOT}/node{node}"
         listed = read_ids(tree, f"{directory}/cpulist", f"{directory}/cpumap")
         if listed is None:
-            listed = _numbered(tree.names(directory), "cpu")
+            listed = numbered(tree.names(directory), "cpu")
         cpus = tuple(cpu for cpu in listed if cpu in free)
         free.difference_update(cpus)
         total, available = node_memory(tree, node)
@@ -69,15 +69,10 @@ def _gpu_memory_nodes(tree: Tree) -> set[int]:
     for address in tree.names(GPU_ROOT):
         for line in (read_text(tree, f"{GPU_ROOT}/{address}/numa_status") or "").splitlines():
             name, _, value = line.partition(":")
-            if name == "Node" and value.strip().isdigit():
-                nodes.add(int(value))
+            number = plain_number(value.strip())
+            if name == "Node" and number is not None:
+                nodes.add(number)
     return nodes
-
-
-def _numbered(names: list[str], prefix: str) -> list[int]:
-    """Return the numbers of the names that are `prefix` and a number, ascending."""
-    numbers = [name[len(prefix) :] for name in names if name.startswith(prefix)]
-    return sorted(int(number) for number in numbers if number.isascii() and number.isdigit() and len(number) < 8)
 
 
 def parse_meminfo(text: str) -> dict[str, int]:
@@ -85,18 +80,18 @@ def parse_meminfo(text: str) -> dict[str, int]:
     sizes = {}
     for line in text.splitlines():
         name, _, value = line.rpartition(":")
-        words = value.split()
-        if name and words and words[0].isascii() and words[0].isdigit() and len(words[0]) < 19:
-            sizes[name.split()[-1]] = int(words[0]) * (1024 if words[1:] == ["kB"] else 1)
+        number, *unit = value.split() or [""]
+        size = plain_number(number)
+        if name and size is not None:
+            sizes[name.split()[-1]] = size * (1024 if unit == ["kB"] else 1)
     return sizes
 
 
 def _distances(text: str, ids: list[int], possible: list[int]) -> dict[int, int]:
     """Return {node: distance} of a row, whose columns follow the online nodes; {} where it cannot be told."""
-    words = text.split()
-    if not all(word.isascii() and word.isdigit() and len(word) < 10 for word in words):
-        return {}
+    row = [plain_number(word) for word in text.split()]
     for columns in (ids, possible):
-        if len(columns) == len(words):
-            return {node: int(word) for node, word in zip(columns, words) if node in ids}
+        if len(columns) == len(row):
+            known = {node: distance for node, distance in zip(columns, row) if node in ids and distance is not None}
+            return known if len(known) == len(ids) else {}
     return {}

@@ -62,7 +62,7 @@ def parse_synthetic(text: str, architecture: str) -> Topology:
     """
     levels = [_level(word) for word in text.split()]
     named = [field for field, _, _ in levels if field]
-    if not levels or named[-1:] != ["id"]:
+    if not levels or levels[-1][0] != "id":
         raise TopologyError(
             f"the synthetic description {text!r} does not end in pu:N, as in 'package:2 numa:1 core:8 pu:2'"
         )
@@ -119,7 +119,7 @@ def _level(word: str) -> tuple[str, int, int]:
         if (
             not attributes.endswith(")")
             or key != "memory"
-            or not (digits.isascii() and digits.isdigit())
+            or not (digits.isascii() and digits.isdigit() and len(digits) < 16)
             or size[len(digits) :] not in UNITS
         ):
             raise TopologyError(f"the attributes of {word!r} are not understood; only (memory=16GB) is")

@@ -17,7 +17,7 @@ from ompaffinity.topology.kinds import read_kinds
 from ompaffinity.topology.limits import read_limits
 from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, Topology
 from ompaffinity.topology.nodes import read_nodes
-from ompaffinity.topology.text import read_id_list, read_mask, read_number, read_text
+from ompaffinity.topology.text import numbered, read_id_list, read_mask, read_number, read_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -81,16 +81,12 @@ def read_presence(tree: Tree) -> tuple[list[int], list[int]]:
     if listed:
         present = set(read_id_list(tree, f"{CPU_ROOT}/present") or listed) | set(listed)
         return sorted(present), listed
-    directories = [
-        int(name[3:])
-        for name in tree.names(CPU_ROOT)
-        if name.startswith("cpu") and name[3:].isascii() and name[3:].isdigit()
-    ]
+    directories = numbered(tree.names(CPU_ROOT), "cpu")
     # Kernels before 2.6.26 have no list; a CPU without an `online` file cannot be switched off.
-    online = sorted(cpu for cpu in directories if read_text(tree, f"{CPU_ROOT}/cpu{cpu}/online") != "0")
+    online = [cpu for cpu in directories if read_text(tree, f"{CPU_ROOT}/cpu{cpu}/online") != "0"]
     if not online:
         raise TopologyError(f"no CPU is described in /{CPU_ROOT}; is sysfs mounted, and does the record hold it?")
-    return sorted(directories), online
+    return directories, online
 
 
 def _mcdram_is_cache(tree: Tree) -> bool:

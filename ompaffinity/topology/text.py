@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ompaffinity.errors import IdListError
-from ompaffinity.topology.idlist import parse_id_list, parse_mask
+from ompaffinity.topology.idlist import MAX_ID, parse_id_list, parse_mask
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,10 +22,21 @@ def read_text(tree: Tree, path: str) -> str | None:
 def read_number(tree: Tree, path: str) -> int | None:
     """Return a file's decimal number (a sign is allowed), None where there is none."""
     text = read_text(tree, path)
-    if text is None or len(text) > 20:
+    if text is None:
         return None
-    digits = text[1:] if text.startswith("-") else text
-    return int(text) if digits.isascii() and digits.isdigit() else None
+    number = plain_number(text.removeprefix("-"))
+    return -number if number is not None and text.startswith("-") else number
+
+
+def plain_number(text: str) -> int | None:
+    """Return a decimal number without sign, None for any other text (and for numbers of 19 digits and more)."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+
+
+def numbered(names: list[str], prefix: str) -> list[int]:
+    """Return the numbers of the names that are `prefix` and an id, ascending."""
+    numbers = [plain_number(name[len(prefix) :]) for name in names if name.startswith(prefix)]
+    return sorted(number for number in numbers if number is not None and number <= MAX_ID)
 
 
 def read_id_list(tree: Tree, path: str) -> list[int] | None:

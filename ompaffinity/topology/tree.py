@@ -1,7 +1,7 @@
-"""The files of a machine under any root: a directory (``/`` for this machine) or an archive in memory.
+"""The files of a machine under any root: here a directory (``/`` for this machine), else an archive in memory.
 
 Readers see paths without a leading slash (``sys/devices/system/cpu/online``) and never learn
-which of the two they read. An archive is never unpacked onto the disk.
+which of the two they read.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from ompaffinity.errors import TopologyError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import tarfile
     from types import TracebackType
     from typing import Protocol
 
@@ -32,9 +31,6 @@ if TYPE_CHECKING:
 SYSFS_PAGE = 4096
 MAX_FILE_BYTES = 2**20
 """Longer files are cut here: sysfs files of 8192 CPUs stay below, and nothing behind matters in the others."""
-MAX_ARCHIVE_BYTES = 512 * 2**20
-MAX_ARCHIVE_MEMBERS = 1_000_000
-MAX_LINKS = 40
 
 
 class DirectoryTree:
@@ -65,7 +61,7 @@ class DirectoryTree:
         try:
             below = DirectoryTree(path, within=self._root)
         except TopologyError:
-            return ArchiveTree({})
+            return NoTree()
         self._below.append(below)
         return below
 
@@ -100,142 +96,14 @@ class DirectoryTree:
             os.close(descriptor)
 
 
-class ArchiveTree:
-    """Files held in memory, with symbolic links that never lead outside."""
+class NoTree:
+    """A directory that is not there."""
 
-    def __init__(self, files: dict[str, bytes], links: dict[str, str] | None = None) -> None:
-        self._files = files
-        self._links = links or {}
-        self._names: dict[str, set[str]] = {}
-        for path in (*files, *self._links):
-            parent, _, name = path.rpartition("/")
-            while name:
-                known = self._names.setdefault(parent, set())
-                if name in known:
-                    break
-                known.add(name)
-                parent, _, name = parent.rpartition("/")
+    def read(self, path: str) -> bytes | None:  # noqa: ARG002
+        return None
 
-    def read(self, path: str) -> bytes | None:
-        return self._files.get(self._resolve(path))
+    def names(self, path: str) -> list[str]:  # noqa: ARG002
+        return []
 
-    def names(self, path: str) -> list[str]:
-        return sorted(self._names.get(self._resolve(path), ()))
-
-    def at(self, path: str) -> Tree:
-        return _Below(self, path)
-
-    def write_to(self, folder: str) -> None:
-        """Write the regular files of ``sys/`` and ``proc/`` below an empty private directory."""
-        for path, content in self._files.items():
-            if path.startswith(("sys/", "proc/")):
-                target = os.path.join(folder, path)
-                os.makedirs(os.path.dirname(target), exist_ok=True)
-                with open(target, "wb") as file:
-                    file.write(content)
-
-    def _resolve(self, path: str) -> str:
-        if not self._links:
-            return path
-        waiting = path.split("/")[::-1]
-        done: list[str] = []
-        followed = 0
-        while waiting:
-            part = waiting.pop()
-            if part == "..":
-                del done[-1:]
-            elif part not in ("", "."):
-                done.append(part)
-                target = self._links.get("/".join(done))
-                if target is not None:
-                    followed += 1
-                    if followed > MAX_LINKS:
-                        return ""
-                    if target.startswith("/"):
-                        done.clear()
-                    else:
-                        done.pop()
-                    waiting += target.split("/")[::-1]
-        return "/".join(done)
-
-
-class _Below:
-    """The part of an archive below a directory."""
-
-    def __init__(self, tree: ArchiveTree, folder: str) -> None:
-        self._tree = tree
-        self._folder = folder
-
-    def read(self, path: str) -> bytes | None:
-        return self._tree.read(f"{self._folder}/{path}")
-
-    def names(self, path: str) -> list[str]:
-        return self._tree.names(f"{self._folder}/{path}")
-
-    def at(self, path: str) -> Tree:
-        return _Below(self._tree, f"{self._folder}/{path}")
-
-
-def open_archive(path: str) -> ArchiveTree:
-    """Read a tar file (plain, gzip, bzip2 or xz) into memory.
-
-    Raises:
-        TopologyError: it is no tar file, is damaged, names absolute paths, ``..`` or device
-            files, or would unpack to more than 512 MiB.
-    """
-    import lzma
-    import tarfile
-    import zlib
-
-    files: dict[str, bytes] = {}
-    links: dict[str, str] = {}
-    total = 0
-    try:
-        with tarfile.open(path, "r:*") as archive:
-            for count, member in enumerate(archive):
-                total += max(member.size, 0)
-                if total > MAX_ARCHIVE_BYTES or count >= MAX_ARCHIVE_MEMBERS:
-                    raise TopologyError(
-                        f"{os.path.basename(path)} is too large: it unpacks to more than {MAX_ARCHIVE_BYTES >> 20} MiB"
-                    )
-                _keep(archive, member, files, links)
-    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, OverflowError, OSError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise TopologyError(f"cannot read {os.path.basename(path)} as a tar file: {reason}") from None
-    root = _root_of([*files, *links])
-    if root is None:
-        raise TopologyError(
-            f"{os.path.basename(path)} holds no recorded machine: no sys/ at its root or one folder down"
-        )
-    return ArchiveTree(
-        {name.removeprefix(root): content for name, content in files.items() if name.startswith(root)},
-        {name.removeprefix(root): target for name, target in links.items() if name.startswith(root)},
-    )
-
-
-def _keep(archive: tarfile.TarFile, member: tarfile.TarInfo, files: dict[str, bytes], links: dict[str, str]) -> None:
-    parts = [part for part in member.name.split("/") if part not in ("", ".")]
-    if member.name.startswith("/") or ".." in parts:
-        raise TopologyError(f"the archive member {member.name!r} leads outside the archive; such a file is not read")
-    name = "/".join(parts)
-    if member.issym():
-        links[name] = member.linkname
-    elif member.islnk():
-        links[name] = "/" + member.linkname
-    elif member.isdir():
-        return
-    elif not member.isreg():
-        raise TopologyError(f"the archive member {member.name!r} is a device or a pipe; such a file is not read")
-    elif (content := archive.extractfile(member)) is not None:
-        files[name] = content.read(MAX_FILE_BYTES)
-
-
-def _root_of(names: list[str]) -> str | None:
-    """Return the prefix before ``sys/``: empty, one folder, or None where there is no such folder."""
-    tops = {name.split("/", 1)[0] for name in names}
-    if "sys" in tops:
-        return ""
-    folders = {name.split("/", 2)[0] for name in names if name.split("/", 2)[1:2] == ["sys"]}
-    if len(folders) != 1:
-        folders = tops if len(tops) == 1 and any(name.split("/", 2)[1:2] == ["proc"] for name in names) else set()
-    return f"{folders.pop()}/" if folders else None
+    def at(self, path: str) -> Tree:  # noqa: ARG002
+        return self

@@ -125,7 +125,7 @@ def test_the_machine_here_and_its_table(capsys: pytest.CaptureFixture[str]) -> N
     assert {cpu["cpu"] for cpu in document["cpus"] if cpu["allowed"]} == os.sched_getaffinity(0)
     assert main(["topology"]) == 0
     text = capsys.readouterr().out
-    assert "this machine" in text
+    assert f"live ({os.uname().machine}, read from sysfs)" in text
     assert "allowed CPUs" in text
 
 
@@ -162,6 +162,11 @@ def test_a_recorded_machine_and_its_table(tmp_path: Path, capsys: pytest.Capture
         ("plan", "--rank", "7"),
         ("plan", "--reserve", "1", "--reserve-per-rank", "1"),
         ("topology", "--machine", "two\nlines"),
+        ("plan", "--bind", "0", "--cpus", "0"),
+        ("plan", "--arch", "riscv64"),
+        ("plan", "--machine", "/dev/zero"),
+        ("plan", "--synthetic", "core:2 pu:2 l2:2"),
+        ("topology", "--capture", "/does/not/exist/machine.json"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_two(arguments: tuple[str, ...]) -> None:
@@ -176,6 +181,60 @@ def test_a_variable_with_a_mistake_is_one_line_too() -> None:
     done = run_command("plan", OMPAFFINITY_RESERVED_CPUS="many")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "OMPAFFINITY_RESERVED_CPUS" in done.stderr
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a command line with redirections that only a shell can make; ``ompaffinity`` stands for the module."""
+    line = command.replace("ompaffinity", f"{sys.executable} -m ompaffinity")
+    settings = {**os.environ, **environment}
+    return subprocess.run(
+        ["sh", "-c", line], capture_output=True, text=True, cwd=ROOT, env=settings, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("form", ["--json", ""])
+@pytest.mark.parametrize("where", [">/dev/full", ">&-"])
+def test_output_that_cannot_be_written_is_one_line(form: str, where: str) -> None:
+    done = shell(f"ompaffinity plan {form} {where}")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("ompaffinity: error: ")
+
+
+def test_terminals_without_unicode_and_without_width(tmp_path: Path) -> None:
+    archive = make_tar(tmp_path / "mé.tar.gz", SMALL)
+    done = run_command("plan", "--machine", archive, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "rank" in run_command("plan", *TWO_CORES, COLUMNS="0").stdout
+
+
+def test_a_pipe_is_no_machine(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    done = run_command("plan", "--machine", str(tmp_path / "pipe"))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+
+
+def test_a_capture_gives_the_same_plan_byte_for_byte(tmp_path: Path) -> None:
+    capture = str(tmp_path / "machine.json")
+    done = run_command("topology", "--capture", capture)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert run_command("plan", "--json", "--machine", capture).stdout == run_command("plan", "--json").stdout
+    named = run_command("topology", "--capture", capture, "--label", "box 7", "--synthetic", "core:2 pu:1")
+    assert named.returncode == 0
+    assert json.loads(Path(capture).read_text())["machine"] == "box 7"
+    assert os.uname().nodename not in Path(capture).read_text()
+
+
+def test_saved_outputs_of_lscpu_and_hwloc(tmp_path: Path) -> None:
+    saved = tmp_path / "box.json"
+    saved.write_text('{"cpus": [{"cpu": 0, "core": 0, "node": 0}, {"cpu": 1, "core": 0, "node": 0}]}')
+    plan = json.loads(run_command("plan", "--json", "--machine", str(saved), "--arch", "x86_64").stdout)
+    assert (plan["machine"], plan["ranks"][0]["cpus"]) == ("box", [1])
+    export = tmp_path / "box.xml"
+    export.write_text(
+        '<topology version="2.0"><object type="Machine"><object type="PU" os_index="3"/></object></topology>'
+    )
+    plan = json.loads(run_command("plan", "--json", "--machine", str(export)).stdout)
+    assert plan["ranks"][0]["cpus"] == [3]
 
 
 def test_a_reader_that_goes_away_is_no_error() -> None:

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import asyncio
 import logging
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +125,53 @@ def test_threads_wait_for_each_other_and_others_are_untouched() -> None:
     assert seen == ["entered"]
 
 
+def test_coroutines_that_interleave_are_refused_and_nothing_is_lost() -> None:
+    manager = OMPProcessManager(live_plan())
+    before, mask = dict(os.environ), os.sched_getaffinity(0)
+
+    async def start() -> str:
+        try:
+            with manager.configure_omp_envs(0):
+                await asyncio.sleep(0.01)
+        except RequestError as error:
+            return str(error)
+        return "started"
+
+    async def start_two() -> list[str]:
+        return list(await asyncio.gather(start(), start()))
+
+    first, second = asyncio.run(start_two())
+    assert first == "started"
+    assert "one after another" in second
+    assert dict(os.environ) == before
+    assert os.sched_getaffinity(0) == mask
+    assert asyncio.run(start()) == "started"
+
+
+def test_a_fork_beside_an_open_context_does_not_hang() -> None:
+    manager = OMPProcessManager(live_plan())
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with manager.configure_omp_envs(0):
+            inside.set()
+            leave.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait(10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child == 0:
+        signal.alarm(10)
+        with manager.configure_omp_envs(0):
+            os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    leave.set()
+    thread.join(10)
+
+
 def test_a_global_rank_is_told_apart_from_the_local_one() -> None:
     with OMPProcessManager(live_plan()).configure_omp_envs(rank=5, local_rank=0) as placement:
         assert (placement.rank, placement.local_rank) == (5, 0)
@@ -164,8 +214,12 @@ def test_cpus_that_are_not_to_be_had_leave_the_worker_unbound(caplog: pytest.Log
     plan = changed(live_plan(), affinity=(5000,))
     before, mask = dict(os.environ), os.sched_getaffinity(0)
     manager = OMPProcessManager(plan)
-    with caplog.at_level(logging.WARNING, "ompaffinity"), manager.configure_omp_envs(0):
-        assert os.sched_getaffinity(0) == mask
+    for _ in range(2):
+        with caplog.at_level(logging.WARNING, "ompaffinity"), manager.configure_omp_envs(0) as placement:
+            assert os.sched_getaffinity(0) == mask
+            assert not placement.bound
+            assert not {"OMP_NUM_THREADS", "GOMP_CPU_AFFINITY", "OMP_PLACES"} & (set(os.environ) - set(before))
+            assert ompaffinity.current_placement() == placement
     assert "the kernel refused CPU 5000" in caplog.text
     assert [message.code for message in manager.warnings if message.level == "warning"] == ["affinity-not-permitted"]
     with pytest.raises(BindingError, match="5000"), OMPProcessManager(plan, strict=True).configure_omp_envs(0):
@@ -236,7 +290,9 @@ def test_an_unknown_runtime_gets_a_team_and_a_warning() -> None:
     manager = OMPProcessManager(tensor_parallel_size=1)
     assert (manager.plan.runtime, manager.plan.granularity) == ("omp", "team")
     assert "runtime-unknown" in [message.code for message in manager.warnings]
-    assert OMPProcessManager(granularity="thread").plan.granularity == "thread"
+    by_thread = OMPProcessManager(granularity="thread")
+    assert by_thread.plan.granularity == "thread"
+    assert not any("floats" in message.message for message in by_thread.warnings)
 
 
 def test_no_binding_leaves_all_as_it_is() -> None:

@@ -228,6 +228,35 @@ def test_one_core_with_two_threads_is_shared_by_two_ranks() -> None:
     assert codes(plan)["ranks-share-cores"] == "warning"
 
 
+def test_ranks_that_share_cores_keep_siblings_together() -> None:
+    topology = load_topology(synthetic="core:6 pu:2", architecture="x86_64")
+    last = dict(zip(range(12), [*range(0, 12, 2), *range(1, 12, 2)]))
+    far_siblings = topology._replace(cpus=tuple(topology.cpus[last[cpu]]._replace(id=cpu) for cpu in range(12)))
+    plan = make_plan(far_siblings, PlacementRequest(tensor_parallel_size=7))
+    cores = [{far_siblings.cpu(cpu).physical_core for cpu in (*rank.cpus, *rank.helper_cpus)} for rank in plan.ranks]
+    assert [len(core) for core in cores] == [1] * 7
+
+
+def test_many_ranks_and_nodes_are_planned_in_no_time() -> None:
+    assert len(plan_for("numa:1024 pu:8", 512).ranks) == 512
+    assert len(plan_for("pu:8192", 8192).ranks) == 8192
+    assert len(plan_for("numa:2 core:8192 pu:1", 4096).ranks) == 4096
+
+
+def test_memory_within_the_nodes_that_were_asked_for() -> None:
+    topology = synthetic("numa:2 core:2 pu:1")
+    empty = topology._replace(nodes=(topology.nodes[0]._replace(total_memory=0, has_memory=False), topology.nodes[1]))
+    plan = make_plan(empty, PlacementRequest(nodes=(0,)))
+    assert (plan.ranks[0].nodes, codes(plan)["memoryless-node"]) == ((), "warning")
+
+
+def test_gpu_memory_is_not_for_cpu_ranks() -> None:
+    topology = synthetic("numa:2 core:2 pu:1")
+    nodes = (topology.nodes[0]._replace(has_memory=False), topology.nodes[1]._replace(device_memory=True))
+    plan = make_plan(topology._replace(nodes=nodes), PlacementRequest())
+    assert plan.ranks[0].nodes == ()
+
+
 def test_more_ranks_than_cpus_are_refused_with_the_numbers() -> None:
     with pytest.raises(PlacementError, match="9 ranks were asked for, but only 8 CPUs"):
         plan_for("core:4 pu:2", 9)
@@ -357,6 +386,9 @@ def test_isolated_cpus_only_when_named() -> None:
     isolated = topology._replace(cpus=tuple(cpu._replace(isolated=cpu.id > 1) for cpu in topology.cpus))
     assert threads(make_plan(isolated, PlacementRequest(reserve=0))) == [(0, 1)]
     assert threads(make_plan(isolated, PlacementRequest(reserve=0, cpus=(1, 2)))) == [(1, 2)]
+    only = topology._replace(cpus=tuple(cpu._replace(isolated=True) for cpu in topology.cpus))
+    with pytest.raises(PlacementError, match=r"no CPU may be used \(4 isolated\); --cpus LIST"):
+        make_plan(only, PlacementRequest())
 
 
 def test_offline_and_forbidden_cpus_are_named_so() -> None:
@@ -394,8 +426,10 @@ def test_uneven_ranks_and_unused_nodes_are_said() -> None:
     assert "uneven-ranks" in codes(plan_for("core:7 pu:1", 2, reserve=0))
     plan = plan_for("numa:4 core:2 pu:1", 3)
     assert [message.message for message in plan.warnings if message.code == "nodes-unused"] == [
-        "1 of 4 NUMA nodes are not used; --tp 4 would use them all"
+        "1 of 4 NUMA nodes are not used: more nodes than ranks; 4 ranks (--tp, --pp, --dp) would use them all"
     ]
+    small = plan_for("numa:2 core:8 pu:1", 2, cpus=tuple(range(9)))
+    assert "1 of 2 NUMA nodes are not used: too few CPUs" in " ".join(message.message for message in small.warnings)
     assert "ranks-exceed-nodes" in codes(plan_for("numa:2 core:4 pu:1", 3))
 
 

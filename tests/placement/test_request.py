@@ -27,11 +27,25 @@ from ompaffinity.placement.request import PlacementRequest, check_request, parse
         ({"bind": ((0, 1),), "tensor_parallel_size": 2}, "1 CPU lists for 2 ranks"),
         ({"bind": ((0, 1), ()), "tensor_parallel_size": 2}, "rank 1 no CPU"),
         ({"bind": ((0, 1), (1, 2)), "tensor_parallel_size": 2}, "CPU 1 to rank 0 and to rank 1"),
+        ({"bind": ((0, 0),)}, "names a number twice"),
+        ({"bind": (("a",),)}, "list of numbers"),
+        ({"bind": ((0,),), "cpus": (0,), "reserve": 1}, "--cpus, --reserve cannot be met beside it"),
+        ({"tensor_parallel_size": "2"}, "--tp"),
+        ({"tensor_parallel_size": 2.0}, "--tp"),
+        ({"tensor_parallel_size": None}, "--tp"),
+        ({"cpus": "0-1"}, "--cpus"),
+        ({"nodes": [True]}, "--nodes"),
     ],
 )
 def test_what_makes_no_sense_is_refused(arguments: dict[str, object], match: str) -> None:
     with pytest.raises(RequestError, match=match):
         check_request(PlacementRequest(**arguments))  # type: ignore[arg-type]
+
+
+def test_lists_are_as_good_as_tuples() -> None:
+    request = check_request(PlacementRequest(2, bind=[[6, 4], [1, 0]]))  # type: ignore[arg-type]
+    assert request.bind == ((6, 4), (1, 0))
+    assert check_request(PlacementRequest(cpus={3, 1}, nodes=range(2))) == PlacementRequest(cpus=(1, 3), nodes=(0, 1))  # type: ignore[arg-type]
 
 
 def test_the_ranks_are_the_product_of_the_sizes() -> None:
@@ -55,10 +69,14 @@ def test_what_was_given_wins_over_the_environment() -> None:
         "CPU_VISIBLE_MEMORY_NODES": "1,0",
     }
     request = requested({"tensor_parallel_size": 2}, environment)
-    assert (request.bind, request.reserve, request.nodes) == (((0, 1, 2, 3), (4, 5, 6, 7)), 2, (1, 0))
+    assert request.bind == ((0, 1, 2, 3), (4, 5, 6, 7))
+    assert (request.reserve, request.nodes) == (None, None), "lists say it all"
+    automatic = requested({"bind": "auto"}, environment)
+    assert (automatic.reserve, automatic.nodes) == (2, (1, 0))
+    assert requested({}, {"OMPAFFINITY_RESERVED_CPUS": "auto"}).reserve is None
     assert requested({"reserve": None, "bind": "auto", "nodes": None}, environment) == PlacementRequest()
     assert requested({"reserve_per_rank": 1}, environment).reserve is None
-    assert requested({}, environment | {"OMPAFFINITY_RESERVED_CPUS": "5"}).reserve == 5
+    assert requested({}, {"OMPAFFINITY_RESERVED_CPUS": "5", "VLLM_CPU_NUM_OF_RESERVED_CPU": "2"}).reserve == 5
     assert requested({}, {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}).bind == "none"
 
 

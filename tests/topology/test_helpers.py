@@ -59,6 +59,7 @@ def test_a_control_group_clamps_the_memory(monkeypatch: pytest.MonkeyPatch) -> N
         ("5,0", None, [5, 0]),
         ("0-3", None, [0, 2]),
         ("", None, [0, 2, 5]),
+        (" ", None, [0, 2, 5]),
         ("5", [2, 1, 0], [2, 0]),
         (None, [], []),
     ],

@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
+from ompaffinity.topology.archive import ArchiveTree
 from ompaffinity.topology.limits import read_limits
 from ompaffinity.topology.model import Limits
-from ompaffinity.topology.tree import ArchiveTree
 
 
 def limits(**files: str) -> Limits:
@@ -95,6 +95,10 @@ def test_odd_mount_points(point: str, name: str) -> None:
     assert got.cpuset_cpus == (1,)
 
 
+def test_a_status_that_is_not_understood_is_unknown() -> None:
+    assert limits(**{"proc/self/status": "Mems_allowed_list:\tjunk\n"}).cpuset_nodes is None
+
+
 def test_nodes_of_the_process_status_win() -> None:
     got = limits(
         **V2, **{"sys/fs/cgroup/cpuset.mems.effective": "0-3", "proc/self/status": "Name:\tx\nMems_allowed_list:\t2\n"}
@@ -102,6 +106,6 @@ def test_nodes_of_the_process_status_win() -> None:
     assert got.cpuset_nodes == (2,)
 
 
-@pytest.mark.parametrize("text", ["", "x y", "100", "max", "-5 100000", "100000 0"])
+@pytest.mark.parametrize("text", ["", "x y", "100", "max", "-5 100000", "100000 0", f"{'9' * 5000} 100000"])
 def test_a_quota_that_is_none(text: str) -> None:
     assert limits(**V2, **{"sys/fs/cgroup/a/b/cpu.max": text}).cpu_quota is None

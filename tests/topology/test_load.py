@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from ompaffinity.errors import TopologyError
+from ompaffinity.topology.archive import ArchiveTree
 from ompaffinity.topology.cpuinfo import recorded_architecture
 from ompaffinity.topology.load import load_topology
-from ompaffinity.topology.tree import ArchiveTree
 from tests.machines import sysfs_files
 from tests.topology.test_tree import make_tar
 

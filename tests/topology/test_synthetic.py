@@ -39,6 +39,8 @@ def test_levels_that_only_multiply() -> None:
         "",
         "core:4",
         "pu:2 core:2",
+        "core:2 pu:2 l2:2",
+        f"numa:1(memory={'9' * 5000}) pu:2",
         "package:0 pu:1",
         "package:x pu:1",
         "package pu:1",

@@ -5,9 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ompaffinity.errors import TopologyError
+from ompaffinity.topology.archive import ArchiveTree
 from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, Topology
 from ompaffinity.topology.sysfs import read_sysfs
-from ompaffinity.topology.tree import ArchiveTree
 from tests.machines import CPU_ROOT, NODE_ROOT, sysfs_files
 from tests.strategies import topologies
 
@@ -188,6 +188,16 @@ def test_several_nodes_that_list_the_same_cpus() -> None:
     topology = read(files)
     assert {cpu.numa_node for cpu in topology.cpus} == {1}
     assert [node.cpus for node in topology.nodes] == [(0, 1, 2, 3), ()]
+
+
+def test_absurd_numbers_are_not_believed() -> None:
+    files = {f"{CPU_ROOT}/cpu{'9' * 5000}/online": b"1\n", f"{CPU_ROOT}/cpu2/online": b"1\n"}
+    assert [cpu.id for cpu in read(files).cpus] == [2]
+    bomb = small_machine(online="0-65535," * 5000)
+    with pytest.raises(TopologyError):
+        read({path: content for path, content in bomb.items() if path.endswith("/online")})
+    files = small_machine() | {f"{NODE_ROOT}/node0/meminfo": f"Node 0 MemTotal: {'9' * 5000} kB\n".encode()}
+    assert read(files).nodes[0].total_memory == UNKNOWN
 
 
 def test_numbers_of_a_cpu_that_nobody_has() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import os
 import tarfile
@@ -8,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from ompaffinity.errors import TopologyError
-from ompaffinity.topology import tree as tree_module
-from ompaffinity.topology.tree import ArchiveTree, DirectoryTree, open_archive
+from ompaffinity.topology import archive as archive_module
+from ompaffinity.topology.archive import ArchiveTree, open_archive
+from ompaffinity.topology.tree import DirectoryTree
 
 
 def make_tar(path: Path, files: dict[str, bytes], *extra: tarfile.TarInfo, mode: str = "w:gz") -> str:
@@ -61,7 +63,7 @@ def test_links_stay_inside_the_archive(tmp_path: Path) -> None:
         special("sys/relative", tarfile.SYMTYPE, "a/b"),
         special("sys/up", tarfile.SYMTYPE, "../../../../../sys/a/b"),
         special("sys/absolute", tarfile.SYMTYPE, "/sys/a/b"),
-        special("sys/hard", tarfile.LNKTYPE, "sys/a/b"),
+        special("sys/hard", tarfile.LNKTYPE, "./sys/a/b"),
         special("sys/folder", tarfile.SYMTYPE, "a"),
         special("sys/secret", tarfile.SYMTYPE, "/etc/passwd"),
         special("sys/loop", tarfile.SYMTYPE, "loop"),
@@ -72,6 +74,23 @@ def test_links_stay_inside_the_archive(tmp_path: Path) -> None:
     assert archive.read("sys/secret") is None
     assert archive.read("sys/loop") is None
     assert archive.names("sys/folder") == ["b"]
+
+
+def test_hard_links_one_folder_down(tmp_path: Path) -> None:
+    hard = special("box/sys/hard", tarfile.LNKTYPE, "box/sys/a")
+    assert open_archive(make_tar(tmp_path / "m.tar", {"box/sys/a": b"1"}, hard, mode="w")).read("sys/hard") == b"1"
+
+
+def test_a_header_of_hundreds_of_megabytes_is_refused(tmp_path: Path) -> None:
+    header = tarfile.TarInfo("pax")
+    header.type, header.size = tarfile.XHDTYPE, 900 * 2**20
+    path = tmp_path / "m.tar.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(header.tobuf(tarfile.USTAR_FORMAT))
+        for _ in range(20):
+            file.write(b"0" * 2**20)
+    with pytest.raises(TopologyError, match="too large"):
+        open_archive(str(path))
 
 
 @pytest.mark.parametrize("name", ["/sys/x", "../sys/x", "sys/../../x", "sys/.."])
@@ -88,11 +107,11 @@ def test_devices_and_pipes_are_refused(tmp_path: Path, kind: bytes) -> None:
 
 def test_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = make_tar(tmp_path / "m.tar.gz", {"sys/y": b"\0" * 5000})
-    monkeypatch.setattr(tree_module, "MAX_ARCHIVE_BYTES", 4000)
+    monkeypatch.setattr(archive_module, "MAX_ARCHIVE_BYTES", 4000)
     with pytest.raises(TopologyError, match="too large"):
         open_archive(path)
     monkeypatch.undo()
-    monkeypatch.setattr(tree_module, "MAX_ARCHIVE_MEMBERS", 0)
+    monkeypatch.setattr(archive_module, "MAX_ARCHIVE_MEMBERS", 0)
     with pytest.raises(TopologyError, match="too large"):
         open_archive(path)
 

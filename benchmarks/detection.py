@@ -1,0 +1,106 @@
+"""Detection: a complete Topology from sysfs against ``lscpu --sysroot`` and lstopo on the same tree, and live.
+
+Goals: 8192 CPUs at least 30 times faster than lscpu and 40 times faster than lstopo, 128 CPUs at
+least 12 times faster than lscpu, no steeper than linear; live at least twice as fast as lscpu.
+Ours is measured in this process (that is how a server uses it), the peers as programs, their start included.
+
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import math
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from benchmarks.measure import ratio_table, ratios, table
+from benchmarks.trees import write_tree
+from ompaffinity.topology.load import load_topology
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RESULTS = Path(__file__).resolve().parent / "results"
+SIZES = ((128, 2), (1024, 2), (8192, 4))
+
+
+def main() -> None:
+    """Measure, print, and write ``benchmarks/results/detection.json`` and ``.md``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    rounds = parser.parse_args().rounds
+    times: dict[str, list[float]] = {}
+    rows: dict[str, dict[str, float]] = {}
+    for cpus, threads in SIZES:
+        with tempfile.TemporaryDirectory() as folder:
+            tree = write_tree(Path(folder), cpus, threads)
+            measured = _interleaved(_contestants(tree, cpus), rounds)
+        times |= {f"{cpus} CPUs, {name}": seconds for name, seconds in measured.items()}
+        for peer in ("lscpu", "lstopo"):
+            if peer in measured:
+                rows[f"{cpus} CPUs, {peer} / ours"] = ratios(measured[peer], measured["ours"])
+    live = _interleaved({"ours": load_topology, "lscpu": lambda: _run(["lscpu"])}, rounds)
+    times |= {f"live, {name}": seconds for name, seconds in live.items()}
+    rows["live, lscpu / ours"] = ratios(live["lscpu"], live["ours"])
+    small, large = (statistics.median(times[f"{cpus} CPUs, ours"]) for cpus in (128, 8192))
+    exponent = math.log(large / small) / math.log(8192 / 128)
+    heading = f"Python {platform.python_version()}, {platform.machine()}, {rounds} interleaved rounds, warm cache"
+    growth = f"Growth from 128 to 8192 CPUs: cost ~ CPUs^{exponent:.2f} (1 is linear)."
+    text = "\n\n".join([heading, table(times), ratio_table(rows), growth]) + "\n"
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "detection.md").write_text(text)
+    results = {"seconds": times, "ratios": rows, "exponent": exponent}
+    (RESULTS / "detection.json").write_text(json.dumps(results, indent=1) + "\n")
+    sys.stdout.write(text)
+
+
+def _contestants(tree: Path, cpus: int) -> dict[str, Callable[[], object]]:
+    def ours() -> None:
+        if len(load_topology(machine=str(tree)).cpus) != cpus:
+            raise RuntimeError("the tree was not read whole")
+
+    contestants: dict[str, Callable[[], object]] = {
+        "ours": ours,
+        "lscpu": lambda: _run(["lscpu", "--sysroot", str(tree), "-J", "-e=CPU,CORE,SOCKET,NODE,CACHE,ONLINE"]),
+    }
+    lstopo = shutil.which("lstopo-no-graphics")
+    if lstopo is not None:
+        environment = {"HWLOC_FSROOT": str(tree), "HWLOC_COMPONENTS": "linux,stop", "HWLOC_THISSYSTEM": "0"}
+        contestants["lstopo"] = lambda: _run([lstopo, "--of", "xml"], environment)
+    return contestants
+
+
+def _run(command: list[str], environment: dict[str, str] | None = None) -> None:
+    subprocess.run(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **(environment or {})},
+        check=True,
+    )
+
+
+def _interleaved(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(rounds + 1):
+        for name, contestant in contestants.items():
+            gc.collect()
+            start = time.perf_counter()
+            contestant()
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+if __name__ == "__main__":
+    main()

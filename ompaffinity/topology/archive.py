@@ -1,0 +1,217 @@
+"""A recorded machine in a tar file, held in memory: nothing of it is ever unpacked onto the disk, save for lscpu."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import tarfile
+import zlib
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
+
+from ompaffinity.errors import TopologyError
+from ompaffinity.records import NamedTuple
+from ompaffinity.topology.tree import MAX_FILE_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+
+    from ompaffinity.topology.tree import Tree
+
+Value = TypeVar("Value")
+
+MAX_ARCHIVE_BYTES = 512 * 2**20
+MAX_ARCHIVE_MEMBERS = 1_000_000
+MAX_READ_BYTES = 16 * 2**20
+MAX_LINKS = 40
+
+_OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+
+
+class ArchiveTree:
+    """Files held in memory, with symbolic links that never lead outside."""
+
+    def __init__(self, files: dict[str, bytes], links: dict[str, str] | None = None) -> None:
+        self._files = files
+        self._links = links or {}
+        self._names: dict[str, set[str]] = {}
+        for path in (*files, *self._links):
+            parent, _, name = path.rpartition("/")
+            while name:
+                known = self._names.setdefault(parent, set())
+                if name in known:
+                    break
+                known.add(name)
+                parent, _, name = parent.rpartition("/")
+
+    def read(self, path: str) -> bytes | None:
+        return self._files.get(self._resolve(path))
+
+    def names(self, path: str) -> list[str]:
+        return sorted(self._names.get(self._resolve(path), ()))
+
+    def at(self, path: str) -> Tree:
+        return _Below(self, path)
+
+    def write_to(self, folder: str) -> None:
+        """Write the regular files of ``sys/`` and ``proc/`` below an empty private directory."""
+        for path, content in self._files.items():
+            if path.startswith(("sys/", "proc/")):
+                target = os.path.join(folder, path)
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                with open(target, "wb") as file:
+                    file.write(content)
+
+    def _resolve(self, path: str) -> str:
+        if not self._links:
+            return path
+        waiting = path.split("/")[::-1]
+        done: list[str] = []
+        followed = 0
+        while waiting:
+            part = waiting.pop()
+            if part == "..":
+                del done[-1:]
+            elif part not in ("", "."):
+                done.append(part)
+                target = self._links.get("/".join(done))
+                if target is not None:
+                    followed += 1
+                    if followed > MAX_LINKS:
+                        return ""
+                    if target.startswith("/"):
+                        done.clear()
+                    else:
+                        done.pop()
+                    waiting += target.split("/")[::-1]
+        return "/".join(done)
+
+
+class _Below:
+    """The part of an archive below a directory."""
+
+    def __init__(self, tree: ArchiveTree, folder: str) -> None:
+        self._tree = tree
+        self._folder = folder
+
+    def read(self, path: str) -> bytes | None:
+        return self._tree.read(f"{self._folder}/{path}")
+
+    def names(self, path: str) -> list[str]:
+        return self._tree.names(f"{self._folder}/{path}")
+
+    def at(self, path: str) -> Tree:
+        return _Below(self._tree, f"{self._folder}/{path}")
+
+
+class _Stream:
+    """An archive's bytes, uncompressed, never absurdly many at once: tarfile reads headers of any size."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        with open(path, "rb") as file:
+            start = file.read(6)
+        opener = next((opener for magic, opener in _OPENERS.items() if start.startswith(magic)), open)
+        self._file: IO[bytes] = opener(path, "rb")
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def read(self, size: int) -> bytes:
+        if not 0 <= size <= MAX_READ_BYTES:
+            raise _too_large(self._path)
+        return self._file.read(size)
+
+    def seek(self, place: int) -> int:
+        if place > 2 * MAX_ARCHIVE_BYTES:
+            raise _too_large(self._path)
+        return self._file.seek(place)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+
+def _too_large(path: str) -> TopologyError:
+    return TopologyError(
+        f"{os.path.basename(path)} is too large: it unpacks to more than {MAX_ARCHIVE_BYTES >> 20} MiB"
+    )
+
+
+def open_archive(path: str) -> ArchiveTree:
+    """Read a tar file (plain, gzip, bzip2 or xz) into memory.
+
+    Raises:
+        TopologyError: it is no tar file, is damaged, names absolute paths, ``..`` or device
+            files, or would unpack to more than 512 MiB.
+    """
+    content = _Content({}, {}, {})
+    total = 0
+    try:
+        with _Stream(path) as stream, tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r:") as archive:
+            for count, member in enumerate(archive):
+                total += max(member.size, 0)
+                if total > MAX_ARCHIVE_BYTES or count >= MAX_ARCHIVE_MEMBERS:
+                    raise _too_large(path)
+                _keep(archive, member, content)
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, OverflowError, OSError) as error:
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+        raise TopologyError(f"cannot read {os.path.basename(path)} as a tar file: {reason}") from None
+    root = _root_of([*content.files, *content.links])
+    if root is None:
+        raise TopologyError(
+            f"{os.path.basename(path)} holds no recorded machine: no sys/ at its root or one folder down"
+        )
+    links = _below(content.links, root)
+    links |= {name: "/" + target.removeprefix(root) for name, target in _below(content.hard_links, root).items()}
+    return ArchiveTree(_below(content.files, root), links)
+
+
+class _Content(NamedTuple):
+    """The members of an archive by name: content, targets of symbolic links, names that hard links repeat."""
+
+    files: dict[str, bytes]
+    links: dict[str, str]
+    hard_links: dict[str, str]
+
+
+def _below(members: dict[str, Value], root: str) -> dict[str, Value]:
+    return {name.removeprefix(root): value for name, value in members.items() if name.startswith(root)}
+
+
+def _keep(archive: tarfile.TarFile, member: tarfile.TarInfo, content: _Content) -> None:
+    name = _member_name(member.name)
+    if member.issym():
+        content.links[name] = member.linkname
+    elif member.islnk():
+        content.hard_links[name] = _member_name(member.linkname)
+    elif member.isdir():
+        return
+    elif not member.isreg():
+        raise TopologyError(f"the archive member {member.name!r} is a device or a pipe; such a file is not read")
+    elif (file := archive.extractfile(member)) is not None:
+        content.files[name] = file.read(MAX_FILE_BYTES)
+
+
+def _member_name(name: str) -> str:
+    parts = [part for part in name.split("/") if part not in ("", ".")]
+    if name.startswith("/") or ".." in parts:
+        raise TopologyError(f"the archive member {name!r} leads outside the archive; such a file is not read")
+    return "/".join(parts)
+
+
+def _root_of(names: list[str]) -> str | None:
+    """Return the prefix before ``sys/``: empty, one folder, or None where there is no such folder."""
+    tops = {name.split("/", 1)[0] for name in names}
+    if "sys" in tops:
+        return ""
+    folders = {name.split("/", 2)[0] for name in names if name.split("/", 2)[1:2] == ["sys"]}
+    if len(folders) != 1:
+        folders = tops if len(tops) == 1 and any(name.split("/", 2)[1:2] == ["proc"] for name in names) else set()
+    return f"{folders.pop()}/" if folders else None
