@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from ompaffinity.topology.idlist import format_id_list
 from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, Topology
 
 CPU_ROOT = "sys/devices/system/cpu"
 NODE_ROOT = "sys/devices/system/node"
+
+
+MASKS = {"core_cpus_list": "thread_siblings", "package_cpus_list": "core_siblings"}
+"""The older masks beside the lists: what lscpu reads."""
+
+
+def format_mask(ids: Iterable[int]) -> str:
+    """Return ids as a kernel mask: words of 32 bits in hexadecimal, the highest first."""
+    digits = f"{sum(1 << number for number in ids):x}"
+    digits = digits.rjust(-(-len(digits) // 8) * 8, "0")
+    return ",".join(digits[start : start + 8] for start in range(0, len(digits), 8))
 
 
 def sysfs_files(topology: Topology) -> dict[str, bytes]:
@@ -22,6 +35,7 @@ def sysfs_files(topology: Topology) -> dict[str, bytes]:
     for node in topology.nodes:
         directory = f"{NODE_ROOT}/node{node.id}"
         files[f"{directory}/cpulist"] = format_id_list(node.cpus)
+        files[f"{directory}/cpumap"] = format_mask(node.cpus)
         if node.total_memory != UNKNOWN:
             files[f"{directory}/meminfo"] = (
                 f"Node {node.id} MemTotal:       {node.total_memory // 1024} kB\n"
@@ -50,9 +64,12 @@ def _write_cpu(files: dict[str, str], cpu: LogicalCPUInfo, online: list[LogicalC
     for name, level in siblings.items():
         group = getattr(cpu, level)
         if group != UNKNOWN:
-            files[f"{directory}/topology/{name}"] = format_id_list(
-                other.id for other in online if getattr(other, level) == group
-            )
+            members = [other.id for other in online if getattr(other, level) == group]
+            files[f"{directory}/topology/{name}"] = format_id_list(members)
+            if name in MASKS:
+                files[f"{directory}/topology/{MASKS[name]}"] = format_mask(members)
+    files[f"{directory}/topology/core_id"] = str(cpu.physical_core)
+    files[f"{directory}/online"] = "1"
     for name, level in (("physical_package_id", "package"), ("die_id", "die"), ("cluster_id", "cluster")):
         if getattr(cpu, level) != UNKNOWN:
             files[f"{directory}/topology/{name}"] = str(getattr(cpu, level))

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 def recorded_architecture(tree: Tree) -> str:
     """Return what ``uname -m`` said on the recorded machine, ``"unknown"`` where nothing tells."""
-    fields = _fields(read_text(tree, "proc/cpuinfo") or "")
+    # The first block is enough, and large machines have megabytes of them.
+    fields = _fields((tree.read("proc/cpuinfo") or b"")[:2048].decode("ascii", "replace"))
     found = _from_cpuinfo(fields)
     if found != UNKNOWN_ARCHITECTURE:
         return found
@@ -27,7 +28,7 @@ def recorded_architecture(tree: Tree) -> str:
 def _fields(text: str) -> dict[str, str]:
     """Return the first value of every ``name : value`` line, names in lower case."""
     fields: dict[str, str] = {}
-    for line in text[:2048].splitlines():
+    for line in text.splitlines():
         name, colon, value = line.partition(":")
         if colon:
             fields.setdefault(name.strip().lower(), value.strip())

@@ -148,6 +148,8 @@ def _mounts(tree: Tree) -> list[tuple[int, list[str], str, str]]:
     mounts = []
     information = read_text(tree, "proc/self/mountinfo")
     for line in (information or read_text(tree, "proc/mounts") or "").splitlines():
+        if "cgroup" not in line and "cpuset" not in line:
+            continue
         words = line.split()
         if information:
             # proc_pid_mountinfo(5): "36 35 98:0 /root /mount/point rw,noatime shared:1 - type source superoptions"

@@ -1,18 +1,17 @@
 """Reader: hwloc's synthetic language, ``"package:2 numa:2 core:8 pu:2"``.
 
 Source: hwloc's documentation, "Synthetic topologies". Read here: levels ``type:count`` from the
-outermost to ``pu``, and of their attributes ``(memory=16GB)`` on numa. CPUs are numbered
-as hwloc does, depth first, so siblings are neighbours.
+outermost to ``pu``, a node per object as ``[numa]``, and of the attributes ``(memory=16GB)`` on numa and
+``(indexes=0,2,1,3)`` on pu. Without these, CPUs are numbered as hwloc does, depth first: siblings are neighbours.
 """
 
 from __future__ import annotations
 
-from ompaffinity.errors import TopologyError
+from ompaffinity.errors import IdListError, TopologyError
+from ompaffinity.records import NamedTuple
+from ompaffinity.topology.idlist import parse_ordered_id_list
 from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, MemoryNodeInfo, Topology
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from ompaffinity.topology.text import plain_number
 
 MAX_CPUS = 65536
 DEFAULT_NODE_BYTES = 2**30
@@ -20,16 +19,16 @@ DEFAULT_NODE_BYTES = 2**30
 
 UNITS = {
     "": 1,
-    "kB": 2**10,
-    "KB": 2**10,
-    "MB": 2**20,
-    "GB": 2**30,
-    "TB": 2**40,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
     "KiB": 2**10,
     "MiB": 2**20,
     "GiB": 2**30,
     "TiB": 2**40,
 }
+"""As in hwloc: GB is decimal, GiB binary."""
 FIELDS = {
     "package": "package",
     "socket": "package",
@@ -61,27 +60,28 @@ def parse_synthetic(text: str, architecture: str) -> Topology:
         TopologyError: the description is not of this form, or has more than 65536 CPUs.
     """
     levels = [_level(word) for word in text.split()]
-    named = [field for field, _, _ in levels if field]
-    if not levels or levels[-1][0] != "id":
-        raise TopologyError(
-            f"the synthetic description {text!r} does not end in pu:N, as in 'package:2 numa:1 core:8 pu:2'"
-        )
-    for field in named:
-        if named.count(field) > 1:
-            raise TopologyError(f"the synthetic description {text!r} names one level twice")
+    if not levels or levels[-1].field != "id":
+        raise TopologyError(f"the synthetic description {text!r} does not end in pu:N, as in 'package:2 core:8 pu:2'")
+    named = [level.field for level in levels if level.field]
+    if len(set(named)) < len(named):
+        raise TopologyError(f"the synthetic description {text!r} names one level twice")
     cpus, node_bytes = 1, DEFAULT_NODE_BYTES
     fields: dict[str, int] = {}
-    for field, count, memory in levels:
-        cpus *= count
+    for level in levels:
+        cpus *= level.per_parent
         if cpus > MAX_CPUS:
             raise TopologyError(f"the synthetic description {text!r} has more than {MAX_CPUS} CPUs")
-        if field:
-            fields[field] = cpus
-        if field == "numa_node":
-            node_bytes = memory
+        if level.field:
+            fields[level.field] = cpus
+        if level.field == "numa_node":
+            node_bytes = level.memory
     fields.setdefault("physical_core", cpus)
     fields.setdefault("numa_node", 1)
-    rows = tuple(LogicalCPUInfo._make(_row(cpu, cpus, fields)) for cpu in range(cpus))
+    numbers = levels[-1].indexes or list(range(cpus))
+    if sorted(numbers) != list(range(cpus)):
+        raise TopologyError(f"the indexes of pu in {text!r} are not the numbers 0 to {cpus - 1} in some order")
+    rows = [_row(place, cpus, fields)._replace(id=number) for place, number in enumerate(numbers)]
+    rows.sort()
     nodes = tuple(
         MemoryNodeInfo(
             total_memory=node_bytes,
@@ -92,36 +92,51 @@ def parse_synthetic(text: str, architecture: str) -> Topology:
         )
         for node in range(fields["numa_node"])
     )
-    return Topology(architecture, "synthetic", "synthetic", rows, nodes)
+    return Topology(architecture, "synthetic", "synthetic", tuple(rows), nodes)
 
 
-def _row(cpu: int, cpus: int, fields: dict[str, int]) -> list[Any]:
-    """Return the values of a LogicalCPUInfo: every level has consecutive CPUs in equal groups."""
-    defaults = LogicalCPUInfo(cpu)._asdict()
-    return [cpu * fields[field] // cpus if field in fields else value for field, value in defaults.items()]
+class _Level(NamedTuple):
+    """One level: what it stands for (or ""), how many per parent, bytes of a node, order of the CPU numbers."""
+
+    field: str
+    per_parent: int
+    memory: int = DEFAULT_NODE_BYTES
+    indexes: list[int] | None = None
 
 
-def _level(word: str) -> tuple[str, int, int]:
-    """Return (field or "", count, bytes of a node) of one ``type:count(attributes)``."""
-    body, parenthesis, attributes = word.partition("(")
+def _row(place: int, cpus: int, fields: dict[str, int]) -> LogicalCPUInfo:
+    """Return the CPU at a place: every level has consecutive places in equal groups."""
+    defaults = LogicalCPUInfo()._asdict()
+    return LogicalCPUInfo._make(
+        place * fields[field] // cpus if field in fields else value for field, value in defaults.items()
+    )
+
+
+def _level(word: str) -> _Level:
+    """Read one ``type:count(attribute)``, or ``[numa]``: a node for each object of the level before."""
+    attached = word.startswith("[") and word.endswith("]")
+    body, parenthesis, attribute = (word[1:-1] if attached else word).partition("(")
     name, colon, count = body.partition(":")
-    if not colon or name.lower() not in FIELDS:
+    field = FIELDS.get(name.lower())
+    if field is None or bool(colon) == attached or (attached and field != "numa_node"):
         known = ", ".join(sorted(FIELDS))
         raise TopologyError(
             f"{word!r} in the synthetic description is not a level such as core:8; the levels are {known}"
         )
-    if not (count.isascii() and count.isdigit() and len(count) < 9 and int(count) > 0):
+    number = 1 if attached else plain_number(count)
+    if not number:
         raise TopologyError(f"{word!r} in the synthetic description needs a count of at least 1, as in {name}:2")
-    memory = DEFAULT_NODE_BYTES
-    if parenthesis:
-        key, _, size = attributes.rstrip(")").partition("=")
-        digits = size.rstrip("kKMGTiB")
-        if (
-            not attributes.endswith(")")
-            or key != "memory"
-            or not (digits.isascii() and digits.isdigit() and len(digits) < 16)
-            or size[len(digits) :] not in UNITS
-        ):
-            raise TopologyError(f"the attributes of {word!r} are not understood; only (memory=16GB) is")
-        memory = int(digits) * UNITS[size[len(digits) :]]
-    return FIELDS[name.lower()], int(count), memory
+    if not parenthesis:
+        return _Level(field, number)
+    key, _, value = attribute.rstrip(")").partition("=")
+    if attribute.endswith(")") and key == "memory" and field == "numa_node":
+        digits = value.rstrip("kKMGTiB")
+        size, unit = plain_number(digits), UNITS.get(value[len(digits) :])
+        if size is not None and unit is not None:
+            return _Level(field, number, memory=size * unit)
+    if attribute.endswith(")") and key == "indexes" and field == "id":
+        try:
+            return _Level(field, number, indexes=parse_ordered_id_list(value))
+        except IdListError as error:
+            raise TopologyError(f"the indexes of {word!r} are not understood: {error}") from None
+    raise TopologyError(f"the attribute of {word!r} is not understood; numa takes (memory=16GB), pu (indexes=0,2,1,3)")

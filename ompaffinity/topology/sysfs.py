@@ -118,7 +118,7 @@ class _Levels:
     def _siblings(self, cpu: int, *names: str) -> list[int] | None:
         for name in names:
             path = f"cpu{cpu}/topology/{name}"
-            ids = self._group_with(cpu, f"{path}_list", path)
+            ids = self._group_with(cpu, path + "_list", path)
             if ids:
                 return ids
         return None
@@ -126,7 +126,9 @@ class _Levels:
     def _group_with(self, cpu: int, list_path: str, mask_path: str) -> list[int] | None:
         """Return the ids of a group file; a list that leaves out its own CPU is wrong, and the mask counts."""
         ids = read_id_list(self._tree, list_path)
-        return ids if ids and cpu in ids else read_mask(self._tree, mask_path) or ids
+        if ids is not None and cpu in ids:
+            return ids
+        return read_mask(self._tree, mask_path) or ids
 
     def _number(self, members_of: Callable[[int], list[int] | None]) -> dict[int, int]:
         labels: dict[int, int] = {}

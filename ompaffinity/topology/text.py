@@ -41,9 +41,9 @@ def numbered(names: list[str], prefix: str) -> list[int]:
 
 def read_id_list(tree: Tree, path: str) -> list[int] | None:
     """Return the ids in a list file (``0-3,8``), None where there is no such list."""
-    text = read_text(tree, path)
+    content = tree.read(path)
     try:
-        return None if text is None else parse_id_list(text)
+        return None if content is None else parse_id_list(content.decode("ascii", "replace").strip(BLANKS))
     except IdListError:
         return None
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
             """Return the tree below a directory, whose files it reaches faster; valid as long as this one."""
 
 
+# Without O_NONBLOCK a FIFO in a recorded tree would wait for a writer for ever.
+READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 SYSFS_PAGE = 4096
 MAX_FILE_BYTES = 2**20
 """Longer files are cut here: sysfs files of 8192 CPUs stay below, and nothing behind matters in the others."""
@@ -67,12 +69,11 @@ class DirectoryTree:
 
     def read(self, path: str) -> bytes | None:
         try:
-            # Without O_NONBLOCK a FIFO in a recorded tree would wait for a writer for ever.
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK, dir_fd=self._root)
+            descriptor = os.open(path, READ_FLAGS, dir_fd=self._root)
         except OSError:
             return None
         try:
-            content = os.read(descriptor, 4 * SYSFS_PAGE)
+            content = os.read(descriptor, SYSFS_PAGE)
             # A short read ends a file, except under proc, where records are handed out one by one.
             if len(content) >= SYSFS_PAGE or path.startswith("proc/"):
                 while len(content) < MAX_FILE_BYTES and (more := os.read(descriptor, MAX_FILE_BYTES)):

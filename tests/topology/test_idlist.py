@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from ompaffinity.errors import IdListError
 from ompaffinity.topology.idlist import MAX_ID, format_id_list, parse_id_list, parse_mask, parse_ordered_id_list
+from tests.machines import format_mask
 
 ids = st.sets(st.integers(0, 5000), max_size=60)
 
@@ -19,11 +20,7 @@ def test_lists_round_trip(numbers: set[int]) -> None:
 
 @given(ids)
 def test_masks_name_the_same_ids_as_lists(numbers: set[int]) -> None:
-    bits = sum(1 << number for number in numbers)
-    digits = f"{bits:x}"
-    digits = digits.rjust(-(-len(digits) // 8) * 8, "0")
-    text = ",".join(digits[start : start + 8] for start in range(0, len(digits), 8))
-    assert parse_mask(text) == sorted(numbers)
+    assert parse_mask(format_mask(numbers)) == sorted(numbers)
 
 
 @given(st.lists(st.integers(0, 300), unique=True, max_size=40))

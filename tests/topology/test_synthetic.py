@@ -20,7 +20,7 @@ def test_levels_are_numbered_depth_first() -> None:
         (0, 1, 1, 3),
         (1, 2, 2, 4),
     ]
-    assert [(node.id, node.cpus, node.total_memory) for node in machine.nodes][3] == (3, (12, 13, 14, 15), 16 * 2**30)
+    assert [(node.id, node.cpus, node.total_memory) for node in machine.nodes][3] == (3, (12, 13, 14, 15), 16 * 10**9)
 
 
 def test_a_machine_without_numa_levels_has_one_node() -> None:
@@ -52,6 +52,12 @@ def test_levels_that_only_multiply() -> None:
         "numa:2(memory=much) pu:1",
         "numa:2(memory=1GB pu:1",
         "numa:2(colour=red) pu:1",
+        "[core] pu:1",
+        "[numa:2] pu:1",
+        "[numa] numa:1 pu:1",
+        "pu:2(indexes=0)",
+        "pu:2(indexes=0,0)",
+        "pu:2(indexes=junk)",
         "pu:٣",
     ],
 )

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from ompaffinity.errors import TopologyError
 from ompaffinity.topology.archive import ArchiveTree
 from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, Topology
+from ompaffinity.topology.synthetic import parse_synthetic
 from ompaffinity.topology.sysfs import read_sysfs
 from tests.machines import CPU_ROOT, NODE_ROOT, sysfs_files
 from tests.strategies import topologies
@@ -180,6 +181,15 @@ def test_nodes_of_any_number_with_memory_cpus_and_distances() -> None:
     assert (eight.id, eight.has_memory, eight.total_memory) == (8, False, 0)
     assert (far.id, far.cpus, far.has_memory, far.total_memory) == (250, (), True, UNKNOWN)
     assert far.distances == {}, "a row whose columns cannot be told is no row"
+
+
+def test_more_nodes_than_a_word_has_bits() -> None:
+    machine = parse_synthetic("numa:72 core:1 pu:2", "x86_64")
+    row = " ".join("10" if node == 71 else "21" for node in range(72))
+    files = sysfs_files(machine) | {f"{NODE_ROOT}/node71/distance": row.encode()}
+    got = read(files)
+    assert [node.cpus for node in got.nodes] == [(2 * node, 2 * node + 1) for node in range(72)]
+    assert got.distance(71, 0) == 21
 
 
 def test_several_nodes_that_list_the_same_cpus() -> None:

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import os
 import tarfile
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ompaffinity.errors import TopologyError
 from ompaffinity.topology import archive as archive_module
@@ -153,3 +157,16 @@ def test_an_archive_without_links_needs_no_resolving() -> None:
     archive = ArchiveTree({"sys/a": b"1", "sys/b/c": b"2"})
     assert archive.names("sys") == ["a", "b"]
     assert archive.names("") == ["sys"]
+
+
+@given(st.data())
+def test_any_damaged_archive_is_read_or_refused(data: st.DataObject) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(make_tar(Path(folder) / "m.tar", {"m/sys/a": b"1", "m/proc/b": b"22"}, mode="w"))
+        content = bytearray(path.read_bytes()[: data.draw(st.integers(0, 4096))])
+        for place in data.draw(st.lists(st.integers(0, 1600), max_size=6)):
+            if place < len(content):
+                content[place] = data.draw(st.integers(0, 255))
+        path.write_bytes(content)
+        with contextlib.suppress(TopologyError):
+            assert open_archive(str(path)).names("") is not None

@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import contextlib
+import shutil
+import subprocess
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ompaffinity.errors import TopologyError
+from ompaffinity.topology.hwloc import parse_hwloc
+from ompaffinity.topology.model import UNKNOWN, Topology
+from ompaffinity.topology.synthetic import parse_synthetic
+
+
+def export(body: str, attributes: str = "", tail: str = "") -> bytes:
+    head = '<?xml version="1.0"?>\n<!DOCTYPE topology SYSTEM "hwloc2.dtd">\n<topology version="2.0">'
+    return f'{head}<object type="Machine" {attributes}>{body}</object>{tail}</topology>'.encode()
+
+
+def pu(number: int) -> str:
+    return f'<object type="PU" os_index="{number}"/>'
+
+
+def core(*numbers: int) -> str:
+    return f'<object type="Core">{"".join(map(pu, numbers))}</object>'
+
+
+def numa(number: int, cpuset: str, memory: int) -> str:
+    return f'<object type="NUMANode" os_index="{number}" cpuset="{cpuset}" local_memory="{memory}"/>'
+
+
+def read(body: str, attributes: str = "", tail: str = "") -> Topology:
+    return parse_hwloc(export(body, attributes, tail), "box")
+
+
+def test_levels_nodes_and_limits() -> None:
+    body = (
+        '<info name="Architecture" value="ppc64le"/>'
+        '<object type="Package"><object type="L3Cache">' + numa(0, "0x3", 4096) + core(0, 1) + "</object></object>"
+        '<object type="Package">' + numa(8, "0x300", 0) + core(8) + core(9) + "</object>"
+    )
+    matrix = (
+        '<distances2 type="NUMANode" nbobjs="2" kind="5" name="NUMALatency" indexing="os">'
+        '<indexes length="3">0 8</indexes><u64values length="11">10 40 40 10</u64values></distances2>'
+    )
+    sets = 'complete_cpuset="0x703" allowed_cpuset="0x103" allowed_nodeset="0x00000001"'
+    topology = read(body, sets, matrix)
+    assert topology.architecture == "ppc64le"
+    assert [(cpu.id, cpu.physical_core, cpu.package, cpu.l3, cpu.numa_node) for cpu in topology.cpus] == [
+        (0, 0, 0, 0, 0),
+        (1, 0, 0, 0, 0),
+        (8, 1, 1, UNKNOWN, 8),
+        (9, 2, 1, UNKNOWN, 8),
+        (10, UNKNOWN, UNKNOWN, UNKNOWN, UNKNOWN),
+    ]
+    assert topology.allowed_cpus == (0, 1, 8)
+    assert [cpu.online for cpu in topology.cpus] == [True] * 4 + [False]
+    assert [(node.id, node.total_memory, node.has_memory, node.allowed) for node in topology.nodes] == [
+        (0, 4096, True, True),
+        (8, 0, False, False),
+    ]
+    assert topology.distance(0, 8) == 40
+
+
+def test_sets_of_many_words() -> None:
+    body = core(0) + core(40) + numa(70, "0x00000100,0x00000001", 1)
+    assert read(body).nodes[0].cpus == (0, 40)
+
+
+def test_books_drawers_and_clusters_are_groups() -> None:
+    def group(kind: str, inside: str) -> str:
+        return f'<object type="Group" subtype="{kind}">{inside}</object>'
+
+    body = group("Drawer", group("Book", group("Cluster", core(0)) + group("Other", core(1))))
+    assert [(cpu.drawer, cpu.book, cpu.cluster) for cpu in read(body).cpus] == [(0, 0, 0), (0, 0, UNKNOWN)]
+
+
+def test_kinds_by_core_type_and_by_frequency() -> None:
+    def kind(cpuset: str, name: str, value: object) -> str:
+        return f'<cpukind cpuset="{cpuset}"><info name="{name}" value="{value}"/></cpukind>'
+
+    body = core(0) + core(1) + core(2)
+    named = kind("0x1", "CoreType", "IntelCore") + kind("0x2", "CoreType", "IntelAtom")
+    assert [cpu.kind for cpu in read(body, tail=named).cpus] == ["performance", "efficiency", "low-power"]
+    fast = kind("0x3", "FrequencyMaxMHz", 4000) + kind("0x4", "FrequencyMaxMHz", 2000)
+    assert [cpu.kind for cpu in read(body, tail=fast).cpus] == ["performance", "performance", "efficiency"]
+
+
+def test_exports_made_from_cpuid_are_x86() -> None:
+    assert read('<info name="CPUVendor" value="AuthenticAMD"/>' + core(0)).architecture == "x86_64"
+    assert read(core(0)).architecture == "unknown"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"<",
+        b"<topology/>",
+        b"<html></html>",
+        b'<topology><object type="Package"/></topology>',
+        export(""),
+        export('<object type="PU"/>'),
+        export('<object type="PU" os_index="-1"/>'),
+        export('<object type="PU" os_index="99999999"/>'),
+        export(pu(0), 'allowed_cpuset="0xf...f"'),
+        export(pu(0), 'allowed_cpuset="junk"'),
+        export(pu(0) + '<object type="NUMANode" os_index="0" local_memory="x"/>'),
+        export(pu(0), tail='<distances2 type="NUMANode"><indexes>0</indexes><u64values>1 2</u64values></distances2>'),
+        b'<!DOCTYPE x [<!ENTITY a "b">]><topology><object type="Machine">&a;</object></topology>',
+        b'<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><topology>&a;</topology>',
+        export("<object>" * 5000 + "</object>" * 5000),
+    ],
+)
+def test_anything_else_is_refused(text: bytes) -> None:
+    with pytest.raises(TopologyError):
+        parse_hwloc(text, "box")
+
+
+@given(st.data())
+def test_any_bytes_are_read_or_refused(data: st.DataObject) -> None:
+    text = bytearray(export(core(0, 1) + numa(0, "0x3", 9), 'allowed_cpuset="0x3"'))
+    for place in data.draw(st.lists(st.integers(0, len(text) - 1), max_size=4)):
+        text[place] = data.draw(st.integers(0, 255))
+    with contextlib.suppress(TopologyError):
+        assert parse_hwloc(bytes(text), "box").cpus
+
+
+LSTOPO = shutil.which("lstopo-no-graphics")
+
+
+@pytest.mark.skipif(LSTOPO is None, reason="lstopo (hwloc-nox) is not installed")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "core:1 pu:2",
+        "package:2 numa:2 core:3 pu:2",
+        "package:2 numa:1(memory=16GB) l3:2 core:4 pu:1",
+        "numa:3 package:1 core:2 pu:4",
+        "group:2 package:2 die:2 l3:1 l2:2 core:1 pu:2",
+        "numa:72 core:1 pu:1",
+        "package:2 [numa(memory=1GB)] core:2 pu:2",
+        "package:1 core:4 pu:2(indexes=0,4,1,5,2,6,3,7)",
+    ],
+)
+def test_synthetic_machines_are_what_hwloc_makes_of_them(text: str) -> None:
+    assert LSTOPO is not None
+    done = subprocess.run([LSTOPO, "-i", text, "--of", "xml"], capture_output=True, timeout=60, check=True)
+    theirs, ours = parse_hwloc(done.stdout, "box"), parse_synthetic(text, "x86_64")
+    for level in ("id", "physical_core", "package", "die", "l3", "numa_node"):
+        assert [getattr(cpu, level) for cpu in ours.cpus] == [getattr(cpu, level) for cpu in theirs.cpus], level
+    assert [(node.id, node.cpus, node.total_memory) for node in ours.nodes] == [
+        (node.id, node.cpus, node.total_memory) for node in theirs.nodes
+    ]
