@@ -41,6 +41,7 @@ def _forget_other_threads() -> None:
     """In a forked child only the forking thread lives on: a lock that another one held would never be released."""
     global _environment_lock  # noqa: PLW0603
     _environment_lock = threading.RLock()
+    _tasks_inside.clear()
 
 
 if hasattr(os, "register_at_fork"):
@@ -172,7 +173,8 @@ def _turn() -> Iterator[None]:
         try:
             yield
         finally:
-            _tasks_inside.pop()
+            if _tasks_inside:
+                _tasks_inside.pop()
 
 
 def _current_task() -> object:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 
 from ompaffinity.errors import TopologyError
-from ompaffinity.topology.model import UNKNOWN_ARCHITECTURE, LogicalCPUInfo, Topology
+from ompaffinity.records import Message
+from ompaffinity.topology.model import UNKNOWN, UNKNOWN_ARCHITECTURE, Limits, LogicalCPUInfo, Topology
 from ompaffinity.topology.sysfs import allowed_cpus, read_online, read_sysfs
 from ompaffinity.topology.tree import DirectoryTree
 
@@ -76,16 +77,14 @@ def _settled(tree: Tree, architecture: str, affinity: tuple[int, ...] | None) ->
 
 
 def _checked(topology: Topology, tree: Tree) -> Topology:
-    """Let lscpu add what sysfs lacks; most machines lack nothing, and then it is not run."""
-    from ompaffinity.topology.reconcile import completed, is_lacking
-
-    if not is_lacking(topology):
+    """Let lscpu add the cores and packages that sysfs lacks; most machines lack none, and then it is not run."""
+    if not any(cpu.online and UNKNOWN in (cpu.physical_core, cpu.package) for cpu in topology.cpus):
         return topology
+    from ompaffinity.topology.reconcile import completed
+
     try:
         other = _by_lscpu(tree, topology.architecture, topology.machine, topology.limits.affinity)
     except TopologyError as error:
-        from ompaffinity.records import Message
-
         message = Message("lscpu-unusable", "note", f"sysfs does not tell all cores and packages, and {error}")
         return topology._replace(messages=(*topology.messages, message))
     return completed(topology, other)
@@ -125,10 +124,7 @@ def _without_sysfs(tree: Tree, architecture: str, affinity: tuple[int, ...] | No
     except TopologyError:
         import psutil
 
-        count = psutil.cpu_count() or 1
-        from ompaffinity.topology.model import Limits
-
-        cpus = tuple(LogicalCPUInfo(cpu) for cpu in affinity or range(count))
+        cpus = tuple(LogicalCPUInfo(cpu) for cpu in affinity or range(psutil.cpu_count() or 1))
         return Topology(architecture, "flat", LIVE, cpus, limits=Limits(affinity=affinity))
 
 

@@ -22,11 +22,6 @@ NAMES = {
 """The levels that both sysfs and lscpu tell, with the word for each."""
 
 
-def is_lacking(topology: Topology) -> bool:
-    """Whether the cores or packages of some online CPU are unknown."""
-    return any(cpu.online and UNKNOWN in (cpu.physical_core, cpu.package) for cpu in topology.cpus)
-
-
 def completed(topology: Topology, other: Topology) -> Topology:
     """Return `topology` with every level that it knows of no CPU taken from `other`, and a warning where they differ.
 

@@ -15,7 +15,7 @@ from ompaffinity.topology import load as load_module
 from ompaffinity.topology.archive import ArchiveTree
 from ompaffinity.topology.load import load_topology
 from ompaffinity.topology.model import UNKNOWN, Topology
-from ompaffinity.topology.reconcile import completed, disagreement, is_lacking
+from ompaffinity.topology.reconcile import completed, disagreement
 from tests.machines import sysfs_files
 from tests.strategies import topologies
 from tests.topology.test_lscpu import needs_lscpu
@@ -54,8 +54,6 @@ def test_what_one_does_not_know_is_no_contradiction() -> None:
 
 def test_whole_levels_are_added_and_halves_are_not() -> None:
     lacking = regrouped(SMT, "physical_core", [UNKNOWN] * 8)
-    assert is_lacking(lacking)
-    assert not is_lacking(SMT)
     assert completed(lacking, SMT).cpus == SMT.cpus
     half = regrouped(SMT, "physical_core", [0, 0, UNKNOWN, UNKNOWN, 1, 1, 2, 2])
     assert completed(half, SMT).cpus == half.cpus
