@@ -53,8 +53,8 @@ def disagreement(first: Topology, second: Topology) -> list[Message]:
         Message(
             "sources-disagree",
             "warning",
-            f"{first.source} and {second.source} differ on {', '.join(names)}; {first.source} is believed"
-            f" ({_example(first, second)})",
+            f"{first.source} and {second.source} differ on {', '.join(names)} ({_example(first, second)});"
+            f" {first.source} is believed, --source {second.source} believes the other",
         )
     ]
 
