@@ -6,9 +6,7 @@ unused if that makes it larger); the fewest idle cores; close or spread; lowest 
 
 from __future__ import annotations
 
-from heapq import heapify, heapreplace
 from itertools import combinations
-from math import comb
 
 from ompaffinity.errors import PlacementError
 from ompaffinity.records import NamedTuple
@@ -74,6 +72,8 @@ def _choose_pools(pools: list[Pool], ranks: int, distance: Callable[[int, int], 
     candidates = [pool for pool in pools if len(pool.cores) == least]
     choice = _Choice(certain, distance, spread)
     missing = count - len(certain)
+    from math import comb
+
     if comb(len(candidates), missing) <= MAX_COMBINATIONS:
         chosen = min(combinations(candidates, missing), key=choice.cost)
     else:
@@ -118,6 +118,10 @@ class _Choice:
 
 def _ranks_per_pool(sizes: list[int], ranks: int, smallest: int) -> list[int]:
     """Return how many ranks each pool holds: one each, then one more where it leaves the most per rank."""
+    if len(sizes) == 1:
+        return [ranks]
+    from heapq import heapify, heapreplace
+
     counts = [1] * len(sizes)
     next_share = [(-size / 2, place) for place, size in enumerate(sizes) if size // 2 >= smallest]
     heapify(next_share)
@@ -156,11 +160,15 @@ def reserve_cores(shares: list[tuple[Core, ...]], total: int) -> list[Share]:
 
     A rank always keeps one core; fewer than `total` are taken where nothing else is left.
     """
-    left = [len(cores) for cores in shares]
-    largest_first = [(-size, -rank) for rank, size in enumerate(left)]
-    heapify(largest_first)
-    for _ in range(min(total, sum(left) - len(left))):
-        size, rank = largest_first[0]
-        left[-rank] -= 1
-        heapreplace(largest_first, (size + 1, rank))
+    sizes = [len(cores) for cores in shares]
+    total = min(total, sum(sizes) - len(sizes))
+    low, high = 1, max(sizes)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if sum(max(0, size - middle) for size in sizes) <= total else (middle + 1, high)
+    # Cut down to `low` cores; what is still missing then comes from the last of those that have so many.
+    missing = total - sum(max(0, size - low) for size in sizes)
+    left = [min(size, low) for size in sizes]
+    for rank in [rank for rank, size in enumerate(left) if size == low > 1][::-1][:missing]:
+        left[rank] -= 1
     return [Share(cores[:keep], cores[keep:]) for cores, keep in zip(shares, left)]
