@@ -55,7 +55,7 @@ MACHINE_OPTIONS = (
         "--source",
         "source",
         "choice",
-        "which reader (default auto: sysfs, completed by lscpu where it is lacking)",
+        "which reader (default auto: sysfs, which lscpu completes here where it is lacking)",
         SOURCES,
     ),
 )
@@ -127,8 +127,14 @@ PLAN_OPTIONS = (
 )
 OUTPUT_OPTIONS = (Option("--json", "json", "flag", "print JSON"),)
 TOPOLOGY_OPTIONS = (
-    Option("--capture", "capture", "text", "record the machine in this file, for --machine elsewhere", metavar="FILE"),
-    Option("--label", "label", "text", "name of the machine in the record (default: none that tells who you are)"),
+    Option(
+        "--capture",
+        "capture",
+        "text",
+        "record the machine in this file, for --machine elsewhere (-: print)",
+        metavar="FILE",
+    ),
+    Option("--label", "label", "text", "name of the machine in the record (default: live)", metavar="TEXT"),
 )
 PLAN_OUTPUT_OPTIONS = (
     *OUTPUT_OPTIONS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from ompaffinity.jsontext import to_json
-from ompaffinity.topology.load import load_topology
+from ompaffinity.topology.load import load_topology, printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 def run_topology(values: dict[str, Any]) -> int:
     """Print the machine that `values` name."""
-    options = {name: values.pop(name, None) for name in ("json", "capture", "label")}
+    as_json, capture, label = (values.pop(name, None) for name in ("json", "capture", "label"))
     topology = load_topology(**values)
-    if options["label"] is not None:
-        topology = topology._replace(machine=" ".join(options["label"].split()))
-    if options["capture"] is not None:
+    if label is not None:
+        topology = topology._replace(machine=printable(label))
+    if capture not in (None, "-"):
         from ompaffinity.topology.snapshot import write_capture
 
-        write_capture(topology, options["capture"])
-        print(f"recorded in {options['capture']}", file=sys.stderr)
-    elif options["json"]:
+        write_capture(topology, capture)
+        print(f"recorded in {capture}", file=sys.stderr)
+    if as_json or capture == "-":
         sys.stdout.write(to_json(topology.to_document()) + "\n")
-    else:
+    elif capture is None:
         from ompaffinity.cli.tables import print_topology
 
         print_topology(topology)

@@ -56,13 +56,21 @@ class ArchiveTree:
         return _Below(self, path)
 
     def write_to(self, folder: str) -> None:
-        """Write the regular files of ``sys/`` and ``proc/`` below an empty private directory."""
-        for path, content in self._files.items():
-            if path.startswith(("sys/", "proc/")):
-                target = os.path.join(folder, path)
-                os.makedirs(os.path.dirname(target), exist_ok=True)
-                with open(target, "wb") as file:
-                    file.write(content)
+        """Write the regular files of ``sys/`` and ``proc/`` below an empty private directory.
+
+        Raises:
+            TopologyError: a name in the archive cannot be a file's.
+        """
+        try:
+            for path, content in self._files.items():
+                if path.startswith(("sys/", "proc/")):
+                    target = os.path.join(folder, path)
+                    os.makedirs(os.path.dirname(target), exist_ok=True)
+                    with open(target, "wb") as file:
+                        file.write(content)
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise TopologyError(f"the archive cannot be unpacked for lscpu: {reason}") from None
 
     def _resolve(self, path: str) -> str:
         if not self._links:
@@ -162,7 +170,10 @@ def open_archive(path: str) -> ArchiveTree:
                 _keep(archive, member, content)
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, OverflowError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise TopologyError(f"cannot read {os.path.basename(path)} as a tar file: {reason}") from None
+        raise TopologyError(
+            f"cannot read {os.path.basename(path)}: it is no capture, lscpu output or hwloc XML,"
+            f" and no tar file ({reason})"
+        ) from None
     root = _root_of([*content.files, *content.links])
     if root is None:
         raise TopologyError(

@@ -7,10 +7,10 @@ import sys
 
 from ompaffinity.errors import TopologyError
 from ompaffinity.topology.idlist import parse_ordered_id_list
-from ompaffinity.topology.limits import mems_allowed, read_limits
+from ompaffinity.topology.limits import memory_left, mems_allowed, read_limits
 from ompaffinity.topology.load import load_topology
 from ompaffinity.topology.model import LogicalCPUInfo, MemoryNodeInfo
-from ompaffinity.topology.nodes import node_memory
+from ompaffinity.topology.nodes import NODE_ROOT, node_memory
 from ompaffinity.topology.tree import DirectoryTree
 
 VISIBLE_NODES_VARIABLE = "CPU_VISIBLE_MEMORY_NODES"
@@ -66,18 +66,17 @@ def get_memory_node_info(node: int = 0) -> MemoryNodeInfo:
     Raises:
         TopologyError: the machine has nodes, but not this one.
     """
-    if not os.path.isdir("/sys/devices/system/node"):
-        import psutil
-
-        memory = psutil.virtual_memory()
-        return MemoryNodeInfo(int(memory.total), int(memory.available), node)
     with DirectoryTree("/") as tree:
-        total, available = node_memory(tree, node)
-        if total < 0:
-            raise TopologyError(f"this machine has no memory node {node}")
-        limits = read_limits(tree)
-    limit = limits.memory_limit_bytes
-    if limit is not None and limit < total:
-        total = limit
-        available = max(0, min(available, limit - (limits.memory_usage_bytes or 0)))
-    return MemoryNodeInfo(total, available, node)
+        if tree.names(NODE_ROOT):
+            total, available = node_memory(tree, node)
+            if total < 0:
+                raise TopologyError(f"this machine has no memory node {node}")
+        else:
+            import psutil
+
+            memory = psutil.virtual_memory()
+            total, available = int(memory.total), int(memory.available)
+        limit, left = read_limits(tree).memory_limit_bytes, memory_left(tree)
+    return MemoryNodeInfo(
+        total if limit is None else min(total, limit), available if left is None else min(available, left), node
+    )

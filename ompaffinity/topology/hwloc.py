@@ -12,6 +12,7 @@ from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
 from ompaffinity.errors import IdListError, TopologyError
+from ompaffinity.records import Message
 from ompaffinity.topology.idlist import MAX_ID, parse_mask
 from ompaffinity.topology.kinds import completed_kinds, kinds_by_speed
 from ompaffinity.topology.model import UNKNOWN, UNKNOWN_ARCHITECTURE, Limits, LogicalCPUInfo, MemoryNodeInfo, Topology
@@ -44,6 +45,8 @@ def parse_hwloc(text: bytes, machine: str) -> Topology:
     top = root.find("object")
     if root.tag != "topology" or top is None or top.get("type") != "Machine":
         raise TopologyError("this XML is not an hwloc topology: no <topology> with a Machine object")
+    if not root.get("version", "").startswith(("2.", "3.")):
+        raise TopologyError("this is an export of hwloc 1; export it again with hwloc 2 or later")
     levels = _levels(top)
     if not levels:
         raise TopologyError("this hwloc topology describes no CPU")
@@ -70,7 +73,7 @@ def parse_hwloc(text: bytes, machine: str) -> Topology:
     )
     vendors = {item.get("value") for item in top.iter("info") if item.get("name") == "CPUVendor"}
     name = info.get("Architecture") or ("x86_64" if vendors & X86_VENDORS else UNKNOWN_ARCHITECTURE)
-    return Topology(name, "hwloc", machine, cpus, nodes, limits)
+    return Topology(name, "hwloc", machine, cpus, nodes, limits, tuple(_doubts(top)))
 
 
 def _parsed(text: bytes) -> Element:
@@ -115,9 +118,11 @@ def _nodes(root: Element, top: Element, levels: dict[int, Any]) -> tuple[MemoryN
     if len(elements) == 1 and elements[0].get("local_memory") is None and not distances:
         # Without any information hwloc invents one node, so that there always is one.
         return ()
+    # lstopo leaves out the size of a node without memory; where no node has one, none was recorded.
+    no_size = 0 if any(element.get("local_memory") for element in elements) else UNKNOWN
     for element in sorted(elements, key=lambda element: _number(element, "os_index")):
         number = _number(element, "os_index")
-        size = _number(element, "local_memory") if element.get("local_memory") else UNKNOWN
+        size = _number(element, "local_memory") if element.get("local_memory") else no_size
         cpus = tuple(cpu for cpu in _cpuset(element, "cpuset") or () if cpu in free)
         free.difference_update(cpus)
         nodes.append(
@@ -131,6 +136,18 @@ def _nodes(root: Element, top: Element, levels: dict[int, Any]) -> tuple[MemoryN
             )
         )
     return tuple(nodes)
+
+
+def _doubts(top: Element) -> Iterator[Message]:
+    """Tell of nodes near the same CPUs: which of them is the CPUs' own, the export does not say."""
+    sets = [element.get("cpuset") for element in top.iter("object") if element.get("type") == "NUMANode"]
+    if len(set(sets)) < len(sets):
+        yield Message(
+            "hwloc-nodes-doubtful",
+            "note",
+            "several NUMA nodes of this export are near the same CPUs, which are taken to belong to the first;"
+            " a record of /sys (hwloc-gather-topology) tells them apart",
+        )
 
 
 def _distances(root: Element) -> Iterator[tuple[int, dict[int, int]]]:

@@ -46,6 +46,11 @@ def read_limits(tree: Tree, affinity: tuple[int, ...] | None = None) -> Limits:
     )
 
 
+def memory_left(tree: Tree) -> int | None:
+    """Return how many bytes the control groups still leave to this process, None where they set no limit."""
+    return _ControlGroups(tree).memory_left()
+
+
 def mems_allowed(tree: Tree, process: str = "self") -> tuple[int, ...] | None:
     """Return the nodes in ``Mems_allowed_list`` of a process's status, None where it is not shown."""
     status = read_text(tree, f"proc/{process}/status") or ""
@@ -99,12 +104,11 @@ class _ControlGroups:
         """Return what the group with the tightest limit (or else the innermost one) uses, in bytes."""
         limits = list(self._memory_limits())
         directories = [min(limits)[1]] if limits else [directory for directory, _ in self._directories("memory")]
-        for directory in directories:
-            for name in ("memory.current", "memory.usage_in_bytes"):
-                usage = read_number(self._tree, f"{directory}/{name}")
-                if usage is not None:
-                    return usage
-        return None
+        return next((usage for usage in map(self._usage, directories) if usage is not None), None)
+
+    def _usage(self, directory: str) -> int | None:
+        usage = read_number(self._tree, f"{directory}/memory.current")
+        return read_number(self._tree, f"{directory}/memory.usage_in_bytes") if usage is None else usage
 
     def _memory_limits(self) -> Iterator[tuple[int, str]]:
         for directory, version in self._directories("memory"):
@@ -112,21 +116,33 @@ class _ControlGroups:
             if limit is not None and 0 <= limit < UNLIMITED_V1:
                 yield limit, directory
 
+    def memory_left(self) -> int | None:
+        """Return how much the fullest group along the path may still use, in bytes."""
+        left = []
+        for limit, directory in self._memory_limits():
+            usage = self._usage(directory)
+            if usage is not None:
+                left.append(max(0, limit - usage))
+        return min(left, default=None)
+
     def _directories(self, controller: str) -> Iterator[tuple[str, int]]:
         """Yield (directory, cgroup version) of the process's groups for a controller, innermost first."""
+        found = []
         for version, mounted, mount_root, mount_point in self._mounts:
-            if version == 1 and controller not in mounted:
-                continue
             path = self._paths.get(controller if version == 1 else "")
-            if path is None:
-                path = self._paths.get("cpuset file") if controller == "cpuset" else None
-            if path is None:
+            if path is None and controller == "cpuset":
+                path = self._paths.get("cpuset file")
+            # ".." stands for groups outside of the namespace, which cannot be seen from here.
+            if path is None or ".." in path.split("/") or (version == 1 and controller not in mounted):
                 continue
-            if mount_root != "/" and (path == mount_root or path.startswith(mount_root + "/")):
-                path = path[len(mount_root) :]
-            parts = [part for part in path.split("/") if part not in ("", ".", "..")]
-            for length in range(len(parts), -1, -1):
-                yield "/".join([mount_point, *parts[:length]]), version
+            root = mount_root.rstrip("/")
+            inside = path == root or path.startswith(root + "/")
+            found.append((inside, version, path[len(root) :] if inside else path, mount_point))
+        for inside, version, path, mount_point in found:
+            if inside or not any(other for other, *_ in found):
+                parts = [part for part in path.split("/") if part not in ("", ".")]
+                for length in range(len(parts), -1, -1):
+                    yield "/".join([mount_point, *parts[:length]]), version
 
 
 def _paths_by_controller(tree: Tree) -> dict[str, str]:
@@ -165,7 +181,7 @@ def _mounts(tree: Tree) -> list[tuple[int, list[str], str, str]]:
         version = {"cgroup": 1, "cpuset": 1, "cgroup2": 2}.get(kind)
         if version is not None:
             controllers = ["cpuset"] if kind == "cpuset" else options.split(",")
-            mounts.append((version, controllers, root, _unescaped(point).strip("/")))
+            mounts.append((version, controllers, _unescaped(root), _unescaped(point).strip("/")))
     return mounts
 
 

@@ -19,6 +19,7 @@ LIVE = "live"
 """The label of this machine: its host name is nobody's business."""
 MAX_TEXT_BYTES = 64 * 2**20
 HOTPLUG_TRIES = 3
+MAX_LABEL = 200
 
 
 def load_topology(
@@ -230,4 +231,9 @@ def _label(path: str) -> str:
     name = os.path.basename(os.path.normpath(path)) or "root"
     for ending in (".gz", ".bz2", ".xz", ".tar", ".tgz", ".json", ".xml"):
         name = name.removesuffix(ending)
-    return name
+    return printable(name)
+
+
+def printable(label: str) -> str:
+    """Return a label as a capture can hold it: one line, without control characters, not endless."""
+    return "".join(character if character.isprintable() else "?" for character in label)[:MAX_LABEL]

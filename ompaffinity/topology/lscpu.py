@@ -84,6 +84,9 @@ def parse_lscpu(text: str) -> tuple[LogicalCPUInfo, ...]:
         raise TopologyError(
             "lscpu's output lacks the columns CPU and CORE; make it with lscpu -J -e=CPU,CORE,SOCKET,NODE,ONLINE"
         )
+    strange = [row["cpu"] for row in rows if isinstance(row["cpu"], int) and lscpu_number(row["cpu"]) == UNKNOWN]
+    if strange:
+        raise TopologyError(f"lscpu's output has a CPU {strange[0]}, which there cannot be")
     rows = [row for row in rows if lscpu_number(row["cpu"]) != UNKNOWN]
     rows.sort(key=lambda row: lscpu_number(row["cpu"]))
     numbers = [lscpu_number(row["cpu"]) for row in rows]
@@ -93,7 +96,7 @@ def parse_lscpu(text: str) -> tuple[LogicalCPUInfo, ...]:
         raise TopologyError("lscpu's output names a CPU twice")
     online = [_is_online(row) for row in rows]
     if not any(online):
-        raise TopologyError("lscpu's output has no CPU online whose core it tells")
+        raise TopologyError("lscpu's output has no CPU online")
     columns = {
         name: _groups([lscpu_number(row.get(name)) for row in rows]) for name in ("core", "socket", "book", "drawer")
     }
@@ -141,7 +144,11 @@ def _csv_rows(text: str) -> list[dict[str, Any]]:
 
 
 def _is_online(row: dict[str, Any]) -> bool:
-    return row.get("online") not in (False, "no", "N") and lscpu_number(row["core"]) != UNKNOWN
+    """What the column ONLINE says; where it says nothing, a CPU without a core is off line."""
+    online = row.get("online")
+    if online in (True, "yes", "Y"):
+        return True
+    return online not in (False, "no", "N") and lscpu_number(row["core"]) != UNKNOWN
 
 
 def _l3(row: dict[str, Any]) -> int:
@@ -165,9 +172,12 @@ def saved_topology(text: str, machine: str, architecture: str) -> Topology:
         TopologyError: as `parse_lscpu`.
     """
     cpus = parse_lscpu(text)
-    numbers = sorted({cpu.numa_node for cpu in cpus} - {UNKNOWN})
-    nodes = [MemoryNodeInfo(id=node, cpus=tuple(cpu.id for cpu in cpus if cpu.numa_node == node)) for node in numbers]
-    return Topology(architecture, "lscpu", machine, cpus, tuple(nodes), Limits(), tuple(_doubts(cpus, architecture)))
+    members: dict[int, list[int]] = {}
+    for cpu in cpus:
+        if cpu.numa_node != UNKNOWN:
+            members.setdefault(cpu.numa_node, []).extend([cpu.id] if cpu.online else [])
+    nodes = tuple(MemoryNodeInfo(id=node, cpus=tuple(members[node])) for node in sorted(members))
+    return Topology(architecture, "lscpu", machine, cpus, nodes, Limits(), tuple(_doubts(cpus, architecture)))
 
 
 def _doubts(cpus: tuple[LogicalCPUInfo, ...], architecture: str) -> Iterator[Message]:

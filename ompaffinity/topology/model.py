@@ -10,7 +10,7 @@ from __future__ import annotations
 from functools import cached_property
 
 from ompaffinity.records import Message, NamedTuple
-from ompaffinity.topology.idlist import format_id_list
+from ompaffinity.topology.idlist import MAX_ID, format_id_list
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,10 +66,10 @@ class LogicalCPUInfo(NamedTuple):
 
 def lscpu_number(value: object) -> int:
     """Return a cell of lscpu's output (2.30 to 2.42: number, text, ``"-"``, null) as a number or `UNKNOWN`."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 8:
-        return int(value)
+        value = int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_ID:
+        return value
     return UNKNOWN
 
 

@@ -29,7 +29,8 @@ def read_nodes(tree: Tree, online: Iterable[int], limits: Limits) -> tuple[Memor
     """
     ids = numbered(tree.names(NODE_ROOT), "node")
     with_memory = read_id_list(tree, f"{NODE_ROOT}/has_memory")
-    possible = read_id_list(tree, f"{NODE_ROOT}/possible") or ids
+    # Columns of distance rows are the online nodes; a container may hide some of their directories.
+    columns = [ids, *(read_id_list(tree, f"{NODE_ROOT}/{name}") or [] for name in ("online", "possible"))]
     free = set(online)
     gpu_nodes = _gpu_memory_nodes(tree)
     nodes = []
@@ -49,7 +50,7 @@ def read_nodes(tree: Tree, online: Iterable[int], limits: Limits) -> tuple[Memor
                 cpus=cpus,
                 has_memory=total > 0 if total != UNKNOWN else None if with_memory is None else node in with_memory,
                 allowed=limits.cpuset_nodes is None or node in limits.cpuset_nodes,
-                distances=_distances(read_text(tree, f"{directory}/distance") or "", ids, possible),
+                distances=_distances(read_text(tree, f"{directory}/distance") or "", columns),
                 device_memory=not cpus and node in gpu_nodes,
             )
         )
@@ -87,11 +88,12 @@ def parse_meminfo(text: str) -> dict[str, int]:
     return sizes
 
 
-def _distances(text: str, ids: list[int], possible: list[int]) -> dict[int, int]:
-    """Return {node: distance} of a row, whose columns follow the online nodes; {} where it cannot be told."""
+def _distances(text: str, columns: list[list[int]]) -> dict[int, int]:
+    """Return {node: distance} of a row for the first list of nodes that it fits; {} where it fits none."""
     row = [plain_number(word) for word in text.split()]
-    for columns in (ids, possible):
-        if len(columns) == len(row):
-            known = {node: distance for node, distance in zip(columns, row) if node in ids and distance is not None}
-            return known if len(known) == len(ids) else {}
+    wanted = set(columns[0])
+    for nodes in columns:
+        if len(nodes) == len(row):
+            known = {node: distance for node, distance in zip(nodes, row) if node in wanted and distance is not None}
+            return known if len(known) == len(wanted) else {}
     return {}

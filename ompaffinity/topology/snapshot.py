@@ -70,9 +70,9 @@ def _check(topology: Topology) -> None:
         raise TopologyError("this capture is damaged: it has no CPU online")
     if any(cpu.allowed and not cpu.online for cpu in topology.cpus):
         raise TopologyError("this capture is damaged: it allows a CPU that is not online")
-    if any(cpu.numa_node not in (UNKNOWN, *nodes) for cpu in topology.cpus):
+    if {cpu.numa_node for cpu in topology.cpus} - {UNKNOWN, *nodes}:
         raise TopologyError("this capture is damaged: it puts a CPU on a node that it does not list")
-    if any(set(node.cpus) - set(numbers) for node in topology.nodes):
+    if {cpu for node in topology.nodes for cpu in node.cpus} - set(numbers):
         raise TopologyError("this capture is damaged: it gives a node a CPU that it does not list")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from ompaffinity.errors import IdListError, TopologyError
 from ompaffinity.records import NamedTuple
 from ompaffinity.topology.idlist import parse_ordered_id_list
-from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, MemoryNodeInfo, Topology
+from ompaffinity.topology.model import LogicalCPUInfo, MemoryNodeInfo, Topology
 from ompaffinity.topology.text import plain_number
 
 MAX_CPUS = 65536
@@ -31,6 +31,7 @@ UNITS = {
 """As in hwloc: GB is decimal, GiB binary."""
 FIELDS = {
     "package": "package",
+    "pack": "package",
     "socket": "package",
     "die": "die",
     "numa": "numa_node",
@@ -47,6 +48,8 @@ FIELDS = {
     "l1": "",
     "l1d": "",
     "l1dcache": "",
+    "l1i": "",
+    "l1icache": "",
 }
 """hwloc's level names (any case) and the level that they stand for; those without one only multiply."""
 
@@ -59,7 +62,7 @@ def parse_synthetic(text: str, architecture: str) -> Topology:
     Raises:
         TopologyError: the description is not of this form, or has more than 65536 CPUs.
     """
-    levels = [_level(word) for word in text.split()]
+    levels = [_level(word) for word in _words(text)]
     if not levels or levels[-1].field != "id":
         raise TopologyError(f"the synthetic description {text!r} does not end in pu:N, as in 'package:2 core:8 pu:2'")
     named = [level.field for level in levels if level.field]
@@ -82,15 +85,12 @@ def parse_synthetic(text: str, architecture: str) -> Topology:
         raise TopologyError(f"the indexes of pu in {text!r} are not the numbers 0 to {cpus - 1} in some order")
     rows = [_row(place, cpus, fields)._replace(id=number) for place, number in enumerate(numbers)]
     rows.sort()
+    members: list[list[int]] = [[] for _ in range(fields["numa_node"])]
+    for row in rows:
+        members[row.numa_node].append(row.id)
     nodes = tuple(
-        MemoryNodeInfo(
-            total_memory=node_bytes,
-            available_memory=UNKNOWN,
-            id=node,
-            cpus=tuple(row.id for row in rows if row.numa_node == node),
-            has_memory=node_bytes > 0,
-        )
-        for node in range(fields["numa_node"])
+        MemoryNodeInfo(total_memory=node_bytes, id=node, cpus=tuple(cpus_of_node), has_memory=node_bytes > 0)
+        for node, cpus_of_node in enumerate(members)
     )
     return Topology(architecture, "synthetic", "synthetic", tuple(rows), nodes)
 
@@ -126,17 +126,39 @@ def _level(word: str) -> _Level:
     number = 1 if attached else plain_number(count)
     if not number:
         raise TopologyError(f"{word!r} in the synthetic description needs a count of at least 1, as in {name}:2")
-    if not parenthesis:
-        return _Level(field, number)
-    key, _, value = attribute.rstrip(")").partition("=")
-    if attribute.endswith(")") and key == "memory" and field == "numa_node":
+    level = _Level(field, number)
+    for item in _words(attribute.removesuffix(")")):
+        level = _with_attribute(level, name, item, word)
+    if parenthesis and not attribute.endswith(")"):
+        raise TopologyError(f"{word!r} in the synthetic description lacks a closing parenthesis")
+    return level
+
+
+def _with_attribute(level: _Level, name: str, item: str, word: str) -> _Level:
+    """Add one ``key=value`` to a level."""
+    key, _, value = item.partition("=")
+    if key == "size" and name.lower().startswith("l"):
+        return level  # Of a cache only who shares it matters.
+    if key == "memory" and level.field == "numa_node":
         digits = value.rstrip("kKMGTiB")
         size, unit = plain_number(digits), UNITS.get(value[len(digits) :])
         if size is not None and unit is not None:
-            return _Level(field, number, memory=size * unit)
-    if attribute.endswith(")") and key == "indexes" and field == "id":
+            return level._replace(memory=size * unit)
+    if key == "indexes" and level.field == "id":
         try:
-            return _Level(field, number, indexes=parse_ordered_id_list(value))
+            return level._replace(indexes=parse_ordered_id_list(value))
         except IdListError as error:
             raise TopologyError(f"the indexes of {word!r} are not understood: {error}") from None
-    raise TopologyError(f"the attribute of {word!r} is not understood; numa takes (memory=16GB), pu (indexes=0,2,1,3)")
+    raise TopologyError(f"{item!r} of {word!r} is not understood; numa takes (memory=16GB), pu (indexes=0,2,1,3)")
+
+
+def _words(text: str) -> list[str]:
+    """Split at blanks that do not stand in parentheses."""
+    words, depth = [""], 0
+    for character in text:
+        depth += (character == "(") - (character == ")")
+        if character.isspace() and depth <= 0:
+            words.append("")
+        else:
+            words[-1] += character
+    return [word for word in words if word]

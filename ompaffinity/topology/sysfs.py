@@ -106,14 +106,14 @@ class _Levels:
         self._online = online
         self._alive = set(online)
         self.core = self._number(lambda cpu: self._siblings(cpu, "core_cpus", "thread_siblings"))
-        self.package = self._number_by_id("physical_package_id", "package_cpus", "core_siblings")
-        self.die = self._number_by_id("die_id", "die_cpus", within=self.package)
-        self.cluster = self._number_by_id("cluster_id", "cluster_cpus", within=self.package)
-        self.l3 = self._number(self._l3_siblings)
         # Only s390x has these; there, book_id may be 0 for all while the lists tell the books apart.
         s390 = architecture in ("s390x", "s390", "unknown")
         self.book = self._number(lambda cpu: self._siblings(cpu, "book_siblings")) if s390 else {}
         self.drawer = self._number(lambda cpu: self._siblings(cpu, "drawer_siblings")) if s390 else {}
+        self.package = self._number_by_id("physical_package_id", "package_cpus", "core_siblings", within=self.book)
+        self.die = self._number_by_id("die_id", "die_cpus", within=self.package, optional=True)
+        self.cluster = self._number_by_id("cluster_id", "cluster_cpus", within=self.package, optional=True)
+        self.l3 = self._number(self._l3_siblings)
 
     def _siblings(self, cpu: int, *names: str) -> list[int] | None:
         for name in names:
@@ -149,31 +149,42 @@ class _Levels:
             return labels
         return {cpu: label for cpu, label in labels.items() if cpu in self._alive}
 
-    def _number_by_id(self, id_name: str, *names: str, within: dict[int, int] | None = None) -> dict[int, int]:
-        """Number groups by the kernel's id, read once per sibling list; by the list alone where there is no id."""
+    def _number_by_id(
+        self, id_name: str, *names: str, within: dict[int, int], optional: bool = False
+    ) -> dict[int, int]:
+        """Number groups by the kernel's id, unique `within` the groups of another level, read once per sibling list.
+
+        Groups without an id are told apart by their lists alone, or left out where the level is `optional`.
+        """
         labels: dict[int, int] = {}
         number_of: dict[tuple[int | None, int | None], int] = {}
+        last_of = {within.get(cpu): cpu for cpu in self._online}
         without: set[int | None] = set()
         for cpu in self._online:
-            if cpu in labels or (within is not None and within.get(cpu) in without):
+            outer = within.get(cpu)
+            if cpu in labels or outer in without:
                 continue
-            identity = read_number(self._tree, f"cpu{cpu}/topology/{id_name}")
-            nameless = identity is None or identity in NO_ID
-            if nameless and within is not None:
-                # Firmware describes the dies and clusters of a package, or it does not: no need to ask every CPU.
-                without.add(within.get(cpu))
+            identity = self._id(cpu, id_name)
+            if identity is None and optional:
+                if self._id(last_of[outer], id_name) is None:
+                    # Neither the first nor the last CPU of the package has one: no need to ask all of them.
+                    without.add(outer)
                 continue
             members = self._siblings(cpu, *names)
             if members is None:
                 if identity is None:
                     continue
                 members = [cpu]
-            key = (None, cpu) if nameless else (within.get(cpu) if within else None, identity)
+            key = (None, cpu) if identity is None else (outer, identity)
             number = number_of.setdefault(key, len(number_of))
             labels[cpu] = number
             for member in members:
                 labels.setdefault(member, number)
         return self._of_online(labels)
+
+    def _id(self, cpu: int, name: str) -> int | None:
+        identity = read_number(self._tree, f"cpu{cpu}/topology/{name}")
+        return None if identity in NO_ID else identity
 
     def _l3_siblings(self, cpu: int) -> list[int] | None:
         cache = f"cpu{cpu}/cache"

@@ -222,6 +222,11 @@ def test_a_capture_gives_the_same_plan_byte_for_byte(tmp_path: Path) -> None:
     assert named.returncode == 0
     assert json.loads(Path(capture).read_text())["machine"] == "box 7"
     assert os.uname().nodename not in Path(capture).read_text()
+    odd = run_command("topology", "--capture", capture, "--label", "a\ab" * 2000, "--synthetic", "core:2 pu:1")
+    assert odd.returncode == 0
+    assert run_command("plan", "--machine", capture).returncode == 0
+    printed = [run_command("topology", form, "--synthetic", "core:2 pu:1").stdout for form in ("--capture=-", "--json")]
+    assert printed[0] == printed[1] != ""
 
 
 def test_saved_outputs_of_lscpu_and_hwloc(tmp_path: Path) -> None:

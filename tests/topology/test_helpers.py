@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import types
 from pathlib import Path
 
 import pytest
@@ -41,15 +42,31 @@ def test_a_node_that_is_not_there_is_an_error() -> None:
         ompaffinity.get_memory_node_info(9999)
 
 
-@pytest.mark.skipif(not HAS_NODES, reason="this machine has no NUMA directory")
-def test_a_control_group_clamps_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    nodes = ompaffinity.get_memory_affinity() or [0]
-    limits = Limits(memory_limit_bytes=2**20, memory_usage_bytes=2**18)
-    monkeypatch.setattr(helpers, "read_limits", lambda tree: limits)
-    info = ompaffinity.get_memory_node_info(nodes[0])
-    assert (info.total_memory, info.available_memory) == (2**20, 2**20 - 2**18)
-    monkeypatch.setattr(helpers, "read_limits", lambda tree: limits._replace(memory_usage_bytes=2**21))
-    assert ompaffinity.get_memory_node_info(nodes[0]).available_memory == 0
+@pytest.mark.parametrize("nodes_are_shown", [True, False])
+@pytest.mark.parametrize(
+    ("limit", "left", "total", "available"),
+    [(1000, 400, 1000, 400), (1000, 0, 1000, 0), (10**6, 400, 5000, 400), (None, None, 5000, 3000)],
+)
+def test_a_control_group_clamps_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+    nodes_are_shown: bool,
+    limit: int | None,
+    left: int | None,
+    total: int,
+    available: int,
+) -> None:
+    import psutil
+
+    monkeypatch.setattr(helpers, "read_limits", lambda tree: Limits(memory_limit_bytes=limit))
+    monkeypatch.setattr(helpers, "memory_left", lambda tree: left)
+    monkeypatch.setattr(helpers, "node_memory", lambda tree, node: (5000, 3000))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(total=5000, available=3000))
+    if not nodes_are_shown:
+        monkeypatch.setattr(helpers, "NODE_ROOT", "does/not/exist")
+    elif not HAS_NODES:
+        pytest.skip("this machine has no NUMA directory")
+    info = ompaffinity.get_memory_node_info(0)
+    assert (info.total_memory, info.available_memory) == (total, available)
 
 
 @pytest.mark.parametrize(

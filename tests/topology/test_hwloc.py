@@ -13,6 +13,8 @@ from ompaffinity.topology.hwloc import parse_hwloc
 from ompaffinity.topology.model import UNKNOWN, Topology
 from ompaffinity.topology.synthetic import parse_synthetic
 
+LSTOPO = shutil.which("lstopo-no-graphics")
+
 
 def export(body: str, attributes: str = "", tail: str = "") -> bytes:
     head = '<?xml version="1.0"?>\n<!DOCTYPE topology SYSTEM "hwloc2.dtd">\n<topology version="2.0">'
@@ -88,6 +90,26 @@ def test_kinds_by_core_type_and_by_frequency() -> None:
     assert [cpu.kind for cpu in read(body, tail=fast).cpus] == ["performance", "performance", "efficiency"]
 
 
+def test_the_own_synthetic_export_of_lstopo_is_understood() -> None:
+    if LSTOPO is None:
+        pytest.skip("lstopo (hwloc-nox) is not installed")
+    done = subprocess.run([LSTOPO, "--of", "synthetic"], capture_output=True, text=True, timeout=60, check=True)
+    assert parse_synthetic(done.stdout, "x86_64").cpus
+
+
+def test_a_node_without_a_size_is_empty_where_others_have_one() -> None:
+    bare = '<object type="NUMANode" os_index="1" cpuset="0x2"/>'
+    nodes = read(core(0) + core(1) + numa(0, "0x1", 4096) + bare).nodes
+    assert [(node.total_memory, node.has_memory) for node in nodes] == [(4096, True), (0, False)]
+    unsized = read(core(0) + core(1) + bare + bare.replace('"1"', '"0"').replace("0x2", "0x1")).nodes
+    assert [node.has_memory for node in unsized] == [None, None]
+
+
+def test_nodes_near_the_same_cpus_are_doubted() -> None:
+    topology = read(core(0) + numa(0, "0x1", 1) + numa(1, "0x1", 1))
+    assert [message.code for message in topology.messages] == ["hwloc-nodes-doubtful"]
+
+
 def test_exports_made_from_cpuid_are_x86() -> None:
     assert read('<info name="CPUVendor" value="AuthenticAMD"/>' + core(0)).architecture == "x86_64"
     assert read(core(0)).architecture == "unknown"
@@ -102,6 +124,8 @@ def test_exports_made_from_cpuid_are_x86() -> None:
         b"<html></html>",
         b'<topology><object type="Package"/></topology>',
         export(""),
+        export(core(0)).replace(b'version="2.0"', b""),
+        export(core(0)).replace(b'version="2.0"', b'version="1.0"'),
         export('<object type="PU"/>'),
         export('<object type="PU" os_index="-1"/>'),
         export('<object type="PU" os_index="99999999"/>'),
@@ -128,9 +152,6 @@ def test_any_bytes_are_read_or_refused(data: st.DataObject) -> None:
         assert parse_hwloc(bytes(text), "box").cpus
 
 
-LSTOPO = shutil.which("lstopo-no-graphics")
-
-
 @pytest.mark.skipif(LSTOPO is None, reason="lstopo (hwloc-nox) is not installed")
 @pytest.mark.parametrize(
     "text",
@@ -143,6 +164,8 @@ LSTOPO = shutil.which("lstopo-no-graphics")
         "numa:72 core:1 pu:1",
         "package:2 [numa(memory=1GB)] core:2 pu:2",
         "package:1 core:4 pu:2(indexes=0,4,1,5,2,6,3,7)",
+        "Package:2 [NUMANode(memory=3852689408)] L3Cache:1(size=37486592) L2Cache:2(size=1048576) Core:1 PU:2",
+        "pack:2 core:2 pu:1",
     ],
 )
 def test_synthetic_machines_are_what_hwloc_makes_of_them(text: str) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from ompaffinity.topology.archive import ArchiveTree
-from ompaffinity.topology.limits import read_limits
+from ompaffinity.topology.limits import memory_left, read_limits
 from ompaffinity.topology.model import Limits
 
 
@@ -85,6 +85,41 @@ def test_a_group_whose_mount_starts_at_it() -> None:
         }
     )
     assert got.cpuset_cpus == (4, 5)
+
+
+def test_a_mount_that_holds_the_process_is_preferred() -> None:
+    got = limits(
+        **{
+            "proc/self/mountinfo": (
+                "30 23 0:26 /other /mnt/other rw - cgroup2 cgroup2 rw\n"
+                "31 23 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n"
+                "32 23 0:26 /my\\040group /mnt/mine rw - cgroup2 cgroup2 rw\n"
+            ),
+            "proc/self/cgroup": "0::/my group/a\n",
+            "mnt/other/cpu.max": "100000 100000",
+            "mnt/mine/a/cpu.max": "200000 100000",
+            "sys/fs/cgroup/my group/a/cpu.max": "200000 100000",
+        }
+    )
+    assert got.cpu_quota == 2.0
+
+
+def test_groups_outside_of_the_namespace_are_unknown() -> None:
+    got = limits(**{**V2, "proc/self/cgroup": "0::/../other\n", "sys/fs/cgroup/cpu.max": "100000 100000"})
+    assert got == Limits()
+
+
+def test_what_is_left_is_what_the_fullest_group_leaves() -> None:
+    files = {
+        **V2,
+        "sys/fs/cgroup/a/memory.max": "4000",
+        "sys/fs/cgroup/a/memory.current": "3900",
+        "sys/fs/cgroup/a/b/memory.max": "2000",
+        "sys/fs/cgroup/a/b/memory.current": "10",
+    }
+    tree = ArchiveTree({path: content.encode() for path, content in files.items()})
+    assert memory_left(tree) == 100
+    assert (read_limits(tree).memory_limit_bytes, read_limits(tree).memory_usage_bytes) == (2000, 10)
 
 
 @pytest.mark.parametrize(

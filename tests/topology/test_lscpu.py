@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from ompaffinity.errors import TopologyError
 from ompaffinity.topology import lscpu as lscpu_module
 from ompaffinity.topology.load import load_topology
-from ompaffinity.topology.lscpu import parse_lscpu
+from ompaffinity.topology.lscpu import parse_lscpu, saved_topology
 from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo
 
 
@@ -47,6 +47,18 @@ def test_offline_rows_have_nothing_but_their_number() -> None:
     )
 
 
+def test_an_online_cpu_without_a_core_is_online() -> None:
+    cpus = parse_lscpu(output('"cpu": 0, "core": 0, "online": true', '"cpu": 1, "core": -, "online": true'))
+    assert [(cpu.physical_core, cpu.online) for cpu in cpus] == [(0, True), (UNKNOWN, True)]
+    guessed = parse_lscpu(output('"cpu": 0, "core": 0', '"cpu": 1, "core": -'))
+    assert [cpu.online for cpu in guessed] == [True, False]
+
+
+def test_the_nodes_of_a_saved_output_hold_online_cpus() -> None:
+    rows = ['"cpu": 0, "core": 0, "node": 8, "online": true', '"cpu": 1, "core": -, "node": 8, "online": false']
+    assert [(node.id, node.cpus) for node in saved_topology(output(*rows), "box", "x86_64").nodes] == [(8, (0,))]
+
+
 def test_caches_books_and_drawers() -> None:
     rows = [
         f'"cpu": {cpu}, "core": {cpu}, "socket": 0, "node": 0, "book": {cpu // 2}, "drawer": "0",'
@@ -70,6 +82,8 @@ def test_caches_books_and_drawers() -> None:
         output('"cpu": -, "core": -'),
         output('"cpu": 0, "core": 0', '"cpu": 0, "core": 1'),
         output('"cpu": 0, "core": -'),
+        output('"cpu": 70000, "core": 0'),
+        output('"cpu": 0, "core": 0', '"cpu": -3, "core": 0'),
         '{"cpu": "0"}\n{"cpu": "1"}',
     ],
 )

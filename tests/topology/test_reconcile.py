@@ -134,6 +134,12 @@ def test_lscpu_reads_an_archive_through_a_private_folder(tmp_path: Path) -> None
     assert stat.S_ISREG((tmp_path / "sys/devices/system/cpu/online").stat().st_mode)
 
 
+@pytest.mark.parametrize("names", [("sys/a", "sys/a/b"), ("sys/" + "x" * 300,), ("sys/a\0b",)])
+def test_archives_that_cannot_be_files_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+    with pytest.raises(TopologyError, match="cannot be unpacked"):
+        ArchiveTree(dict.fromkeys(names, b"x")).write_to(str(tmp_path))
+
+
 @given(st.binary(max_size=40))
 def test_private_folders_hold_what_the_archive_held(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     folder = tmp_path_factory.getbasetemp() / "private"

@@ -119,6 +119,36 @@ def test_books_only_on_s390x() -> None:
     assert {cpu.book for cpu in read(files, "x86_64").cpus} == {UNKNOWN}
 
 
+def test_socket_ids_that_repeat_in_every_book() -> None:
+    files = small_machine()
+    for cpu in range(4):
+        files[f"{CPU_ROOT}/cpu{cpu}/topology/book_siblings_list"] = b"0-1\n" if cpu < 2 else b"2-3\n"
+        files[f"{CPU_ROOT}/cpu{cpu}/topology/physical_package_id"] = f"{1 + cpu % 2}\n".encode()
+        files[f"{CPU_ROOT}/cpu{cpu}/topology/core_siblings_list"] = f"{cpu}\n".encode()
+    assert [cpu.package for cpu in read(files, "s390x").cpus] == [0, 1, 2, 3]
+
+
+def test_clusters_that_only_some_cpus_have() -> None:
+    files = small_machine()
+    for cpu, cluster in enumerate((-1, 5, 5, 6)):
+        files[f"{CPU_ROOT}/cpu{cpu}/topology/physical_package_id"] = b"0\n"
+        files[f"{CPU_ROOT}/cpu{cpu}/topology/core_siblings_list"] = b"0-3\n"
+        files[f"{CPU_ROOT}/cpu{cpu}/topology/cluster_id"] = f"{cluster}\n".encode()
+        members = "1-2" if cluster == 5 else str(cpu)
+        files[f"{CPU_ROOT}/cpu{cpu}/topology/cluster_cpus_list"] = f"{members}\n".encode()
+    assert [cpu.cluster for cpu in read(files).cpus] == [UNKNOWN, 0, 0, 1]
+
+
+def test_distances_beside_a_node_that_is_hidden() -> None:
+    files = small_machine() | {
+        f"{NODE_ROOT}/online": b"0-1\n",
+        f"{NODE_ROOT}/possible": b"0-3\n",
+        f"{NODE_ROOT}/node1/cpulist": b"0-3\n",
+        f"{NODE_ROOT}/node1/distance": b"20 10\n",
+    }
+    assert read(files).nodes[0].distances == {1: 10}
+
+
 def test_no_cpu_is_an_error() -> None:
     with pytest.raises(TopologyError, match="no CPU"):
         read({"sys/kernel/x": b""})
