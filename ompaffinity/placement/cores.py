@@ -34,31 +34,26 @@ class Pool(NamedTuple):
 
 def unusable_cpus(topology: Topology, request: PlacementRequest) -> dict[int, str]:
     """Return {cpu: reason} of every CPU that no rank may get: the first reason that holds."""
-    named = None if isinstance(request.bind, str) else {cpu for cpus in request.bind for cpu in cpus}
+    lists = [] if isinstance(request.bind, str) else [set(cpus) for cpus in request.bind]
+    if request.cpus is not None:
+        lists.append(set(request.cpus))
+    # CPUs that the user names are taken as they are: isolated ones too, and with --bind slow ones too.
+    named = set().union(*lists) if lists else None
+    nodes = None if request.nodes is None else {*request.nodes, UNKNOWN}
+    performance_only = request.kinds == PERFORMANCE and isinstance(request.bind, str)
     reasons = {}
     for cpu in topology.cpus:
-        reason = _unusable(cpu, request, named)
-        if reason is not None:
-            reasons[cpu.id] = reason
+        if not cpu.online:
+            reasons[cpu.id] = "offline"
+        elif not cpu.allowed:
+            reasons[cpu.id] = "not-allowed"
+        elif (named is not None and cpu.id not in named) or (nodes is not None and cpu.numa_node not in nodes):
+            reasons[cpu.id] = "not-requested"
+        elif cpu.isolated and named is None:
+            reasons[cpu.id] = "isolated"
+        elif performance_only and cpu.kind not in (None, PERFORMANCE):
+            reasons[cpu.id] = "efficiency-core"
     return reasons
-
-
-def _unusable(cpu: LogicalCPUInfo, request: PlacementRequest, named: set[int] | None) -> str | None:
-    if not cpu.online:
-        return "offline"
-    if not cpu.allowed:
-        return "not-allowed"
-    if named is not None:
-        return None if cpu.id in named else "not-requested"
-    if request.cpus is not None and cpu.id not in request.cpus:
-        return "not-requested"
-    if request.nodes is not None and cpu.numa_node != UNKNOWN and cpu.numa_node not in request.nodes:
-        return "not-requested"
-    if cpu.isolated and request.cpus is None:
-        return "isolated"
-    if request.kinds == "performance" and cpu.kind not in (None, PERFORMANCE):
-        return "efficiency-core"
-    return None
 
 
 def usable_pools(
