@@ -55,7 +55,7 @@ def main() -> None:
     rows["live, lscpu / ours"] = ratios(live["lscpu"], live["ours"])
     least, most = sizes[0][0], sizes[-1][0]
     small, large = (statistics.median(times[f"{cpus} CPUs, ours"]) for cpus in (least, most))
-    exponent = math.log(large / small) / math.log(most / least)
+    exponent = math.log(large / small) / math.log(most / least) if most > least else 1
     heading = f"Python {platform.python_version()}, {platform.machine()}, {rounds} interleaved rounds, warm cache"
     growth = f"Growth from {least} to {most} CPUs: cost ~ CPUs^{exponent:.2f} (1 is linear)."
     text = "\n\n".join([heading, table(times), ratio_table(rows), growth]) + "\n"

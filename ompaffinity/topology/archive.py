@@ -46,7 +46,7 @@ class ArchiveTree:
                 known.add(name)
                 parent, _, name = parent.rpartition("/")
 
-    def read(self, path: str) -> bytes | None:
+    def read(self, path: str, most: int = MAX_FILE_BYTES) -> bytes | None:  # noqa: ARG002
         return self._files.get(self._resolve(path))
 
     def names(self, path: str) -> list[str]:
@@ -104,7 +104,7 @@ class _Below:
         self._tree = tree
         self._folder = folder
 
-    def read(self, path: str) -> bytes | None:
+    def read(self, path: str, most: int = MAX_FILE_BYTES) -> bytes | None:  # noqa: ARG002
         return self._tree.read(f"{self._folder}/{path}")
 
     def names(self, path: str) -> list[str]:

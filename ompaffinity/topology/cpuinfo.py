@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     from ompaffinity.topology.tree import Tree
 
 
+FIRST_BLOCK = 2048
+
+
 def recorded_architecture(tree: Tree) -> str:
     """Return what ``uname -m`` said on the recorded machine, ``"unknown"`` where nothing tells."""
     # The first block is enough, and large machines have megabytes of them.
-    fields = _fields((tree.read("proc/cpuinfo") or b"")[:2048].decode("ascii", "replace"))
+    fields = _fields((tree.read("proc/cpuinfo", most=FIRST_BLOCK) or b"")[:FIRST_BLOCK].decode("ascii", "replace"))
     found = _from_cpuinfo(fields)
     if found != UNKNOWN_ARCHITECTURE:
         return found
@@ -30,8 +33,9 @@ def _fields(text: str) -> dict[str, str]:
     fields: dict[str, str] = {}
     for line in text.splitlines():
         name, colon, value = line.partition(":")
-        if colon:
-            fields.setdefault(name.strip().lower(), value.strip())
+        name = name.strip().lower()
+        if colon and name not in fields:
+            fields[name] = value.strip()
     return fields
 
 

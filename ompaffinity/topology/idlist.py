@@ -42,13 +42,14 @@ def parse_ordered_id_list(text: str) -> list[int]:
     if not text:
         return []
     ids: list[int] = []
+    is_ascii = text.isascii()
     for part in text.split(","):
-        if part.isdigit() and part.isascii() and len(part) < MAX_DIGITS:
+        if is_ascii and part.isdigit() and len(part) < MAX_DIGITS:
             ids.append(int(part))
         else:
             ids += _span(part, text)
-        if len(ids) > 2 * MAX_ID:
-            raise IdListError(f"the id list {_quoted(text)} names more ids than there can be")
+            if len(ids) > 2 * MAX_ID:
+                raise IdListError(f"the id list {_quoted(text)} names more ids than there can be")
     return ids if len(set(ids)) == len(ids) else list(dict.fromkeys(ids))
 
 

@@ -214,14 +214,16 @@ def _refuse_lscpu(source: str, what: str) -> None:
 
 def _machine_directory(path: str) -> str:
     """Return the directory that holds ``sys/``: `path` itself or its only such folder."""
+    if os.path.isdir(os.path.join(path, "sys")):
+        return path
     try:
-        folders = [path, *(os.path.join(path, name) for name in sorted(os.listdir(path)))]
+        folders = [os.path.join(path, name) for name in sorted(os.listdir(path))]
     except OSError as error:
         raise TopologyError(f"cannot read the directory {path}: {error.strerror}") from None
     found = [folder for folder in folders if os.path.isdir(os.path.join(folder, "sys"))]
     if not found:
         raise TopologyError(f"{path} holds no recorded machine: no sys/ in it or one folder down")
-    if found[0] != path and len(found) > 1:
+    if len(found) > 1:
         raise TopologyError(f"{path} holds {len(found)} recorded machines; name one of them, such as {found[0]}")
     return found[0]
 

@@ -28,9 +28,6 @@ def read_nodes(tree: Tree, online: Iterable[int], limits: Limits) -> tuple[Memor
     stays with the lowest.
     """
     ids = numbered(tree.names(NODE_ROOT), "node")
-    with_memory = read_id_list(tree, f"{NODE_ROOT}/has_memory")
-    # Columns of distance rows are the online nodes; a container may hide some of their directories.
-    columns = [ids, *(read_id_list(tree, f"{NODE_ROOT}/{name}") or [] for name in ("online", "possible"))]
     free = set(online)
     gpu_nodes = _gpu_memory_nodes(tree)
     nodes = []
@@ -48,9 +45,9 @@ def read_nodes(tree: Tree, online: Iterable[int], limits: Limits) -> tuple[Memor
                 available_memory=available,
                 id=node,
                 cpus=cpus,
-                has_memory=total > 0 if total != UNKNOWN else None if with_memory is None else node in with_memory,
+                has_memory=total > 0 if total != UNKNOWN else _has_memory(tree, node),
                 allowed=limits.cpuset_nodes is None or node in limits.cpuset_nodes,
-                distances=_distances(read_text(tree, f"{directory}/distance") or "", columns),
+                distances=_distances(tree, node, ids),
                 device_memory=not cpus and node in gpu_nodes,
             )
         )
@@ -88,12 +85,19 @@ def parse_meminfo(text: str) -> dict[str, int]:
     return sizes
 
 
-def _distances(text: str, columns: list[list[int]]) -> dict[int, int]:
-    """Return {node: distance} of a row for the first list of nodes that it fits; {} where it fits none."""
-    row = [plain_number(word) for word in text.split()]
-    wanted = set(columns[0])
-    for nodes in columns:
-        if len(nodes) == len(row):
-            known = {node: distance for node, distance in zip(nodes, row) if node in wanted and distance is not None}
-            return known if len(known) == len(wanted) else {}
-    return {}
+def _has_memory(tree: Tree, node: int) -> bool | None:
+    with_memory = read_id_list(tree, f"{NODE_ROOT}/has_memory")
+    return None if with_memory is None else node in with_memory
+
+
+def _distances(tree: Tree, node: int, ids: list[int]) -> dict[int, int]:
+    """Return {node: distance} of a node's row; {} where its columns cannot be told."""
+    row = [plain_number(word) for word in (read_text(tree, f"{NODE_ROOT}/node{node}/distance") or "").split()]
+    columns = ids
+    if row and len(row) != len(ids):
+        # Columns are the online nodes; a container may hide the directories of some.
+        lists = [read_id_list(tree, f"{NODE_ROOT}/{name}") or [] for name in ("online", "possible")]
+        columns = next((nodes for nodes in lists if len(nodes) == len(row)), [])
+    wanted = set(ids)
+    known = {other: distance for other, distance in zip(columns, row) if other in wanted and distance is not None}
+    return known if len(known) == len(wanted) else {}

@@ -17,7 +17,7 @@ from ompaffinity.topology.kinds import read_kinds
 from ompaffinity.topology.limits import read_limits
 from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, Topology
 from ompaffinity.topology.nodes import read_nodes
-from ompaffinity.topology.text import numbered, read_id_list, read_mask, read_number, read_text
+from ompaffinity.topology.text import ids_in, numbered, read_id_list, read_mask, read_number, read_text
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -105,11 +105,11 @@ class _Levels:
         self._tree = tree
         self._online = online
         self._alive = set(online)
-        self.core = self._number(lambda cpu: self._siblings(cpu, "core_cpus", "thread_siblings"))
+        self.core = self._number(self._siblings, "core_cpus", "thread_siblings")
         # Only s390x has these; there, book_id may be 0 for all while the lists tell the books apart.
         s390 = architecture in ("s390x", "s390", "unknown")
-        self.book = self._number(lambda cpu: self._siblings(cpu, "book_siblings")) if s390 else {}
-        self.drawer = self._number(lambda cpu: self._siblings(cpu, "drawer_siblings")) if s390 else {}
+        self.book = self._number(self._siblings, "book_siblings") if s390 else {}
+        self.drawer = self._number(self._siblings, "drawer_siblings") if s390 else {}
         self.package = self._number_by_id("physical_package_id", "package_cpus", "core_siblings", within=self.book)
         self.die = self._number_by_id("die_id", "die_cpus", within=self.package, optional=True)
         self.cluster = self._number_by_id("cluster_id", "cluster_cpus", within=self.package, optional=True)
@@ -117,25 +117,25 @@ class _Levels:
 
     def _siblings(self, cpu: int, *names: str) -> list[int] | None:
         for name in names:
-            path = f"cpu{cpu}/topology/{name}"
-            ids = self._group_with(cpu, path + "_list", path)
+            ids = self._group_with(cpu, f"cpu{cpu}/topology/{name}")
             if ids:
                 return ids
         return None
 
-    def _group_with(self, cpu: int, list_path: str, mask_path: str) -> list[int] | None:
-        """Return the ids of a group file; a list that leaves out its own CPU is wrong, and the mask counts."""
-        ids = read_id_list(self._tree, list_path)
+    def _group_with(self, cpu: int, mask_path: str) -> list[int] | None:
+        """Return the ids in the list beside a mask; a list that leaves out its own CPU is wrong: the mask counts."""
+        content = self._tree.read(f"{mask_path.removesuffix('_map')}_list")
+        ids = None if content is None else ids_in(content)
         if ids is not None and cpu in ids:
             return ids
         return read_mask(self._tree, mask_path) or ids
 
-    def _number(self, members_of: Callable[[int], list[int] | None]) -> dict[int, int]:
+    def _number(self, members_of: Callable[..., list[int] | None], *names: str) -> dict[int, int]:
         labels: dict[int, int] = {}
         groups = 0
         for cpu in self._online:
             if cpu not in labels:
-                members = members_of(cpu)
+                members = members_of(cpu, *names)
                 if members is not None:
                     labels[cpu] = groups
                     for member in members:
@@ -158,7 +158,6 @@ class _Levels:
         """
         labels: dict[int, int] = {}
         number_of: dict[tuple[int | None, int | None], int] = {}
-        last_of = {within.get(cpu): cpu for cpu in self._online}
         without: set[int | None] = set()
         for cpu in self._online:
             outer = within.get(cpu)
@@ -166,7 +165,8 @@ class _Levels:
                 continue
             identity = self._id(cpu, id_name)
             if identity is None and optional:
-                if self._id(last_of[outer], id_name) is None:
+                last = next(cpu for cpu in reversed(self._online) if within.get(cpu) == outer)
+                if self._id(last, id_name) is None:
                     # Neither the first nor the last CPU of the package has one: no need to ask all of them.
                     without.add(outer)
                 continue
@@ -193,7 +193,7 @@ class _Levels:
         for index in ("index3",) if is_usual else self._tree.names(cache):
             if is_usual or read_text(self._tree, f"{cache}/{index}/level") == "3":
                 # Itanium kernels leave the map empty: then the cache is the core's own.
-                shared = self._group_with(cpu, f"{cache}/{index}/shared_cpu_list", f"{cache}/{index}/shared_cpu_map")
+                shared = self._group_with(cpu, f"{cache}/{index}/shared_cpu_map")
                 return shared or [
                     other for other in self._online if self.core.get(other, other) == self.core.get(cpu, cpu)
                 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ompaffinity.errors import IdListError
-from ompaffinity.topology.idlist import MAX_ID, parse_id_list, parse_mask
+from ompaffinity.topology.idlist import MAX_ID, parse_mask, parse_ordered_id_list
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,13 +39,19 @@ def numbered(names: list[str], prefix: str) -> list[int]:
     return sorted(number for number in numbers if number is not None and number <= MAX_ID)
 
 
-def read_id_list(tree: Tree, path: str) -> list[int] | None:
-    """Return the ids in a list file (``0-3,8``), None where there is no such list."""
-    content = tree.read(path)
+def ids_in(content: bytes) -> list[int] | None:
+    """Return the ids that a list file's content names, in its order; None where it is no list."""
     try:
-        return None if content is None else parse_id_list(content.decode("ascii", "replace").strip(BLANKS))
+        return parse_ordered_id_list(content.decode("ascii", "replace").strip(BLANKS))
     except IdListError:
         return None
+
+
+def read_id_list(tree: Tree, path: str) -> list[int] | None:
+    """Return the ids in a list file (``0-3,8``), ascending; None where there is no such list."""
+    content = tree.read(path)
+    ids = None if content is None else ids_in(content)
+    return None if ids is None else sorted(ids)
 
 
 def read_mask(tree: Tree, path: str) -> list[int] | None:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     class Tree(Protocol):
         """What every reader needs of a machine's files."""
 
-        def read(self, path: str) -> bytes | None:
-            """Return the content of a file, None where it is absent or cannot be read."""
+        def read(self, path: str, most: int = 2**20) -> bytes | None:
+            """Return the content of a file (at least its first `most` bytes), None where it cannot be read."""
 
         def names(self, path: str) -> list[str]:
             """Return the names in a directory, ascending; none where it is absent."""
@@ -67,7 +67,7 @@ class DirectoryTree:
         self._below.append(below)
         return below
 
-    def read(self, path: str) -> bytes | None:
+    def read(self, path: str, most: int = MAX_FILE_BYTES) -> bytes | None:
         try:
             descriptor = os.open(path, READ_FLAGS, dir_fd=self._root)
         except OSError:
@@ -76,7 +76,7 @@ class DirectoryTree:
             content = os.read(descriptor, SYSFS_PAGE)
             # A short read ends a file, except under proc, where records are handed out one by one.
             if len(content) >= SYSFS_PAGE or path.startswith("proc/"):
-                while len(content) < MAX_FILE_BYTES and (more := os.read(descriptor, MAX_FILE_BYTES)):
+                while len(content) < most and (more := os.read(descriptor, MAX_FILE_BYTES)):
                     content += more
             return content
         except OSError:
@@ -100,7 +100,7 @@ class DirectoryTree:
 class NoTree:
     """A directory that is not there."""
 
-    def read(self, path: str) -> bytes | None:  # noqa: ARG002
+    def read(self, path: str, most: int = MAX_FILE_BYTES) -> bytes | None:  # noqa: ARG002
         return None
 
     def names(self, path: str) -> list[str]:  # noqa: ARG002
