@@ -28,7 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
         return DONE
     except OSError as error:
         _drop_output()
-        print(f"ompaffinity: error: cannot write the output: {error.strerror or error}", file=sys.stderr)
+        what = "cannot write the output" if error.filename is None else f"cannot use {error.filename}"
+        print(f"ompaffinity: error: {what}: {error.strerror or error}", file=sys.stderr)
         return BAD_INPUT
     except KeyboardInterrupt:
         return INTERRUPTED

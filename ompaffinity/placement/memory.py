@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ompaffinity.placement.request import PlacementRequest
-    from ompaffinity.topology.model import Topology
+    from ompaffinity.topology.model import MemoryNodeInfo, Topology
 
 
 def nearest_memory_node(topology: Topology, cpus: Iterable[int], within: tuple[int, ...] | None = None) -> int:
@@ -27,13 +27,16 @@ def nearest_memory_node(topology: Topology, cpus: Iterable[int], within: tuple[i
     nodes = [
         node.id
         for node in topology.nodes
-        if node.allowed and node.has_memory is not False and not node.device_memory
-        if within is None or node.id in within
+        if node.allowed and _may_have_memory(node) and (within is None or node.id in within)
     ]
     if not nodes:
         raise NoMemoryNodeError("no NUMA node that this process may use has memory")
     homes = [topology.cpu(cpu).numa_node for cpu in cpus]
     return min(nodes, key=lambda node: (sum(topology.distance(home, node) for home in homes), node))
+
+
+def _may_have_memory(node: MemoryNodeInfo) -> bool:
+    return node.has_memory is not False and not node.device_memory
 
 
 def memory_nodes(topology: Topology, cpus: Iterable[int], within: tuple[int, ...] | None = None) -> tuple[int, ...]:
@@ -54,6 +57,6 @@ def memory_policy(topology: Topology, request: PlacementRequest, nodes: tuple[in
     """Return the policy of a rank with these memory nodes: bind, preferred, interleave or none."""
     if request.memory_policy != AUTO:
         return request.memory_policy if nodes else "none"
-    if sum(node.has_memory is not False and not node.device_memory for node in topology.nodes) <= 1 or not nodes:
+    if sum(map(_may_have_memory, topology.nodes)) <= 1 or not nodes:
         return "none"
     return "bind" if len(nodes) == 1 else "interleave"

@@ -179,9 +179,9 @@ def open_archive(path: str) -> ArchiveTree:
         raise TopologyError(
             f"{os.path.basename(path)} holds no recorded machine: no sys/ at its root or one folder down"
         )
-    links = _below(content.links, root)
-    links |= {name: "/" + target.removeprefix(root) for name, target in _below(content.hard_links, root).items()}
-    return ArchiveTree(_below(content.files, root), links)
+    links = _under(content.links, root)
+    links |= {name: "/" + target.removeprefix(root) for name, target in _under(content.hard_links, root).items()}
+    return ArchiveTree(_under(content.files, root), links)
 
 
 class _Content(NamedTuple):
@@ -192,7 +192,7 @@ class _Content(NamedTuple):
     hard_links: dict[str, str]
 
 
-def _below(members: dict[str, Value], root: str) -> dict[str, Value]:
+def _under(members: dict[str, Value], root: str) -> dict[str, Value]:
     return {name.removeprefix(root): value for name, value in members.items() if name.startswith(root)}
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from itertools import repeat
 
 from ompaffinity.errors import TopologyError
-from ompaffinity.topology.kinds import read_kinds
+from ompaffinity.topology.kinds import CPU_ROOT, read_kinds
 from ompaffinity.topology.limits import read_limits
 from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, Topology
 from ompaffinity.topology.nodes import read_nodes
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from ompaffinity.topology.model import Limits
     from ompaffinity.topology.tree import Tree
 
-CPU_ROOT = "sys/devices/system/cpu"
 NO_ID = (UNKNOWN, 65535)
 """What firmware says of a die, cluster or package that does not exist (-1, or as 16 unsigned bits)."""
 

@@ -106,6 +106,20 @@ def test_the_kernel_reports_the_places(
         check(placement, report)
 
 
+@pytest.mark.skipif(not (loadable(GOMP) and loadable("libomp.so.5")), reason="libgomp1 or libomp5 is not installed")
+def test_a_libgomp_in_the_same_process_does_not_disturb_libomp() -> None:
+    code = (
+        "import ctypes, json, sys; sys.path.insert(0, sys.argv[1]); ctypes.CDLL('libgomp.so.1');"
+        " from tests.openmp.team import report; print(json.dumps(report('libomp.so.5')))"
+    )
+    root = str(Path(__file__).resolve().parents[2])
+    for reserve in (0, None):
+        plan = plan_for("iomp", 1, "thread", reserve)
+        with OMPProcessManager(plan).configure_omp_envs(0):
+            worker = subprocess.Popen([sys.executable, "-c", code, root], stdout=subprocess.PIPE, text=True)
+        check(plan.ranks[0], json.loads(worker.communicate(timeout=60)[0]))
+
+
 @pytest.mark.skipif(not loadable(GOMP), reason="libgomp1 is not installed")
 def test_a_popen_worker() -> None:
     plan = plan_for("gomp", 1, "thread", 0)
