@@ -10,6 +10,7 @@ from ompaffinity.placement.request import (
     KINDS,
     MEMORY_POLICIES,
     RUNTIMES,
+    SPANS,
     WAIT_POLICIES,
     parse_bind,
 )
@@ -25,7 +26,10 @@ FORMATS = ("table", "json", "env")
 
 
 class Option(NamedTuple):
-    """One option. `kind` says how its text is read: a flag, a number, one of `choices`, an id list, or text."""
+    """One option. `kind` says how its text is read: a flag, a number, one of `choices`, an id list, or text.
+
+    An option of the kind ``"files"`` may be given several times.
+    """
 
     flag: str
     field: str
@@ -65,6 +69,7 @@ PLAN_OPTIONS = (
     Option("--dp", "data_parallel_size", "number", "data-parallel ranks (default 1)"),
     Option("--cpus", "cpus", "ids", "plan within these CPUs only: 0-15,32", metavar="LIST"),
     Option("--nodes", "nodes", "ids", "plan within these NUMA nodes only: 0,2", metavar="LIST"),
+    Option("--avoid", "avoid", "files", "keep off the cores that another plan (--json) holds", metavar="PLAN.json"),
     Option(
         "--bind",
         "bind",
@@ -96,6 +101,8 @@ PLAN_OPTIONS = (
         "which nodes when there are more than ranks (default close)",
         DISTRIBUTIONS,
     ),
+    Option("--span", "span", "choice", "what a rank may use if there are more nodes than ranks (default node)", SPANS),
+    Option("--oversubscribe", "oversubscribe", "flag", "let ranks share CPUs if there are more ranks than CPUs"),
     Option(
         "--runtime",
         "runtime",
@@ -174,13 +181,13 @@ EXAMPLES = {
 }
 
 
-def option_value(option: Option, text: str) -> Any:
-    """Return what an option's text stands for.
+def option_value(option: Option, text: Any) -> Any:
+    """Return what an option's text (of the kind ``"files"``: list of texts) stands for.
 
     Raises:
         RequestError: the text is not of the option's kind.
     """
-    if option.kind == "text":
+    if option.kind in ("text", "files"):
         return text
     if option.kind == "choice":
         if text not in option.choices:

@@ -41,7 +41,7 @@ def scan(arguments: list[str]) -> tuple[str, dict[str, Any]] | None:
         if waiting is not None:
             if argument.startswith("-"):
                 return None
-            texts[waiting.field] = argument
+            texts[waiting.field] = [*texts.get(waiting.field, []), argument] if waiting.kind == "files" else argument
             waiting = None
             continue
         option = options.get(argument)
@@ -91,6 +91,8 @@ def parse_with_argparse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
             if option.kind == "flag":
                 keywords["action"] = "store_true"
             else:
+                if option.kind == "files":
+                    keywords["action"] = "append"
                 keywords["metavar"] = option.metavar or "|".join(option.choices) or "N"
             parser_of_verb.add_argument(option.flag, **keywords)
     values = vars(parser.parse_args(arguments))

@@ -8,6 +8,7 @@ import sys
 from ompaffinity.errors import RequestError
 from ompaffinity.jsontext import to_json
 from ompaffinity.openmp.document import plan_document
+from ompaffinity.openmp.held import held_by_plans
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest, requested
 from ompaffinity.topology.load import load_topology
@@ -41,7 +42,8 @@ def run_plan(values: dict[str, Any]) -> int:
 def plan_from_values(values: dict[str, Any]) -> tuple[Topology, Plan]:
     """Return the machine and the plan that the options ask for; options win over the environment."""
     machine = {name: values[name] for name in ("machine", "synthetic", "architecture", "source") if name in values}
-    request = requested({name: values[name] for name in PlacementRequest._fields if name in values}, os.environ)
+    given = {name: values[name] for name in PlacementRequest._fields if name in values}
+    request = requested(given | {"avoid": held_by_plans(given.get("avoid", ()))}, os.environ)
     topology = load_topology(**machine)
     return topology, make_plan(topology, request)
 

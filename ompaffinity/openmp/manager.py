@@ -16,7 +16,8 @@ from contextlib import ExitStack, contextmanager
 from ompaffinity.errors import BindingError, RequestError
 from ompaffinity.memory.policy import LibnumaMissingError, restore_thread_policy, set_thread_policy, thread_policy
 from ompaffinity.openmp.document import worker_environment
-from ompaffinity.openmp.environment import MANAGED_VARIABLES, PLACEMENT_VARIABLE
+from ompaffinity.openmp.environment import BINDING_VARIABLES, MANAGED_VARIABLES, PLACEMENT_VARIABLE
+from ompaffinity.openmp.held import held_by_plans
 from ompaffinity.placement.plan import RankPlacement, make_plan
 from ompaffinity.placement.request import AUTO, parse_bind, requested
 from ompaffinity.records import Message
@@ -105,27 +106,55 @@ class OMPProcessManager:
             os.environ.update(environment)
             yield placement
 
+    @contextmanager
+    def configure_reserved(self) -> Iterator[tuple[int, ...]]:
+        """Start the process that the reserved CPUs are kept for (a scheduler, say) inside this context; yields them.
+
+        It may run on all reserved CPUs and hears nothing of OpenMP binding; afterwards all is as it was.
+        A plan that reserves nothing leaves it unbound, with the warning ``nothing-reserved``.
+
+        Raises:
+            BindingError: nothing is reserved or the kernel refuses to bind, and the manager is strict.
+        """
+        reserved = self.plan.reserved
+        _start_resource_tracker()
+        with ExitStack() as stack:
+            stack.enter_context(_turn())
+            stack.enter_context(_restored_environment())
+            code = "affinity-not-permitted" if reserved else "nothing-reserved"
+            try:
+                if not reserved:
+                    raise BindingError("the plan reserves no CPU for it, so it runs unbound; ask for --reserve N")
+                _take_affinity(reserved, stack)
+            except BindingError as error:
+                self._refused(code, "the process beside the ranks", error)
+                reserved = ()
+            if any(placement.bound for placement in self.plan.ranks):
+                for name in (*BINDING_VARIABLES, PLACEMENT_VARIABLE):
+                    os.environ.pop(name, None)
+            yield reserved
+
     def _bind_calling_thread(self, placement: RankPlacement, stack: ExitStack) -> RankPlacement:
         """Bind the calling thread until the stack unwinds, and return what the kernel granted of the placement."""
         try:
-            _take_affinity(placement, stack)
+            _take_affinity(placement.affinity, stack)
         except BindingError as error:
-            self._refused("affinity-not-permitted", placement, error)
+            self._refused("affinity-not-permitted", f"rank {placement.rank}", error)
             return RankPlacement(placement.rank, placement.local_rank, bound=False)
         try:
             _take_memory_policy(placement, stack)
         except LibnumaMissingError as error:
-            self._refused("libnuma-missing", placement, error)
+            self._refused("libnuma-missing", f"rank {placement.rank}", error)
         except BindingError as error:
-            self._refused("memory-policy-not-permitted", placement, error)
+            self._refused("memory-policy-not-permitted", f"rank {placement.rank}", error)
         else:
             return placement
         return placement._replace(memory_policy="none")
 
-    def _refused(self, code: str, placement: RankPlacement, error: BindingError) -> None:
+    def _refused(self, code: str, whom: str, error: BindingError) -> None:
         if self.strict:
             raise error
-        message = Message(code, "warning", f"rank {placement.rank}: {error}")
+        message = Message(code, "warning", f"{whom}: {error}")
         if message not in self.warnings:
             logger.warning("%s: %s", code, message.message)
             self.warnings.append(message)
@@ -135,6 +164,8 @@ def _live_plan(options: dict[str, Any]) -> Plan:
     """Plan for this machine; what is not among `options` comes from the environment."""
     if isinstance(options.get("bind"), str):
         options = options | {"bind": parse_bind(options["bind"])}
+    if "avoid" in options:
+        options = options | {"avoid": held_by_plans(options["avoid"])}
     request = requested(options, os.environ)
     if request.runtime != AUTO:
         return make_plan(load_topology(), request)
@@ -202,12 +233,12 @@ def _is_ours(name: str) -> bool:
     return name.startswith(FAMILY_PREFIXES) or name in MANAGED_VARIABLES or name == PLACEMENT_VARIABLE
 
 
-def _take_affinity(placement: RankPlacement, stack: ExitStack) -> None:
-    """Give the calling thread the affinity of a worker until the stack unwinds."""
+def _take_affinity(cpus: tuple[int, ...], stack: ExitStack) -> None:
+    """Give the calling thread these CPUs until the stack unwinds."""
     if not hasattr(os, "sched_setaffinity"):
         raise BindingError("this system cannot bind threads to CPUs; the worker runs unbound")
     before = os.sched_getaffinity(0)
-    wanted = set(placement.affinity)
+    wanted = set(cpus)
     # Registered first: a mask that was half taken must not stay either.
     stack.callback(_give_back_affinity, before)
     try:

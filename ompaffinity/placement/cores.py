@@ -8,28 +8,44 @@ from ompaffinity.topology.model import UNKNOWN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ompaffinity.placement.architecture import ArchitectureRule
     from ompaffinity.placement.request import PlacementRequest
     from ompaffinity.topology.model import LogicalCPUInfo, Topology
 
 
 class Core(NamedTuple):
-    """The usable CPUs of one physical core, ascending, and which of them get OpenMP threads."""
+    """The usable CPUs of one physical core, ascending, which of them get OpenMP threads, and where the core is."""
 
     cpus: tuple[int, ...]
     threads: tuple[int, ...]
     node: int
+    drawer: int
+    book: int
     package: int
+    l3: int
+    cluster: int
 
 
 class Pool(NamedTuple):
-    """The usable cores of one NUMA node, neighbours in the machine side by side.
+    """Usable cores that a rank may have together, neighbours in the machine side by side.
 
-    `node` is `UNKNOWN` for the cores of a machine without NUMA information.
+    These are the cores of one NUMA node; with a wider span those of a package or of the machine, under
+    the lowest of its nodes; and under `UNKNOWN` those of a machine without NUMA information. `levels`
+    are the preferred cut lines, the strongest first: each level of which there are several groups here.
+    A `whole` pool leaves no core idle.
     """
 
     node: int
     cores: tuple[Core, ...]
+    levels: tuple[str, ...] = ()
+    whole: bool = False
+
+
+NODE_LEVELS = ("l3", "cluster")
+SPAN_LEVELS = ("node", *NODE_LEVELS)
+NO_NODE_LEVELS = ("drawer", "book", "package", *NODE_LEVELS)
 
 
 def unusable_cpus(topology: Topology, request: PlacementRequest) -> dict[int, str]:
@@ -40,12 +56,13 @@ def unusable_cpus(topology: Topology, request: PlacementRequest) -> dict[int, st
     # CPUs that the user names are taken as they are: isolated ones too, and with --bind slow ones too.
     named = set().union(*lists) if lists else None
     nodes = None if request.nodes is None else {*request.nodes, UNKNOWN}
+    held = held_cpus(topology, request)
     performance_only = request.kinds == PERFORMANCE and isinstance(request.bind, str)
     reasons = {}
     for cpu in topology.cpus:
         if not cpu.online:
             reasons[cpu.id] = "offline"
-        elif not cpu.allowed:
+        elif not cpu.allowed or cpu.id in held:
             reasons[cpu.id] = "not-allowed"
         elif (named is not None and cpu.id not in named) or (nodes is not None and cpu.numa_node not in nodes):
             reasons[cpu.id] = "not-requested"
@@ -56,13 +73,32 @@ def unusable_cpus(topology: Topology, request: PlacementRequest) -> dict[int, st
     return reasons
 
 
+def held_cpus(topology: Topology, request: PlacementRequest) -> dict[int, str]:
+    """Return {cpu: name of the plan} of all CPUs on the cores that other plans hold."""
+    held: dict[int, str] = {}
+    for plan in request.avoid:
+        cores = {(cpu.physical_core, cpu.numa_node) for cpu in topology.cpus if cpu.id in set(plan.cpus)}
+        for cpu in topology.cpus:
+            shares_core = cpu.physical_core != UNKNOWN and (cpu.physical_core, cpu.numa_node) in cores
+            if shares_core or cpu.id in plan.cpus:
+                held.setdefault(cpu.id, plan.name)
+    return held
+
+
 def usable_pools(
-    topology: Topology, unusable: dict[int, str], rule: ArchitectureRule, *, split_siblings: bool = False
+    topology: Topology,
+    unusable: dict[int, str],
+    rule: ArchitectureRule,
+    *,
+    split_siblings: bool = False,
+    span: str = "node",
+    ranks: int = 1,
 ) -> list[Pool]:
     """Return the usable cores by NUMA node, ascending by node.
 
     Siblings are chosen among the usable CPUs of their core, never by id. With `split_siblings`
-    every CPU is a core of its own.
+    every CPU is a core of its own. With fewer `ranks` than nodes a `span` of ``"package"`` or
+    ``"machine"`` joins the nodes of a package or all of them.
     """
     usable = [cpu for cpu in topology.cpus if cpu.id not in unusable]
     groups: dict[tuple[int, int], list[LogicalCPUInfo]] = {}
@@ -70,14 +106,64 @@ def usable_pools(
         # A core that the machine does not name, and CPUs of one core that it puts on two nodes, stand alone.
         alone = split_siblings or cpu.physical_core == UNKNOWN
         groups.setdefault((UNKNOWN - 1 - cpu.id if alone else cpu.physical_core, cpu.numa_node), []).append(cpu)
-    with_nodes = bool(topology.nodes) and not (topology.architecture == "s390x" and len(topology.nodes) <= 1)
-    pools: dict[int, list[tuple[tuple[int, ...], Core]]] = {}
+    with_nodes = has_node_pools(topology)
+    found: dict[int, list[tuple[tuple[int, ...], Core]]] = {}
     for members in groups.values():
         first = members[0]
         cpus = tuple(cpu.id for cpu in members)
         count = rule.threads_per_core
-        core = Core(cpus, cpus[-count:] if rule.last else cpus[:count], first.numa_node, first.package)
+        threads = cpus[-count:] if rule.last else cpus[:count]
+        core = _core(first, cpus, threads)
         levels = (first.drawer, first.book, first.package, first.die, first.l3, first.cluster, first.physical_core)
-        place = (*levels, first.id)
-        pools.setdefault(first.numa_node if with_nodes else UNKNOWN, []).append((place, core))
-    return [Pool(node, tuple(core for _, core in sorted(pools[node]))) for node in sorted(pools)]
+        found.setdefault(first.numa_node if with_nodes else UNKNOWN, []).append(((*levels, first.id), core))
+    sorted_cores = {node: [core for _, core in sorted(found[node])] for node in sorted(found)}
+    if not with_nodes:
+        return [_pool(UNKNOWN, cores, NO_NODE_LEVELS, whole=True) for cores in sorted_cores.values()]
+    if span == "node" or ranks >= len(sorted_cores):
+        return [_pool(node, cores, NODE_LEVELS) for node, cores in sorted_cores.items()]
+    spans: dict[int, list[int]] = {}
+    for node, cores in sorted_cores.items():
+        spans.setdefault(cores[0].package if span == "package" else 0, []).append(node)
+    pools = []
+    for nodes in spans.values():
+        per_rank = -(-len(sorted_cores) // ranks)
+        cores = [core for node in near_groups(nodes, per_rank, topology.distance) for core in sorted_cores[node]]
+        pools.append(_pool(min(nodes), cores, SPAN_LEVELS, whole=True))
+    return sorted(pools, key=lambda pool: pool.node)
+
+
+def single_core(cpu: LogicalCPUInfo) -> Core:
+    """Return a core of this CPU alone."""
+    return _core(cpu, (cpu.id,), (cpu.id,))
+
+
+def _core(cpu: LogicalCPUInfo, cpus: tuple[int, ...], threads: tuple[int, ...]) -> Core:
+    return Core(cpus, threads, cpu.numa_node, cpu.drawer, cpu.book, cpu.package, cpu.l3, cpu.cluster)
+
+
+def has_node_pools(topology: Topology) -> bool:
+    """Return whether NUMA nodes bound the ranks; on s390x a single node says nothing (kernel: arch/s390/numa)."""
+    return bool(topology.nodes) and not (topology.architecture == "s390x" and len(topology.nodes) <= 1)
+
+
+def near_groups(nodes: list[int], size: int, distance: Callable[[int, int], int]) -> list[int]:
+    """Return the nodes so that each `size` of them in turn are near each other: the lowest, then its nearest, ..."""
+    left = sorted(nodes)
+    ordered: list[int] = []
+    apart: dict[int, int] = {}
+    while left:
+        if len(ordered) % size == 0:
+            apart = dict.fromkeys(left, 0)
+        chosen = min(left, key=lambda node: (apart[node], node))
+        left.remove(chosen)
+        ordered.append(chosen)
+        for node in left:
+            apart[node] += distance(chosen, node)
+    return ordered
+
+
+def _pool(node: int, cores: list[Core], levels: tuple[str, ...], *, whole: bool = False) -> Pool:
+    counts = {level: len({getattr(core, level) for core in cores}) for level in levels}
+    # A level with one group, or with a group for each core, gives no line to cut along.
+    lines = tuple(level for level, count in counts.items() if 1 < count < len(cores))
+    return Pool(node, tuple(cores), lines, whole)

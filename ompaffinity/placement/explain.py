@@ -5,7 +5,8 @@ Each reason and each message says what the user can do about it.
 
 from __future__ import annotations
 
-from ompaffinity.placement.split import wanted_reserve
+from ompaffinity.placement.cores import held_cpus
+from ompaffinity.placement.reserve import wanted_reserve
 from ompaffinity.records import Message
 from ompaffinity.topology.idlist import format_id_list
 from ompaffinity.topology.kinds import PERFORMANCE
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ompaffinity.placement.architecture import ArchitectureRule
-    from ompaffinity.placement.cores import Pool
+    from ompaffinity.placement.cores import Core, Pool
     from ompaffinity.placement.plan import RankPlacement
     from ompaffinity.placement.request import PlacementRequest
     from ompaffinity.topology.model import Topology
@@ -31,6 +32,7 @@ REASONS = (
     "efficiency-core",
     "unused-node",
     "quota",
+    "remainder",
     "smt-sibling",
     "unbound",
 )
@@ -45,13 +47,22 @@ DETAILS = {
     "not-requested": "outside what --cpus, --nodes or --bind names",
     "isolated": "kept from the scheduler by isolcpus; --cpus LIST uses those that it names",
     "efficiency-core": "a team would wait for these slower cores; --kinds all uses them",
+    "remainder": (
+        "left idle so that no rank straddles an L3 cache or a cluster;"
+        " --reserve takes such cores first, --bind places ranks by hand"
+    ),
     "quota": "more than the CPU quota of the control group lets run; raise cpu.max (docker --cpus) to use them",
     "unbound": "nothing is bound with --bind none; --bind auto plans them",
 }
 
 
 def left_out_groups(
-    topology: Topology, unusable: dict[int, str], pools: list[Pool], ranks: tuple[RankPlacement, ...]
+    topology: Topology,
+    request: PlacementRequest,
+    unusable: dict[int, str],
+    pools: list[Pool],
+    idle: frozenset[Core],
+    ranks: tuple[RankPlacement, ...],
 ) -> list[tuple[tuple[int, ...], str, str]]:
     """Return (CPUs, reason, detail) for every present CPU that no rank has, grouped by reason."""
     placed = {cpu for rank in ranks for cpu in (*rank.cpus, *rank.helper_cpus)}
@@ -65,6 +76,8 @@ def left_out_groups(
                     continue
                 if not used:
                     reasons[cpu] = "unused-node"
+                elif core in idle:
+                    reasons[cpu] = "remainder"
                 elif owned and cpu not in core.threads:
                     reasons[cpu] = "smt-sibling"
                 else:
@@ -73,21 +86,34 @@ def left_out_groups(
     for cpu in sorted(reasons):
         groups.setdefault(reasons[cpu], []).append(cpu)
     return [
-        (tuple(groups[reason]), reason, _detail(reason, topology, pools, len(ranks)))
+        (tuple(groups[reason]), reason, _detail(reason, topology, request, pools, groups[reason]))
         for reason in REASONS
         if reason in groups
     ]
 
 
-def _detail(reason: str, topology: Topology, pools: list[Pool], ranks: int) -> str:
+def _detail(reason: str, topology: Topology, request: PlacementRequest, pools: list[Pool], cpus: list[int]) -> str:
     if reason == "smt-sibling":
         threads = max(len(core.threads) for pool in pools for core in pool.cores)
         name = "one thread" if threads == 1 else f"{threads} threads"
         where = "" if topology.architecture == "unknown" else f" on {topology.architecture}"
         return f"{name} per core{where}; --threads-per-core all uses them"
     if reason == "unused-node":
-        return _about_unused_nodes(len(pools), ranks)
+        nodes = {core.node for pool in pools for core in pool.cores}
+        return _about_unused_nodes(len(nodes), request.ranks)
+    if reason == "not-allowed" and request.avoid:
+        return _about_held(topology, request, cpus)
     return DETAILS[reason]
+
+
+def _about_held(topology: Topology, request: PlacementRequest, cpus: list[int]) -> str:
+    held = held_cpus(topology, request)
+    by_plan = {plan.name: [cpu for cpu in cpus if held.get(cpu) == plan.name] for plan in request.avoid}
+    parts = [f"the plan {name} holds {format_id_list(taken)} (--avoid)" for name, taken in by_plan.items() if taken]
+    others = [cpu for cpu in cpus if cpu not in held]
+    if others:
+        parts.append(f"{format_id_list(others)} {DETAILS['not-allowed']}")
+    return "; ".join(parts)
 
 
 def plan_messages(
@@ -103,7 +129,7 @@ def plan_messages(
     messages = [*_about_machine(topology, request)]
     if ranks:
         if isinstance(request.bind, str):
-            messages += _about_nodes(pools, ranks)
+            messages += _about_nodes(topology, pools, ranks)
             messages += _about_kinds(topology, request, ranks)
             messages += _about_reserve(request, rule, pools, ranks, sharing)
         messages += _about_helpers(ranks)
@@ -131,22 +157,19 @@ def _about_machine(topology: Topology, request: PlacementRequest) -> Iterator[Me
         )
 
 
-def _about_nodes(pools: list[Pool], ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
+def _about_nodes(topology: Topology, pools: list[Pool], ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
     if all(pool.node != UNKNOWN for pool in pools):
-        used = sum(
-            1
-            for pool in pools
-            if any(cpu in core.cpus for rank in ranks for core in pool.cores for cpu in rank.cpus[:1])
-        )
-        if len(ranks) > len(pools):
+        nodes = {core.node for pool in pools for core in pool.cores}
+        used = {topology.cpu(cpu).numa_node for rank in ranks for cpu in rank.cpus}
+        if len(ranks) > len(nodes):
             yield Message(
                 "ranks-exceed-nodes",
                 NOTE,
-                f"{len(ranks)} ranks share {len(pools)} NUMA {_plural('node', len(pools))} and the memory there",
+                f"{len(ranks)} ranks share {len(nodes)} NUMA {_plural('node', len(nodes))} and the memory there",
             )
-        if used < len(pools):
-            unused = f"{len(pools) - used} of {len(pools)} NUMA nodes are not used"
-            yield Message("nodes-unused", NOTE, f"{unused}: {_about_unused_nodes(len(pools), len(ranks))}")
+        if used < nodes:
+            unused = f"{len(nodes) - len(used)} of {len(nodes)} NUMA nodes are not used"
+            yield Message("nodes-unused", NOTE, f"{unused}: {_about_unused_nodes(len(nodes), len(ranks))}")
     sizes = sorted({len(rank.cpus) for rank in ranks})
     if len(sizes) > 1:
         yield Message(
@@ -158,7 +181,7 @@ def _about_nodes(pools: list[Pool], ranks: tuple[RankPlacement, ...]) -> Iterato
 
 def _about_unused_nodes(nodes: int, ranks: int) -> str:
     if ranks < nodes:
-        return f"more nodes than ranks; {nodes} ranks (--tp, --pp, --dp) would use them all"
+        return f"more nodes than ranks; {nodes} ranks (--tp, --pp, --dp) would use them all, or --span machine"
     return "too few CPUs there for a rank as large as the others"
 
 
@@ -180,7 +203,15 @@ def _about_reserve(
     ranks: tuple[RankPlacement, ...],
     sharing: bool,
 ) -> Iterator[Message]:
-    if sharing:
+    cpus = sum(len(core.cpus) for pool in pools for core in pool.cores)
+    if len(ranks) > cpus:
+        yield Message(
+            "oversubscribed",
+            WARNING,
+            f"{len(ranks)} ranks share {cpus} {_plural('CPU', cpus)} as --oversubscribe allows: ranks on one CPU"
+            " take turns, and each waits for the others; this is for tests, not for speed",
+        )
+    elif sharing:
         cores = sum(len({core.cpus for core in pool.cores}) for pool in pools)
         yield Message(
             "ranks-share-cores",

@@ -24,6 +24,12 @@ def nearest_memory_node(topology: Topology, cpus: Iterable[int], within: tuple[i
     Raises:
         NoMemoryNodeError: no allowed node has memory.
     """
+    nodes = _candidates(topology, within)
+    homes = [topology.cpu(cpu).numa_node for cpu in cpus]
+    return min(nodes, key=lambda node: (sum(topology.distance(home, node) for home in homes), node))
+
+
+def _candidates(topology: Topology, within: tuple[int, ...] | None) -> list[int]:
     nodes = [
         node.id
         for node in topology.nodes
@@ -31,8 +37,7 @@ def nearest_memory_node(topology: Topology, cpus: Iterable[int], within: tuple[i
     ]
     if not nodes:
         raise NoMemoryNodeError("no NUMA node that this process may use has memory")
-    homes = [topology.cpu(cpu).numa_node for cpu in cpus]
-    return min(nodes, key=lambda node: (sum(topology.distance(home, node) for home in homes), node))
+    return nodes
 
 
 def _may_have_memory(node: MemoryNodeInfo) -> bool:
@@ -42,12 +47,17 @@ def _may_have_memory(node: MemoryNodeInfo) -> bool:
 def memory_nodes(topology: Topology, cpus: Iterable[int], within: tuple[int, ...] | None = None) -> tuple[int, ...]:
     """Return the memory nodes for a rank on `cpus`: of each of its nodes the node itself, or else the nearest.
 
-    Empty on a machine without NUMA information.
+    Where no CPU of the rank says on which node it is: all nodes with memory. Empty on a machine
+    without NUMA information.
 
     Raises:
         NoMemoryNodeError: as `nearest_memory_node`.
     """
+    if not topology.nodes:
+        return ()
     one_cpu_of = {topology.cpu(cpu).numa_node: cpu for cpu in cpus}
+    if one_cpu_of.keys() <= {UNKNOWN}:
+        return tuple(_candidates(topology, within)) if one_cpu_of else ()
     return tuple(
         sorted({nearest_memory_node(topology, [cpu], within) for home, cpu in one_cpu_of.items() if home != UNKNOWN})
     )

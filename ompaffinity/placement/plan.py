@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from ompaffinity.errors import NoMemoryNodeError, PlacementError
 from ompaffinity.placement.architecture import ALL, rule_for
-from ompaffinity.placement.cores import Core, unusable_cpus, usable_pools
+from ompaffinity.placement.cores import held_cpus, single_core, unusable_cpus, usable_pools
 from ompaffinity.placement.explain import DETAILS, left_out_groups, plan_messages
 from ompaffinity.placement.memory import memory_nodes, memory_policy
 from ompaffinity.placement.request import AUTO, check_request
-from ompaffinity.placement.split import Share, reserve_cores, split_cores, wanted_reserve
+from ompaffinity.placement.reserve import Share, reserve_cores, wanted_reserve
+from ompaffinity.placement.split import split_cores
 from ompaffinity.records import Message, NamedTuple
 from ompaffinity.topology.idlist import format_id_list
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ompaffinity.placement.architecture import ArchitectureRule
-    from ompaffinity.placement.cores import Pool
+    from ompaffinity.placement.cores import Core, Pool
     from ompaffinity.placement.request import PlacementRequest
     from ompaffinity.topology.model import Topology
 
@@ -74,18 +75,22 @@ def make_plan(topology: Topology, request: PlacementRequest) -> Plan:
     rule = _rule(topology, request)
     granularity = "thread" if request.granularity == AUTO else request.granularity
     pools: list[Pool] = []
+    idle: frozenset[Core] = frozenset()
     sharing = False
+    _check_avoided(topology, request)
     if request.bind == "none":
         ranks = tuple(RankPlacement(rank, rank, bound=False) for rank in range(request.ranks))
         unusable = dict.fromkeys((cpu.id for cpu in topology.cpus), "unbound") | unusable
     elif isinstance(request.bind, tuple):
-        shares = _explicit_shares(topology, request.bind)
+        shares = _explicit_shares(topology, request, request.bind)
         ranks = _placements(topology, request, _within_quota(topology, shares), granularity)
     else:
         _check_named(topology, request)
         pools, unusable, sharing = _pools(topology, request, rule, unusable)
-        split = split_cores(pools, request.ranks, topology.distance, spread=request.distribute == "spread")
-        shares = reserve_cores(split, wanted_reserve(request, rule))
+        shares = _shares(topology, request, rule, pools)
+        given = {core for share in shares for core in (*share.compute, *share.reserved)}
+        used = [pool for pool in pools if not given.isdisjoint(pool.cores)]
+        idle = frozenset(core for pool in used for core in pool.cores) - given
         ranks = _placements(topology, request, _within_quota(topology, shares), granularity)
     return Plan(
         architecture=topology.architecture,
@@ -95,7 +100,7 @@ def make_plan(topology: Topology, request: PlacementRequest) -> Plan:
         wait_policy=request.wait_policy,
         ranks=ranks,
         reserved=tuple(sorted(cpu for rank in ranks for cpu in rank.helper_cpus)),
-        left_out=tuple(LeftOut(*group) for group in left_out_groups(topology, unusable, pools, ranks)),
+        left_out=tuple(LeftOut(*group) for group in left_out_groups(topology, request, unusable, pools, idle, ranks)),
         warnings=(*topology.messages, *plan_messages(topology, request, rule, pools, ranks, sharing=sharing)),
     )
 
@@ -108,13 +113,13 @@ def _pools(
     Raises:
         PlacementError: there are fewer usable CPUs than ranks.
     """
-    pools = usable_pools(topology, unusable, rule)
+    pools = usable_pools(topology, unusable, rule, span=request.span, ranks=request.ranks)
     if request.ranks > sum(len(pool.cores) for pool in pools) and "efficiency-core" in unusable.values():
         # A slow core of its own is better than half a fast one.
         unusable = unusable_cpus(topology, request._replace(kinds="all"))
-        pools = usable_pools(topology, unusable, rule)
+        pools = usable_pools(topology, unusable, rule, span=request.span, ranks=request.ranks)
     usable = sum(len(core.cpus) for pool in pools for core in pool.cores)
-    if request.ranks > usable:
+    if request.ranks > usable and not (usable and request.oversubscribe):
         raise PlacementError(_too_many_ranks(request, usable, unusable))
     if request.ranks > sum(len(pool.cores) for pool in pools):
         return usable_pools(topology, unusable, rule, split_siblings=True), unusable, True
@@ -139,10 +144,28 @@ def _check_named(topology: Topology, request: PlacementRequest) -> None:
                 f" which this machine does not have; its nodes are {known}"
             )
     if request.cpus is not None:
-        _check_allowed("--cpus", topology, request.cpus)
+        _check_allowed("--cpus", topology, request, request.cpus)
 
 
-def _check_allowed(option: str, topology: Topology, cpus: tuple[int, ...]) -> None:
+def _check_avoided(topology: Topology, request: PlacementRequest) -> None:
+    """Refuse a plan to keep off that cannot be of this machine."""
+    present = {cpu.id for cpu in topology.cpus}
+    for plan in request.avoid:
+        strange = set(plan.cpus) - present
+        if strange:
+            raise PlacementError(
+                f"--avoid {plan.name} holds CPU {format_id_list(strange)}, which this machine does not have;"
+                " is it a plan for another machine?"
+            )
+
+
+def _check_allowed(option: str, topology: Topology, request: PlacementRequest, cpus: tuple[int, ...]) -> None:
+    held = held_cpus(topology, request)
+    taken = [cpu for cpu in cpus if cpu in held]
+    if taken:
+        raise PlacementError(
+            f"{option} names CPU {format_id_list(taken)}, whose core the plan {held[taken[0]]} holds (--avoid)"
+        )
     allowed = topology.allowed_cpus
     strange = set(cpus) - set(allowed)
     if strange:
@@ -156,7 +179,8 @@ def _too_many_ranks(request: PlacementRequest, usable: int, unusable: dict[int, 
     if usable:
         return (
             f"{request.ranks} ranks were asked for, but only {usable} CPUs may be used; ask for at most {usable}"
-            " with --tp, --pp and --dp, or widen the CPUs that this process may use"
+            " with --tp, --pp and --dp, widen the CPUs that this process may use, or let ranks share CPUs"
+            " (--oversubscribe)"
         )
     reasons = list(unusable.values())
     counts = ", ".join(f"{reasons.count(reason)} {reason}" for reason in DETAILS if reason in reasons)
@@ -164,13 +188,20 @@ def _too_many_ranks(request: PlacementRequest, usable: int, unusable: dict[int, 
     return f"no CPU may be used ({counts}){remedy}"
 
 
-def _explicit_shares(topology: Topology, lists: tuple[tuple[int, ...], ...]) -> list[Share]:
+def _explicit_shares(topology: Topology, request: PlacementRequest, lists: tuple[tuple[int, ...], ...]) -> list[Share]:
     """The user's own lists: each CPU is a core of its own, in the order written; nothing is reserved."""
-    _check_allowed("--bind", topology, tuple(cpu for cpus in lists for cpu in cpus))
-    return [
-        Share(tuple(Core((cpu,), (cpu,), topology.cpu(cpu).numa_node, topology.cpu(cpu).package) for cpu in cpus))
-        for cpus in lists
-    ]
+    _check_allowed("--bind", topology, request, tuple(cpu for cpus in lists for cpu in cpus))
+    return [Share(tuple(single_core(topology.cpu(cpu)) for cpu in cpus)) for cpus in lists]
+
+
+def _shares(topology: Topology, request: PlacementRequest, rule: ArchitectureRule, pools: list[Pool]) -> list[Share]:
+    """Return the cores of each rank; with more ranks than CPUs (--oversubscribe) neighbours share a CPU."""
+    cores = [core for pool in pools for core in pool.cores]
+    if request.ranks > len(cores):
+        return [Share((cores[rank * len(cores) // request.ranks],)) for rank in range(request.ranks)]
+    spread = request.distribute == "spread"
+    split = split_cores(pools, request.ranks, topology.distance, spread=spread, group=request.group)
+    return reserve_cores(split, wanted_reserve(request, rule))
 
 
 def _within_quota(topology: Topology, shares: list[Share]) -> list[Share]:

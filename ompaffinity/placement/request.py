@@ -16,10 +16,18 @@ MAX_RANKS = 65536
 
 KINDS = ("performance", "all")
 DISTRIBUTIONS = ("close", "spread")
+SPANS = ("node", "package", "machine")
 RUNTIMES = (AUTO, "gomp", "iomp", "omp")
 GRANULARITIES = (AUTO, "thread", "team")
 WAIT_POLICIES = ("keep", "active", "passive")
 MEMORY_POLICIES = (AUTO, "bind", "preferred", "interleave", "none")
+
+
+class HeldCpus(NamedTuple):
+    """The CPUs that another server's plan holds, and what that plan is called in messages."""
+
+    name: str
+    cpus: tuple[int, ...]
 
 
 class PlacementRequest(NamedTuple):
@@ -29,6 +37,7 @@ class PlacementRequest(NamedTuple):
     tensor fastest. `bind` is ``"auto"``, ``"none"`` or one tuple of CPUs per rank, in thread order.
     `cpus` and `nodes` plan within these only. `threads_per_core` of None and `reserve` of None mean:
     by architecture; `reserve` is in cores for all ranks, `reserve_per_rank` in cores for each.
+    `avoid` is what other plans hold; their cores are left alone whole.
     """
 
     tensor_parallel_size: int = 1
@@ -37,12 +46,15 @@ class PlacementRequest(NamedTuple):
     bind: str | tuple[tuple[int, ...], ...] = AUTO
     cpus: tuple[int, ...] | None = None
     nodes: tuple[int, ...] | None = None
+    avoid: tuple[HeldCpus, ...] = ()
     threads_per_core: int | None = None
     kinds: str = "performance"
     reserve: int | None = None
     reserve_per_rank: int | None = None
     kv_transfer: bool = False
     distribute: str = "close"
+    span: str = "node"
+    oversubscribe: bool = False
     runtime: str = AUTO
     granularity: str = AUTO
     wait_policy: str = "keep"
@@ -52,6 +64,11 @@ class PlacementRequest(NamedTuple):
     def ranks(self) -> int:
         """The number of local ranks."""
         return self.tensor_parallel_size * self.pipeline_parallel_size * self.data_parallel_size
+
+    @property
+    def group(self) -> int:
+        """How many ranks in turn talk to each other the most: a tensor-parallel group, else a pipeline."""
+        return self.tensor_parallel_size if self.tensor_parallel_size > 1 else self.pipeline_parallel_size
 
 
 def check_request(request: PlacementRequest) -> PlacementRequest:
@@ -103,6 +120,7 @@ _NUMBERS = {
 _WORDS = {
     "kinds": ("--kinds", KINDS),
     "distribute": ("--distribute", DISTRIBUTIONS),
+    "span": ("--span", SPANS),
     "runtime": ("--runtime", RUNTIMES),
     "granularity": ("--granularity", GRANULARITIES),
     "wait_policy": ("--wait-policy", WAIT_POLICIES),
@@ -115,6 +133,7 @@ _VOID_WITH_LISTS = {
     "reserve": "--reserve",
     "reserve_per_rank": "--reserve-per-rank",
     "kv_transfer": "--kv-transfer",
+    "oversubscribe": "--oversubscribe",
 }
 """Options that say which CPUs a rank gets, as the lists of --bind do."""
 

@@ -1,7 +1,8 @@
-"""The division of cores among ranks, and which of a rank's cores are kept from its OpenMP threads.
+"""The division of cores among ranks.
 
-In this order: whole cores; no rank on two nodes; the largest smallest rank (a node stays
-unused if that makes it larger); the fewest idle cores; close or spread; lowest ids.
+In this order: whole cores; no rank on two nodes; the largest smallest rank (a node stays unused if
+that makes it larger); the fewest ranks that straddle an L3, then a cluster; the fewest idle cores;
+close or spread; lowest ids.
 """
 
 from __future__ import annotations
@@ -9,31 +10,36 @@ from __future__ import annotations
 from itertools import combinations
 
 from ompaffinity.errors import PlacementError
+from ompaffinity.placement.cut import cut_pool
 from ompaffinity.records import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ompaffinity.placement.architecture import ArchitectureRule
     from ompaffinity.placement.cores import Core, Pool
-    from ompaffinity.placement.request import PlacementRequest
+    from ompaffinity.placement.cut import Cut
 
 MAX_COMBINATIONS = 20_000
 """Node sets are compared one by one up to here; beyond, they grow from each node greedily."""
 
+MAX_WEIGHED_COUNTS = 20_000
+"""Up to here all ways to give ranks to nodes are weighed (nodes times ranks times ranks per node)."""
 
-class Share(NamedTuple):
-    """The cores of one rank: those with OpenMP threads and those reserved from them, in core order."""
 
-    compute: tuple[Core, ...]
-    reserved: tuple[Core, ...] = ()
+class Split(NamedTuple):
+    """The cores of each rank, whole and disjoint, and for each rank the idle cores of its pool."""
+
+    shares: tuple[tuple[Core, ...], ...]
+    idle: tuple[tuple[Core, ...], ...]
 
 
 def split_cores(
-    pools: list[Pool], ranks: int, distance: Callable[[int, int], int], *, spread: bool = False
-) -> list[tuple[Core, ...]]:
-    """Return the cores of each rank, whole and disjoint, ranks ascending by node.
+    pools: list[Pool], ranks: int, distance: Callable[[int, int], int], *, spread: bool = False, group: int = 0
+) -> Split:
+    """Return the cores of each rank, ranks ascending by node.
+
+    With `group` each so many ranks in turn are a tensor-parallel group, and near each other.
 
     Raises:
         PlacementError: there are fewer cores than ranks.
@@ -43,11 +49,14 @@ def split_cores(
         raise PlacementError(f"{ranks} ranks need at least {ranks} cores, but only {total} may be used")
     smallest = largest_smallest([len(pool.cores) for pool in pools], ranks)
     used = _choose_pools([pool for pool in pools if len(pool.cores) >= smallest], ranks, distance, spread)
-    counts = _ranks_per_pool([len(pool.cores) for pool in used], ranks, smallest)
-    shares = []
-    for pool, count in zip(used, counts):
-        shares += _cut(pool.cores, count)
-    return shares
+    cuts = _best_cuts(used, ranks, smallest)
+    if 0 < group < ranks:
+        order = _near_order(used, [len(cut.shares) for cut in cuts], group, distance)
+        cuts = [cuts[place] for place in order]
+    return Split(
+        tuple(share for cut in cuts for share in cut.shares),
+        tuple(cut.idle for cut in cuts for _ in cut.shares),
+    )
 
 
 def largest_smallest(sizes: list[int], ranks: int) -> int:
@@ -133,42 +142,54 @@ def _ranks_per_pool(sizes: list[int], ranks: int, smallest: int) -> list[int]:
     return counts
 
 
-def _cut(cores: tuple[Core, ...], count: int) -> list[tuple[Core, ...]]:
-    """Return `count` runs of neighbouring cores whose sizes differ by at most one, the larger first."""
-    size, larger = divmod(len(cores), count)
-    runs, start = [], 0
-    for position in range(count):
-        end = start + size + (position < larger)
-        runs.append(cores[start:end])
-        start = end
-    return runs
+def _best_cuts(pools: list[Pool], ranks: int, smallest: int) -> list[Cut]:
+    """Return the cut of each pool, every one used: the counts that straddle and idle least, else the evenest."""
+    sizes = [len(pool.cores) for pool in pools]
+    counts = _ranks_per_pool(sizes, ranks, smallest)
+    cuts = [cut_pool(pool, count) for pool, count in zip(pools, counts)]
+    most = [min(size // smallest, ranks - len(pools) + 1) for size in sizes]
+    perfect = all(not any(cut.straddles) and not cut.idle for cut in cuts)
+    if perfect or sum(most) == ranks or ranks * sum(most) > MAX_WEIGHED_COUNTS:
+        return cuts
+    # best[n] is the least cost of n ranks in the pools seen so far, and the cuts of these.
+    best: dict[int, tuple[list[int], list[Cut]]] = {0: ([], [])}
+    for pool, count, room in zip(pools, counts, most):
+        # The even count comes first: another one must be better, not as good.
+        options = [cut_pool(pool, other) for other in sorted(range(1, room + 1), key=lambda other: other != count)]
+        grown: dict[int, tuple[list[int], list[Cut]]] = {}
+        for placed, (cost, chosen) in best.items():
+            for cut in options:
+                now = placed + len(cut.shares)
+                total = _sum_of_costs(cost, cut)
+                if now <= ranks and (now not in grown or total < grown[now][0]):
+                    grown[now] = (total, [*chosen, cut])
+        best = grown
+    weighed = best[ranks]
+    plain: list[int] = []
+    for cut in cuts:
+        plain = _sum_of_costs(plain, cut)
+    return weighed[1] if weighed[0] < plain else cuts
 
 
-def wanted_reserve(request: PlacementRequest, rule: ArchitectureRule) -> int:
-    """Return how many cores should be kept back in all."""
-    if request.reserve is not None:
-        total = request.reserve
-    elif request.reserve_per_rank is not None:
-        total = request.reserve_per_rank * request.ranks
-    else:
-        total = request.ranks if rule.reserve_per_rank else 1
-    return total + (request.ranks if request.kv_transfer else 0)
+def _sum_of_costs(cost: list[int], cut: Cut) -> list[int]:
+    """Return [ranks that straddle an L3, a cluster, idle cores] with those of another cut."""
+    more = [cut.straddling("l3"), cut.straddling("cluster"), len(cut.idle)]
+    return [first + second for first, second in zip(cost or [0] * len(more), more)]
 
 
-def reserve_cores(shares: list[tuple[Core, ...]], total: int) -> list[Share]:
-    """Take `total` cores, one by one, from the rank with the most left, the last among equals, its highest first.
-
-    A rank always keeps one core; fewer than `total` are taken where nothing else is left.
-    """
-    sizes = [len(cores) for cores in shares]
-    total = min(total, sum(sizes) - len(sizes))
-    low, high = 1, max(sizes)
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if sum(max(0, size - middle) for size in sizes) <= total else (middle + 1, high)
-    # Cut down to `low` cores; what is still missing then comes from the last of those that have so many.
-    missing = total - sum(max(0, size - low) for size in sizes)
-    left = [min(size, low) for size in sizes]
-    for rank in [rank for rank, size in enumerate(left) if size == low > 1][::-1][:missing]:
-        left[rank] -= 1
-    return [Share(cores[:keep], cores[keep:]) for cores, keep in zip(shares, left)]
+def _near_order(pools: list[Pool], counts: list[int], group: int, distance: Callable[[int, int], int]) -> list[int]:
+    """Return the places of the pools so that the ranks of a tensor-parallel group are near each other."""
+    left, order = list(range(len(pools))), []
+    apart = [0] * len(pools)
+    placed = 0
+    while left:
+        chosen = min(left, key=lambda place: (apart[place], pools[place].node))
+        left.remove(chosen)
+        order.append(chosen)
+        placed += counts[chosen]
+        # A group that ends with this pool leaves nothing to be near to; one that began in it does.
+        fresh = placed // group > (placed - counts[chosen]) // group
+        for place in left:
+            apart[place] = 0 if fresh else apart[place]
+            apart[place] += distance(pools[chosen].node, pools[place].node) if placed % group else 0
+    return order

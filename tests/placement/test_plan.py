@@ -10,31 +10,14 @@ from hypothesis import strategies as st
 
 from ompaffinity.errors import PlacementError, TopologyError
 from ompaffinity.openmp.document import plan_document
-from ompaffinity.placement.architecture import rule_for
-from ompaffinity.placement.cores import unusable_cpus, usable_pools
 from ompaffinity.placement.plan import Plan, make_plan
 from ompaffinity.placement.request import PlacementRequest
-from ompaffinity.placement.split import largest_smallest, reserve_cores, split_cores
 from ompaffinity.topology.load import load_topology
 from ompaffinity.topology.model import UNKNOWN, Limits, LogicalCPUInfo, MemoryNodeInfo, Topology
+from ompaffinity.topology.snapshot import parse_capture
 from tests.conftest import recorded_names
+from tests.placement.machines import codes, plan_for, synthetic, threads, with_distances
 from tests.strategies import requests, topologies
-
-
-def synthetic(text: str, architecture: str = "x86_64") -> Topology:
-    return load_topology(synthetic=text, architecture=architecture)
-
-
-def plan_for(text: str, ranks: int = 1, architecture: str = "x86_64", **request: object) -> Plan:
-    return make_plan(synthetic(text, architecture), PlacementRequest(tensor_parallel_size=ranks, **request))  # type: ignore[arg-type]
-
-
-def threads(plan: Plan) -> list[tuple[int, ...]]:
-    return [rank.cpus for rank in plan.ranks]
-
-
-def codes(plan: Plan) -> dict[str, str]:
-    return {message.code: message.level for message in plan.warnings}
 
 
 def try_plan(topology: Topology, request: PlacementRequest) -> Plan:
@@ -93,39 +76,6 @@ def test_the_same_input_gives_the_same_bytes(topology: Topology, request: Placem
     plan = try_plan(topology, request)
     again = make_plan(topology, request)
     assert json.dumps(plan_document(plan)) == json.dumps(plan_document(again))
-
-
-def brute_force_smallest(sizes: list[int], ranks: int) -> int:
-    """Try every way to give ranks to groups."""
-
-    def best(groups: list[int], left: int) -> int:
-        if not groups:
-            return 0 if left else 10**9
-        options = [best(groups[1:], left)]
-        options += [
-            min(groups[0] // here, best(groups[1:], left - here)) for here in range(1, min(left, groups[0]) + 1)
-        ]
-        return max(options)
-
-    return best(sizes, ranks)
-
-
-@given(st.lists(st.integers(1, 9), min_size=1, max_size=4), st.integers(1, 8))
-def test_the_smallest_rank_is_as_large_as_can_be(sizes: list[int], ranks: int) -> None:
-    assume(ranks <= sum(sizes))
-    assert largest_smallest(sizes, ranks) == brute_force_smallest(sizes, ranks)
-
-
-@given(topologies(), st.integers(1, 6))
-def test_the_split_reaches_that_size_and_idles_no_core_of_a_used_node(topology: Topology, ranks: int) -> None:
-    pools = usable_pools(topology, unusable_cpus(topology, PlacementRequest()), rule_for("x86_64"))
-    assume(ranks <= sum(len(pool.cores) for pool in pools))
-    shares = split_cores(pools, ranks, topology.distance)
-    assert min(map(len, shares)) == brute_force_smallest([len(pool.cores) for pool in pools], ranks)
-    given_away = [core for share in shares for core in share]
-    assert len(set(given_away)) == len(given_away)
-    for pool in pools:
-        assert len(set(pool.cores) & set(given_away)) in (0, len(pool.cores))
 
 
 @given(topologies(), st.integers(1, 5), st.sampled_from(("close", "spread")))
@@ -236,12 +186,6 @@ def test_ranks_that_share_cores_keep_siblings_together() -> None:
     assert [len(core) for core in cores] == [1] * 7
 
 
-def test_many_ranks_and_nodes_are_planned_in_no_time() -> None:
-    assert len(plan_for("numa:1024 pu:8", 512).ranks) == 512
-    assert len(plan_for("pu:8192", 8192).ranks) == 8192
-    assert len(plan_for("numa:2 core:8192 pu:1", 4096).ranks) == 4096
-
-
 def test_memory_within_the_nodes_that_were_asked_for() -> None:
     topology = synthetic("numa:2 core:2 pu:1")
     empty = topology._replace(nodes=(topology.nodes[0]._replace(total_memory=0, has_memory=False), topology.nodes[1]))
@@ -259,42 +203,6 @@ def test_gpu_memory_is_not_for_cpu_ranks() -> None:
 def test_more_ranks_than_cpus_are_refused_with_the_numbers() -> None:
     with pytest.raises(PlacementError, match="9 ranks were asked for, but only 8 CPUs"):
         plan_for("core:4 pu:2", 9)
-
-
-def test_a_node_stays_unused_if_that_makes_the_smallest_rank_larger() -> None:
-    topology = synthetic("numa:2 core:8 pu:1")
-    narrow = topology._replace(cpus=tuple(cpu._replace(allowed=cpu.id < 10) for cpu in topology.cpus))
-    plan = make_plan(narrow, PlacementRequest(tensor_parallel_size=2, reserve=0))
-    assert threads(plan) == [(0, 1, 2, 3), (4, 5, 6, 7)]
-    reasons = {group.reason: group.cpus for group in plan.left_out}
-    assert reasons == {"not-allowed": (10, 11, 12, 13, 14, 15), "unused-node": (8, 9)}
-
-
-def with_distances(topology: Topology, matrix: list[list[int]]) -> Topology:
-    nodes = [node._replace(distances=dict(enumerate(row))) for node, row in zip(topology.nodes, matrix)]
-    return topology._replace(nodes=tuple(nodes))
-
-
-def test_close_takes_near_nodes_and_spread_takes_packages() -> None:
-    far = [[10, 30, 30, 12], [30, 10, 12, 30], [30, 12, 10, 30], [12, 30, 30, 10]]
-    topology = with_distances(synthetic("package:4 numa:1 core:2 pu:1"), far)
-    used = make_plan(topology, PlacementRequest(tensor_parallel_size=2))
-    assert [rank.nodes for rank in used.ranks] == [(0,), (3,)]
-    two_packages = with_distances(
-        synthetic("package:2 numa:2 core:2 pu:1"),
-        [[10, 11, 20, 20], [11, 10, 20, 20], [20, 20, 10, 11], [20, 20, 11, 10]],
-    )
-    assert [rank.nodes for rank in make_plan(two_packages, PlacementRequest(tensor_parallel_size=2)).ranks] == [
-        (0,),
-        (1,),
-    ]
-    spread = make_plan(two_packages, PlacementRequest(tensor_parallel_size=2, distribute="spread"))
-    assert [rank.nodes for rank in spread.ranks] == [(0,), (2,)]
-
-
-def test_many_nodes_are_chosen_without_trying_every_set() -> None:
-    plan = plan_for("numa:64 core:1 pu:1", 32)
-    assert [rank.nodes for rank in plan.ranks] == [(node,) for node in range(32)]
 
 
 def test_memory_comes_from_the_nearest_node_that_has_it() -> None:
@@ -321,21 +229,6 @@ def test_memory_policies() -> None:
     assert plan_for("numa:2 core:2 pu:1", memory_policy="preferred").ranks[0].memory_policy == "preferred"
     plan = plan_for("numa:2 core:2 pu:1", bind=((0, 2),))
     assert (plan.ranks[0].nodes, plan.ranks[0].memory_policy) == ((0, 1), "interleave")
-
-
-def without_nodes(topology: Topology) -> Topology:
-    return topology._replace(nodes=(), cpus=tuple(cpu._replace(numa_node=UNKNOWN) for cpu in topology.cpus))
-
-
-def test_a_machine_without_numa_information_is_shared_out_whole() -> None:
-    plan = make_plan(
-        without_nodes(synthetic("package:2 core:3 pu:1")), PlacementRequest(tensor_parallel_size=4, reserve=0)
-    )
-    assert threads(plan) == [(0, 1), (2, 3), (4,), (5,)]
-    assert codes(plan)["no-numa-information"] == "note"
-    assert all(rank.nodes == () and rank.memory_policy == "none" for rank in plan.ranks)
-    asked = PlacementRequest(memory_policy="bind")
-    assert codes(make_plan(without_nodes(synthetic("core:2 pu:1")), asked))["no-numa-information"] == "warning"
 
 
 def test_explicit_lists_keep_their_order() -> None:
@@ -425,25 +318,12 @@ def test_uneven_ranks_and_unused_nodes_are_said() -> None:
     assert "uneven-ranks" in codes(plan_for("core:7 pu:1", 2, reserve=0))
     plan = plan_for("numa:4 core:2 pu:1", 3)
     assert [message.message for message in plan.warnings if message.code == "nodes-unused"] == [
-        "1 of 4 NUMA nodes are not used: more nodes than ranks; 4 ranks (--tp, --pp, --dp) would use them all"
+        "1 of 4 NUMA nodes are not used: more nodes than ranks; 4 ranks (--tp, --pp, --dp) would use them all,"
+        " or --span machine"
     ]
     small = plan_for("numa:2 core:8 pu:1", 2, cpus=tuple(range(9)))
     assert "1 of 2 NUMA nodes are not used: too few CPUs" in " ".join(message.message for message in small.warnings)
     assert "ranks-exceed-nodes" in codes(plan_for("numa:2 core:4 pu:1", 3))
-
-
-@given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(0, 40))
-def test_reserved_cores_come_from_the_largest_rank_and_leave_a_core_to_each(sizes: list[int], total: int) -> None:
-    pools = usable_pools(synthetic(f"core:{sum(sizes)} pu:1"), {}, rule_for("x86_64"))
-    cores = list(pools[0].cores)
-    shares = [tuple(cores.pop(0) for _ in range(size)) for size in sizes]
-    reserved = reserve_cores(shares, total)
-    assert [share.compute + share.reserved for share in reserved] == shares
-    left = list(sizes)
-    for _ in range(total):
-        largest = max(range(len(left)), key=lambda rank: (left[rank], rank))
-        left[largest] -= left[largest] > 1
-    assert [len(share.compute) for share in reserved] == left
 
 
 def test_the_bytes_of_a_recorded_plan(recorded_machines: Path) -> None:
@@ -483,3 +363,30 @@ def test_plans_for_recorded_machines(recorded_machines: Path, name: str) -> None
 def test_a_node_record_has_defaults_that_mean_unknown() -> None:
     node = MemoryNodeInfo()
     assert (node.total_memory, node.available_memory, node.has_memory, node.distances) == (UNKNOWN, UNKNOWN, None, {})
+
+
+@given(topologies(), requests())
+def test_the_json_of_a_topology_gives_the_same_plan(topology: Topology, request: PlacementRequest) -> None:
+    plan = try_plan(topology, request)
+    again = parse_capture(json.loads(json.dumps(topology.to_document())))
+    assert plan_document(make_plan(again, request)) == plan_document(plan)
+
+
+@st.composite
+def permuted(draw: st.DrawFn) -> tuple[Topology, Topology]:
+    """Draw a machine of equal cores, and the same one with other CPU numbers."""
+    levels = [f"{level}:{draw(st.integers(1, 3))}" for level in ("package", "numa", "l3", "core", "pu")]
+    topology = synthetic(" ".join(levels), draw(st.sampled_from(("x86_64", "ppc64le", "s390x"))))
+    new = draw(st.permutations([cpu.id for cpu in topology.cpus]))
+    cpus = [cpu._replace(id=new[cpu.id]) for cpu in topology.cpus]
+    nodes = [node._replace(cpus=tuple(sorted(new[cpu] for cpu in node.cpus))) for node in topology.nodes]
+    return topology, topology._replace(cpus=tuple(sorted(cpus)), nodes=tuple(nodes))
+
+
+@given(permuted(), st.integers(1, 9))
+def test_other_cpu_numbers_keep_the_core_counts(machines: tuple[Topology, Topology], ranks: int) -> None:
+    counts = []
+    for topology in machines:
+        plan = try_plan(topology, PlacementRequest(tensor_parallel_size=ranks, reserve=0))
+        counts.append(sorted(len({topology.cpu(cpu).physical_core for cpu in rank.cpus}) for rank in plan.ranks))
+    assert counts[0] == counts[1]

@@ -1,0 +1,52 @@
+"""Small machines for placement tests, and short ways to plan for them."""
+
+from __future__ import annotations
+
+from ompaffinity.placement.cores import Core, Pool
+from ompaffinity.placement.plan import Plan, make_plan
+from ompaffinity.placement.request import PlacementRequest
+from ompaffinity.topology.load import load_topology
+from ompaffinity.topology.model import UNKNOWN, Topology
+
+
+def synthetic(text: str, architecture: str = "x86_64") -> Topology:
+    return load_topology(synthetic=text, architecture=architecture)
+
+
+def plan_for(text: str, ranks: int = 1, architecture: str = "x86_64", **request: object) -> Plan:
+    return make_plan(synthetic(text, architecture), PlacementRequest(tensor_parallel_size=ranks, **request))  # type: ignore[arg-type]
+
+
+def threads(plan: Plan) -> list[tuple[int, ...]]:
+    return [rank.cpus for rank in plan.ranks]
+
+
+def codes(plan: Plan) -> dict[str, str]:
+    return {message.code: message.level for message in plan.warnings}
+
+
+def reasons(plan: Plan) -> dict[str, tuple[int, ...]]:
+    return {group.reason: group.cpus for group in plan.left_out}
+
+
+def with_distances(topology: Topology, matrix: list[list[int]]) -> Topology:
+    nodes = [node._replace(distances=dict(enumerate(row))) for node, row in zip(topology.nodes, matrix)]
+    return topology._replace(nodes=tuple(nodes))
+
+
+def without_nodes(topology: Topology) -> Topology:
+    return topology._replace(nodes=(), cpus=tuple(cpu._replace(numa_node=UNKNOWN) for cpu in topology.cpus))
+
+
+def pool_of(
+    l3_sizes: list[int], cluster_size: int = 0, *, node: int = 0, package: int = 0, whole: bool = False
+) -> Pool:
+    """Return a pool of one-CPU cores in L3s of these sizes, in them clusters of `cluster_size` cores (0: none)."""
+    cores: list[Core] = []
+    for l3, size in enumerate(l3_sizes):
+        for place in range(size):
+            number = 1000 * node + len(cores)
+            cluster = 1000 * l3 + place // cluster_size if cluster_size else UNKNOWN
+            cores.append(Core((number,), (number,), node, UNKNOWN, UNKNOWN, package, 100 * node + l3, cluster))
+    counts = {"l3": len({core.l3 for core in cores}), "cluster": len({core.cluster for core in cores})}
+    return Pool(node, tuple(cores), tuple(name for name, count in counts.items() if 1 < count < len(cores)), whole)

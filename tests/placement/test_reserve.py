@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from ompaffinity.placement.reserve import reserve_cores
+from ompaffinity.placement.split import Split, split_cores
+from tests.placement.machines import codes, plan_for, pool_of, reasons
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=5), st.integers(0, 40))
+def test_reserved_cores_come_from_the_largest_rank_and_leave_a_core_to_each(sizes: list[int], total: int) -> None:
+    cores = list(pool_of([sum(sizes)]).cores)
+    shares = tuple(tuple(cores.pop(0) for _ in range(size)) for size in sizes)
+    reserved = reserve_cores(Split(shares, ((),) * len(shares)), total)
+    assert tuple(share.compute + share.reserved for share in reserved) == shares
+    left = list(sizes)
+    for _ in range(total):
+        largest = max(range(len(left)), key=lambda rank: (left[rank], rank))
+        left[largest] -= left[largest] > 1
+    assert [len(share.compute) for share in reserved] == left
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3), min_size=1, max_size=3),
+    st.booleans(),
+    st.integers(1, 9),
+    st.integers(0, 30),
+)
+def test_idle_cores_go_first(shapes: list[list[int]], whole: bool, ranks: int, total: int) -> None:
+    pools = [pool_of(sizes, node=-1 if whole else node, whole=whole) for node, sizes in enumerate(shapes)]
+    pools = pools[:1] if whole else pools
+    assume(ranks <= sum(len(pool.cores) for pool in pools))
+    split = split_cores(pools, ranks, lambda _first, _second: 20)
+    shares = reserve_cores(split, total)
+    taken = [core for share in shares for core in share.reserved]
+    idle = {core for cores in split.idle for core in cores}
+    assert all(share.compute for share in shares)
+    assert len({core for share in shares for core in (*share.compute, *share.reserved)}) == sum(
+        len(share.compute) + len(share.reserved) for share in shares
+    )
+    assert len(taken) <= total
+    if not whole and len(taken) < total:
+        assert idle <= set(taken)
+        assert all(len(share.compute) == 1 for share in shares)
+    for before, share in zip(split.shares, shares):
+        own = [core for core in share.reserved if core in before]
+        assert (*share.compute, *own) == before
+        foreign = set(share.reserved) - set(before)
+        assert foreign <= idle
+        if whole:
+            assert {core.l3 for core in foreign} <= {core.l3 for core in before}
+        else:
+            assert {core.node for core in foreign} <= {core.node for core in before}
+    for cores in set(split.idle):
+        sizes = [len(share.compute) + len(share.reserved) for share, own in zip(shares, split.idle) if own == cores]
+        assert not cores or max(sizes) - min(sizes) <= 2
+
+
+def test_each_rank_gets_an_idle_core_before_the_largest_gives_one_up() -> None:
+    plan = plan_for("package:1 l3:2 core:8 pu:1", 3)
+    assert [(len(rank.cpus), rank.helper_cpus) for rank in plan.ranks] == [(4, (14,)), (4, (15,)), (5, (13,))]
+    assert plan.left_out == ()
+
+
+def test_all_of_a_total_is_reserved() -> None:
+    plan = plan_for("package:1 l3:2 core:8 pu:1", 3, reserve=6)
+    assert [len(rank.cpus) for rank in plan.ranks] == [4, 3, 3]
+    assert len(plan.reserved) == 6
+
+
+@pytest.mark.parametrize(("reserve", "left"), [(0, (14, 15)), (1, (14,)), (2, ())])
+def test_idle_cores_that_nobody_wants_stay_left_out(reserve: int, left: tuple[int, ...]) -> None:
+    assert reasons(plan_for("package:1 l3:2 core:8 pu:1", 3, reserve=reserve)).get("remainder", ()) == left
+
+
+def test_more_reserved_cores_than_there_are_is_said() -> None:
+    plan = plan_for("core:3 pu:1", 2, reserve=9)
+    assert [len(rank.cpus) for rank in plan.ranks] == [1, 1]
+    assert codes(plan)["reserve-impossible"] == "warning"
