@@ -15,10 +15,15 @@ if TYPE_CHECKING:
     from ompaffinity.errors import OmpAffinityError as OmpAffinityError
     from ompaffinity.errors import PlacementError as PlacementError
     from ompaffinity.errors import RequestError as RequestError
+    from ompaffinity.errors import StartMethodError as StartMethodError
     from ompaffinity.errors import TopologyError as TopologyError
     from ompaffinity.openmp.current import current_placement as current_placement
     from ompaffinity.openmp.document import plan_document as plan_document
+    from ompaffinity.openmp.in_process import ProcessBinding as ProcessBinding
+    from ompaffinity.openmp.in_process import bind_current_process as bind_current_process
     from ompaffinity.openmp.manager import OMPProcessManager as OMPProcessManager
+    from ompaffinity.openmp.threads import helper_threads as helper_threads
+    from ompaffinity.openmp.threads import move_to_helper_cpus as move_to_helper_cpus
     from ompaffinity.placement.plan import Plan as Plan
     from ompaffinity.placement.plan import RankPlacement as RankPlacement
     from ompaffinity.placement.plan import make_plan as make_plan
@@ -42,11 +47,14 @@ _HOMES = {
         "OmpAffinityError",
         "PlacementError",
         "RequestError",
+        "StartMethodError",
         "TopologyError",
     ),
     "openmp.current": ("current_placement",),
     "openmp.document": ("plan_document",),
+    "openmp.in_process": ("ProcessBinding", "bind_current_process"),
     "openmp.manager": ("OMPProcessManager",),
+    "openmp.threads": ("helper_threads", "move_to_helper_cpus"),
     "placement.plan": ("Plan", "RankPlacement", "make_plan"),
     "placement.request": ("PlacementRequest",),
     "topology.helpers": (

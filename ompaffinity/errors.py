@@ -28,5 +28,13 @@ class NoMemoryNodeError(PlacementError):
     """No allowed NUMA node has memory."""
 
 
+class StartMethodError(OmpAffinityError, RuntimeError):
+    """A worker was to be started in a way that cannot be bound; `code` is the message code."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+
+
 class BindingError(OmpAffinityError, RuntimeError):
     """The kernel refused to bind CPUs or memory, or did not do what it was told."""

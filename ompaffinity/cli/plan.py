@@ -9,6 +9,7 @@ from ompaffinity.errors import RequestError
 from ompaffinity.jsontext import to_json
 from ompaffinity.openmp.document import plan_document
 from ompaffinity.openmp.held import held_by_plans
+from ompaffinity.openmp.live import environment_messages
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest, requested
 from ompaffinity.topology.load import load_topology
@@ -45,7 +46,10 @@ def plan_from_values(values: dict[str, Any]) -> tuple[Topology, Plan]:
     given = {name: values[name] for name in PlacementRequest._fields if name in values}
     request = requested(given | {"avoid": held_by_plans(given.get("avoid", ()))}, os.environ)
     topology = load_topology(**machine)
-    return topology, make_plan(topology, request)
+    plan = make_plan(topology, request)
+    if request.bind != "none" and not machine.keys() & {"machine", "synthetic"}:
+        plan = plan._replace(warnings=(*plan.warnings, *environment_messages(os.environ)))
+    return topology, plan
 
 
 def _shell_commands(plan: Plan, rank: int | None) -> str:

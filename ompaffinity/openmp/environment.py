@@ -11,7 +11,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from ompaffinity.placement.plan import RankPlacement
 
@@ -41,6 +41,14 @@ SHORTEST_INTERVAL = 4
 """Runs of fewer CPUs are written one by one: easier to read, and nothing is gained."""
 
 
+def overridden_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of `environ` that would break a plan's binding; workers start without them."""
+    found = {name: environ[name] for name in (*BINDING_VARIABLES, *TEAM_BREAKERS) if name in environ}
+    if environ.get("OMP_DYNAMIC", "").strip().lower() in ("true", "1"):
+        found["OMP_DYNAMIC"] = environ["OMP_DYNAMIC"]
+    return found
+
+
 def rank_environment(
     placement: RankPlacement, *, runtime: str, granularity: str, wait_policy: str = "keep"
 ) -> tuple[dict[str, str], tuple[str, ...]]:
@@ -52,7 +60,9 @@ def rank_environment(
     if not placement.bound:
         return {}, ()
     environment = {"OMP_NUM_THREADS": str(len(placement.cpus)), "OMP_DYNAMIC": "false"}
-    places = placement.places[:1] if granularity == "team" else placement.places
+    places = placement.places
+    if granularity == "team" and len(set(places)) == 1:
+        places = places[:1]
     environment.update(_EMITTERS[runtime](places))
     environment.update(_waiting(runtime, wait_policy))
     return environment, tuple(name for name in MANAGED_VARIABLES if name not in environment)

@@ -127,7 +127,7 @@ def plan_messages(
 ) -> list[Message]:
     """Return what there is to say about a plan, in a fixed order."""
     messages = [*_about_machine(topology, request)]
-    if ranks:
+    if request.bind != "none":
         if isinstance(request.bind, str):
             messages += _about_nodes(topology, pools, ranks)
             messages += _about_kinds(topology, request, ranks)

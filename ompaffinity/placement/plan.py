@@ -24,9 +24,10 @@ if TYPE_CHECKING:
 class RankPlacement(NamedTuple):
     """What one rank gets. Ids are CPU and node numbers.
 
-    `cpus[i]` is the CPU meant for OpenMP thread i, and `places[i]` the mask that this thread gets
-    (thread 0's adds the helper CPUs). `affinity` is the mask of the process and of all its
-    other threads. `nodes` are its memory nodes, also where `memory_policy` is ``"none"``.
+    `cpus[i]` is the CPU meant for OpenMP thread i, and `places[i]` the mask that this thread gets.
+    Thread 0's is wider, for later threads inherit it: all of `affinity` that the other threads
+    leave. `affinity` is the mask of the process and of all its other threads. `nodes` are its
+    memory nodes, also where `memory_policy` is ``"none"``.
     """
 
     rank: int
@@ -241,10 +242,11 @@ def _placements(
             if nodes_of_rank not in shared:
                 shared[nodes_of_rank] = tuple(sorted(cpu for node in nodes_of_rank for cpu in owned_on[node]))
             affinity = shared[nodes_of_rank]
+        # What the first thread starts later inherits its mask: it keeps all that the other threads leave.
         if granularity == "team":
-            places = (tuple(sorted({*cpus, *helper_cpus})),) * len(cpus)
+            places = (affinity, *(tuple(sorted({*cpus, *helper_cpus})) for _ in cpus[1:]))
         else:
-            places = (tuple(sorted({cpus[0], *helper_cpus})), *((cpu,) for cpu in cpus[1:]))
+            places = (tuple(sorted(set(affinity).difference(cpus[1:]))), *((cpu,) for cpu in cpus[1:]))
         try:
             nodes = memory_nodes(topology, cpus, request.nodes)
         except NoMemoryNodeError:

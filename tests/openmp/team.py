@@ -8,8 +8,10 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import signal
 import sys
 import threading
+import time
 from typing import Any
 
 
@@ -48,15 +50,27 @@ def send_report(connection: Any, library: str) -> None:
     connection.close()
 
 
-def send_torch_report(connection: Any) -> None:
-    """The same after ``import torch`` and one operation, with the OpenMP library that torch brought."""
+def torch_report(library: str | None = None) -> dict[str, Any]:
+    """The same after ``import torch`` and one operation, with the OpenMP library that torch brought or another one."""
     import torch
 
     torch.ones(512, 512).matmul(torch.ones(512, 512))
     with open("/proc/self/maps") as maps:
-        library = next(line.split()[-1] for line in maps if "libgomp" in line)
-    connection.send(report(library) | {"threads": torch.get_num_threads()})
+        bundled = next(line.split()[-1] for line in maps if "libgomp" in line)
+    return report(library or bundled) | {"threads": torch.get_num_threads()}
+
+
+def send_torch_report(connection: Any) -> None:
+    """The target of a multiprocessing worker."""
+    connection.send(torch_report())
     connection.close()
+
+
+def wait_for_death_of_parent_thread() -> None:
+    """End with status 0 if the thread that started this process outlives a second; its death would be a SIGKILL."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    time.sleep(1)
 
 
 def send_policy(connection: Any) -> None:

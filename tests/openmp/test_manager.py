@@ -17,6 +17,7 @@ import pytest
 import ompaffinity
 from ompaffinity.errors import BindingError, RequestError
 from ompaffinity.memory.policy import LibnumaMissingError, ThreadPolicy, load_libnuma, thread_policy
+from ompaffinity.openmp import inheritance, live
 from ompaffinity.openmp import manager as manager_module
 from ompaffinity.openmp.current import parse_placement
 from ompaffinity.openmp.manager import OMPProcessManager
@@ -240,7 +241,7 @@ def test_without_libnuma_the_cpus_are_bound_all_the_same(monkeypatch: pytest.Mon
     def missing() -> ThreadPolicy:
         raise LibnumaMissingError("libnuma cannot be loaded; install libnuma1")
 
-    monkeypatch.setattr(manager_module, "thread_policy", missing)
+    monkeypatch.setattr(inheritance, "thread_policy", missing)
     plan = changed(live_plan(), memory_policy="bind", nodes=(0,))
     manager = OMPProcessManager(plan)
     with manager.configure_omp_envs(0) as placement:
@@ -286,7 +287,8 @@ def test_built_from_options_and_the_environment(monkeypatch: pytest.MonkeyPatch)
     assert OMPProcessManager(bind=str(CPUS[-1]), runtime="gomp").plan.ranks[0].cpus == (CPUS[-1],)
 
 
-def test_an_unknown_runtime_gets_a_team_and_a_warning() -> None:
+def test_an_unknown_runtime_gets_a_team_and_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "expected_runtimes", lambda _environ: ())
     manager = OMPProcessManager(tensor_parallel_size=1)
     assert (manager.plan.runtime, manager.plan.granularity) == ("omp", "team")
     assert "runtime-unknown" in [message.code for message in manager.warnings]
@@ -326,5 +328,6 @@ def test_a_placement_that_is_none(monkeypatch: pytest.MonkeyPatch, text: str) ->
 
 
 def test_the_manager_uses_no_shell_and_writes_no_file() -> None:
-    source = Path(manager_module.__file__).read_text()
-    assert not any(word in source for word in ("shell=True", "os.system", "open(", "tempfile"))
+    for module in (manager_module, inheritance, live):
+        source = Path(str(module.__file__)).read_text()
+        assert not any(word in source for word in ("shell=True", "os.system", "open(", "tempfile"))

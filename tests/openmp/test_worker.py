@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import json
 import multiprocessing
 import os
@@ -19,43 +17,30 @@ from ompaffinity.placement.plan import Plan, RankPlacement, make_plan
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.topology.load import load_topology
 from tests.openmp import team
+from tests.openmp.libraries import (
+    GOMP,
+    INTEL,
+    LLVM,
+    NEWER_LLVM,
+    needs_gomp,
+    needs_intel,
+    needs_llvm,
+    needs_newer_llvm,
+    needs_torch,
+)
 
 CPUS = sorted(os.sched_getaffinity(0))
-GOMP = "libgomp.so.1"
-
-
-def loadable(library: str) -> bool:
-    """Whether the library loads, asked in a child: an OpenMP runtime must not get into this process."""
-    code = f"import ctypes; ctypes.CDLL({library!r})"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
-
-
-def intel_library() -> str | None:
-    try:
-        files = importlib.metadata.files("intel-openmp") or []
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    return next((str(Path(str(file.locate())).resolve()) for file in files if file.name == "libiomp5.so"), None)
-
+ROOT = Path(__file__).resolve().parents[2]
 
 RUNTIMES = {
-    "gomp": pytest.param(
-        "gomp", GOMP, marks=pytest.mark.skipif(not loadable(GOMP), reason="libgomp1 is not installed")
-    ),
-    "omp-gomp": pytest.param(
-        "omp", GOMP, marks=pytest.mark.skipif(not loadable(GOMP), reason="libgomp1 is not installed")
-    ),
-    "llvm": pytest.param(
-        "iomp", "libomp.so.5", marks=pytest.mark.skipif(not loadable("libomp.so.5"), reason="libomp5 is not installed")
-    ),
-    "omp-llvm": pytest.param(
-        "omp", "libomp.so.5", marks=pytest.mark.skipif(not loadable("libomp.so.5"), reason="libomp5 is not installed")
-    ),
-    "intel": pytest.param(
-        "iomp",
-        intel_library(),
-        marks=pytest.mark.skipif(intel_library() is None, reason="intel-openmp is not installed"),
-    ),
+    "gomp": pytest.param("gomp", GOMP, marks=needs_gomp),
+    "omp-gomp": pytest.param("omp", GOMP, marks=needs_gomp),
+    "llvm": pytest.param("iomp", LLVM, marks=needs_llvm),
+    "omp-llvm": pytest.param("omp", LLVM, marks=needs_llvm),
+    "newer-llvm": pytest.param("iomp", NEWER_LLVM, marks=needs_newer_llvm),
+    "omp-newer-llvm": pytest.param("omp", NEWER_LLVM, marks=needs_newer_llvm),
+    "intel": pytest.param("iomp", INTEL, marks=needs_intel),
+    "omp-intel": pytest.param("omp", INTEL, marks=needs_intel),
 }
 
 
@@ -64,9 +49,9 @@ def plan_for(runtime: str, ranks: int, granularity: str, reserve: int | None) ->
     return make_plan(load_topology(), request)
 
 
-def start_workers(plan: Plan, target: Any, *arguments: object) -> list[dict[str, Any]]:
-    """Start a worker per rank with `spawn` through the manager and return their reports."""
-    manager, context = OMPProcessManager(plan), multiprocessing.get_context("spawn")
+def start_workers(plan: Plan, target: Any, *arguments: object, method: Any = "spawn") -> list[dict[str, Any]]:
+    """Start a worker per rank through the manager and return their reports."""
+    manager, context = OMPProcessManager(plan), multiprocessing.get_context(method)
     receivers, processes = [], []
     for rank in range(len(plan.ranks)):
         receiver, sender = context.Pipe(duplex=False)
@@ -106,21 +91,58 @@ def test_the_kernel_reports_the_places(
         check(placement, report)
 
 
-@pytest.mark.skipif(not (loadable(GOMP) and loadable("libomp.so.5")), reason="libgomp1 or libomp5 is not installed")
-def test_a_libgomp_in_the_same_process_does_not_disturb_libomp() -> None:
-    code = (
-        "import ctypes, json, sys; sys.path.insert(0, sys.argv[1]); ctypes.CDLL('libgomp.so.1');"
-        " from tests.openmp.team import report; print(json.dumps(report('libomp.so.5')))"
-    )
-    root = str(Path(__file__).resolve().parents[2])
-    for reserve in (0, None):
-        plan = plan_for("iomp", 1, "thread", reserve)
-        with OMPProcessManager(plan).configure_omp_envs(0):
-            worker = subprocess.Popen([sys.executable, "-c", code, root], stdout=subprocess.PIPE, text=True)
-        check(plan.ranks[0], json.loads(worker.communicate(timeout=60)[0]))
+def run_worker(plan: Plan, code: str, *arguments: str, **environment: str) -> list[dict[str, Any]]:
+    """Start a worker program per rank through the manager with Popen and return what each printed."""
+    manager, workers = OMPProcessManager(plan), []
+    code = f"import ctypes, json, sys; sys.path.insert(0, {str(ROOT)!r}); from tests.openmp import team; {code}"
+    for rank in range(len(plan.ranks)):
+        with manager.configure_omp_envs(rank):
+            worker = subprocess.Popen(
+                [sys.executable, "-c", code, *arguments],
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, **environment},
+            )
+        workers.append(worker)
+    return [json.loads(worker.communicate(timeout=120)[0]) for worker in workers]
 
 
-@pytest.mark.skipif(not loadable(GOMP), reason="libgomp1 is not installed")
+SECOND_RUNTIMES = {
+    "llvm": pytest.param(LLVM, marks=needs_llvm),
+    "newer-llvm": pytest.param(NEWER_LLVM, marks=needs_newer_llvm),
+    "intel": pytest.param(INTEL, marks=needs_intel),
+}
+
+
+@needs_gomp
+@pytest.mark.parametrize("granularity", ["thread", "team"])
+@pytest.mark.parametrize("reserve", [0, None])
+@pytest.mark.parametrize("preload", [False, True], ids=["loaded-later", "preloaded"])
+@pytest.mark.parametrize("library", SECOND_RUNTIMES.values(), ids=SECOND_RUNTIMES.keys())
+def test_a_libgomp_in_the_same_process_does_not_disturb_the_other_runtime(
+    library: str, preload: bool, reserve: int | None, granularity: str
+) -> None:
+    plan = plan_for("iomp", 1, granularity, reserve)
+    environment = {"LD_PRELOAD": library} if preload else {}
+    code = "ctypes.CDLL('libgomp.so.1'); print(json.dumps(team.report(sys.argv[1])))"
+    for placement, report in zip(plan.ranks, run_worker(plan, code, library, **environment)):
+        check(placement, report)
+
+
+@needs_gomp
+@pytest.mark.parametrize("runtime", ["gomp", "iomp", "omp"])
+@pytest.mark.parametrize("reserve", [0, None])
+@pytest.mark.parametrize("library", SECOND_RUNTIMES.values(), ids=SECOND_RUNTIMES.keys())
+def test_a_team_that_floats_is_right_whichever_runtime_comes_first(
+    library: str, runtime: str, reserve: int | None
+) -> None:
+    plan = plan_for(runtime, 1, "team", reserve)
+    code = "ctypes.CDLL('libgomp.so.1').omp_get_max_threads(); print(json.dumps(team.report(sys.argv[1])))"
+    for placement, report in zip(plan.ranks, run_worker(plan, code, library)):
+        assert report["masks"] == [list(place) for place in placement.places]
+
+
+@needs_gomp
 def test_a_popen_worker() -> None:
     plan = plan_for("gomp", 1, "thread", 0)
     with OMPProcessManager(plan).configure_omp_envs(0):
@@ -128,7 +150,30 @@ def test_a_popen_worker() -> None:
     check(plan.ranks[0], json.loads(worker.communicate(timeout=60)[0]))
 
 
-@pytest.mark.skipif(not loadable(GOMP), reason="libgomp1 is not installed")
+def run_parent(code: str) -> str:
+    """Run a fresh parent process, free of OpenMP, and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@needs_gomp
+def test_workers_that_are_forked_before_openmp_is_used() -> None:
+    code = """if True:
+        import multiprocessing, warnings
+        # Python 3.12 warns of a fork beside threads; the parent has none but the queue's.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from tests.openmp.test_worker import check, plan_for, start_workers, team
+        plan = plan_for("gomp", 1, "thread", None)
+        check(plan.ranks[0], start_workers(plan, team.send_report, "libgomp.so.1", method="fork")[0])
+        print("bound")
+    """
+    assert run_parent(code) == "bound\n"
+
+
+@needs_gomp
 def test_a_worker_under_a_narrow_outside_mask() -> None:
     code = f"""if True:
         import os
@@ -141,16 +186,10 @@ def test_a_worker_under_a_narrow_outside_mask() -> None:
             check(plan.ranks[0], start_workers(plan, team.send_report, "libgomp.so.1")[0])
             print("bound")
     """
-    root = Path(__file__).resolve().parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=root, check=False
-    )
-    assert done.stdout == "bound\n", done.stderr
+    assert run_parent(code) == "bound\n"
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("torch") is None, reason="torch is not installed; [test-runtimes] brings it"
-)
+@needs_torch
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_torch_workers(ranks: int) -> None:
     if ranks > len(CPUS):
@@ -162,3 +201,16 @@ def test_torch_workers(ranks: int) -> None:
         assert report["later"] == list(placement.places[0]), (
             "a thread made after `import torch` may use the helper CPUs"
         )
+        assert set(placement.helper_cpus) <= set(report["later"])
+
+
+@needs_torch
+@needs_intel
+@pytest.mark.parametrize("granularity", ["thread", "team"])
+def test_torch_with_intels_runtime_preloaded(granularity: str) -> None:
+    plan = plan_for("iomp", 1, granularity, None)
+    code = "print(json.dumps(team.torch_report(sys.argv[1])))"
+    for placement, report in zip(plan.ranks, run_worker(plan, code, str(INTEL), LD_PRELOAD=str(INTEL))):
+        assert report["threads"] == len(placement.cpus)
+        assert report["masks"] == [list(place) for place in placement.places]
+        assert set(placement.helper_cpus) <= set(report["later"])

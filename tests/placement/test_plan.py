@@ -244,6 +244,7 @@ def test_no_binding_binds_nothing_and_says_so() -> None:
     assert [rank.bound for rank in plan.ranks] == [False, False]
     assert [(group.cpus, group.reason) for group in plan.left_out] == [((0, 1), "unbound")]
     assert plan_document(plan)["ranks"][0]["environment"] == {}
+    assert plan.warnings == ()
 
 
 def test_cpus_and_nodes_that_were_asked_for() -> None:

@@ -1,0 +1,191 @@
+"""What per-thread binding costs two tensor-parallel ranks that talk over gloo, and that ours costs nothing.
+
+Every variant has two ranks alive for the whole run; in shuffled rounds each runs for a window while the others sleep.
+Goal: the manager's workers reach 0.98 of the best variant (medians). Needs torch; `--cpus N` narrows this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import random
+import statistics
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ompaffinity.openmp.manager import OMPProcessManager
+from ompaffinity.placement.plan import Plan, make_plan
+from ompaffinity.placement.request import PlacementRequest
+from ompaffinity.topology.load import load_topology
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from multiprocessing.connection import Connection
+
+RESULTS = Path(__file__).resolve().parent / "results"
+WIDTH, LAYERS, BATCH = 512, 4, 8
+
+
+class Team(NamedTuple):
+    """The two ranks of one variant, and how to talk to them."""
+
+    connections: list[Connection]
+    processes: list[Any]
+
+
+def main() -> None:
+    """Measure, print, and write ``benchmarks/results/gloo-N-cpus.json`` and ``.md``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--seconds", type=float, default=0.5, help="length of a window")
+    parser.add_argument("--cpus", type=int, default=2, help="use so many CPUs of this process")
+    parser.add_argument("--neighbour", action="store_true", help="keep the first CPU busy with another process")
+    options = parser.parse_args()
+    cpus = sorted(os.sched_getaffinity(0))[: options.cpus]
+    os.sched_setaffinity(0, cpus)
+    busy = multiprocessing.get_context("spawn").Process(target=_spin, args=(cpus[0],), daemon=True)
+    if options.neighbour:
+        busy.start()
+    with tempfile.TemporaryDirectory() as folder:
+        teams = {name: _start(name, Path(folder)) for name in VARIANTS}
+        rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
+        names = list(VARIANTS)
+        for turn in range(options.rounds + 1):
+            random.Random(turn).shuffle(names)  # noqa: S311
+            for name in names:
+                rate = _window(teams[name], options.seconds)
+                if turn:
+                    rates[name].append(rate)
+        for team in teams.values():
+            for connection in team.connections:
+                connection.send(0)
+            for process in team.processes:
+                process.join()
+    if options.neighbour:
+        busy.terminate()
+    _report(rates, options)
+
+
+def _report(rates: dict[str, list[float]], options: argparse.Namespace) -> None:
+    best = max(rates, key=lambda name: statistics.median(rates[name]))
+    lines = ["| variant | steps/s, median | least | most | ratio to the best |", "|---|---|---|---|---|"]
+    for name, values in rates.items():
+        ratio = statistics.median(values) / statistics.median(rates[best])
+        lines.append(
+            f"| {name} | {statistics.median(values):.0f} | {min(values):.0f} | {max(values):.0f} | {ratio:.2f} |"
+        )
+    text = (
+        f"Python {platform.python_version()}, {platform.machine()}, {options.cpus} CPUs"
+        f"{', one of them busy' if options.neighbour else ''}, {options.rounds} shuffled rounds\n\n"
+    ) + "\n".join(lines)
+    name = f"gloo-{options.cpus}-cpus{'-neighbour' if options.neighbour else ''}"
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.md").write_text(text + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(rates, indent=1) + "\n")
+    sys.stdout.write(text + "\n")
+
+
+def _plan(**request: Any) -> Plan:
+    return make_plan(load_topology(), PlacementRequest(tensor_parallel_size=2, runtime="gomp", **request))
+
+
+@contextmanager
+def _unbound(rank: int) -> Iterator[None]:
+    """The same number of threads, and nothing else."""
+    threads = len(_plan().ranks[rank].cpus)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    yield
+    del os.environ["OMP_NUM_THREADS"]
+
+
+@contextmanager
+def _pinned(rank: int) -> Iterator[None]:
+    """Each thread on its CPU, the first one too, and so every later thread on the first one's."""
+    with OMPProcessManager(_plan()).configure_omp_envs(rank) as placement:
+        os.environ["OMP_PLACES"] = ",".join(f"{{{cpu}}}" for cpu in placement.cpus)
+        yield
+
+
+@contextmanager
+def _managed(rank: int) -> Iterator[None]:
+    with OMPProcessManager(_plan()).configure_omp_envs(rank):
+        yield
+
+
+@contextmanager
+def _team(rank: int) -> Iterator[None]:
+    with OMPProcessManager(_plan(granularity="team")).configure_omp_envs(rank):
+        yield
+
+
+VARIANTS = {"unbound": _unbound, "pinned": _pinned, "the plan": _managed, "the plan, team": _team}
+
+
+def _start(name: str, folder: Path) -> Team:
+    context = multiprocessing.get_context("spawn")
+    connections, processes = [], []
+    store = folder / name.replace(" ", "-").replace(",", "")
+    for rank in range(2):
+        ours, theirs = context.Pipe()
+        with VARIANTS[name](rank):
+            process = context.Process(target=_worker, args=(rank, str(store), theirs))
+            process.start()
+        connections.append(ours)
+        processes.append(process)
+    for connection in connections:
+        connection.recv()
+    return Team(connections, processes)
+
+
+def _window(team: Team, seconds: float) -> float:
+    start = time.perf_counter()
+    for connection in team.connections:
+        connection.send(seconds)
+    steps = [connection.recv() for connection in team.connections]
+    return float(steps[0]) / (time.perf_counter() - start)
+
+
+def _worker(rank: int, store: str, connection: Any) -> None:
+    import torch
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    with torch.inference_mode():
+        up = [torch.randn(WIDTH, 2 * WIDTH) / WIDTH for _ in range(LAYERS)]
+        down = [torch.randn(2 * WIDTH, WIDTH) / WIDTH for _ in range(LAYERS)]
+        states = torch.randn(BATCH, WIDTH)
+        stop = torch.zeros(1)
+        connection.send("ready")
+        while seconds := connection.recv():
+            steps, end = 0, time.perf_counter() + seconds
+            while True:
+                hidden = states
+                for first, second in zip(up, down):
+                    hidden = torch.nn.functional.silu(hidden @ first) @ second
+                    dist.all_reduce(hidden)
+                    hidden = hidden / hidden.norm()
+                steps += 1
+                # Both ranks must stop after the same step.
+                stop[0] = float(rank == 0 and time.perf_counter() > end)
+                dist.all_reduce(stop)
+                if stop[0] > 0:
+                    break
+            connection.send(steps)
+    dist.destroy_process_group()
+
+
+def _spin(cpu: int) -> None:
+    os.sched_setaffinity(0, {cpu})
+    while True:
+        pass
+
+
+if __name__ == "__main__":
+    main()

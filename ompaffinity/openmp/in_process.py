@@ -1,0 +1,181 @@
+"""Bind a process that already runs: its threads from outside, its OpenMP team from inside, thread by thread.
+
+The variables of OpenMP are read when the runtime is loaded, so in a running process they do nothing. A parallel
+region, though, runs a function in each thread of the calling thread's team; libgomp, libomp and libiomp5 all export
+GCC's entry to one, ``GOMP_parallel(function, data, threads, flags)`` (libgomp manual, "Implementing PARALLEL").
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from contextlib import suppress
+from threading import get_native_id
+
+from ompaffinity.errors import BindingError
+from ompaffinity.memory.policy import LibnumaMissingError, restore_thread_policy, set_thread_policy, thread_policy
+from ompaffinity.openmp.runtimes import loaded_runtimes
+from ompaffinity.records import Message, NamedTuple
+from ompaffinity.topology.idlist import format_id_list
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ompaffinity.memory.policy import ThreadPolicy
+    from ompaffinity.placement.plan import RankPlacement
+
+
+class UnboundThread(NamedTuple):
+    """A thread that could not be bound, or that somebody else had bound."""
+
+    thread_id: int
+    name: str
+    reason: str
+
+
+class ProcessBinding:
+    """What `bind_current_process` did. Masks are CPU numbers, threads are the kernel's ids."""
+
+    def __init__(self) -> None:
+        self.team: tuple[int, ...] = ()
+        self.bound: dict[int, tuple[int, ...]] = {}
+        self.not_bound: list[UnboundThread] = []
+        self.warnings: list[Message] = []
+        self._masks_before: dict[int, set[int]] = {}
+        self._policy_before: ThreadPolicy | None = None
+        self._runtime: ctypes.CDLL | None = None
+        self._team_size_before = 0
+
+    def undo(self) -> None:
+        """Give each thread that still runs its mask back, and the calling thread its memory policy and team size.
+
+        Call it in the thread that called `bind_current_process`; a second call does nothing.
+        """
+        for number, mask in self._masks_before.items():
+            # A thread that has ended needs no mask.
+            _set_mask(number, mask)
+        self._masks_before.clear()
+        if self._policy_before is not None:
+            restore_thread_policy(self._policy_before)
+            self._policy_before = None
+        if self._runtime is not None:
+            self._runtime.omp_set_num_threads(self._team_size_before)
+            self._runtime = None
+
+
+def bind_current_process(placement: RankPlacement) -> ProcessBinding:
+    """Bind this process as a worker with this placement would have been born.
+
+    The calling thread's OpenMP team, if a runtime is loaded, gets the placement's size and places. Of the other
+    threads those get the placement's affinity whose mask is that of the calling thread; somebody bound the
+    rest, which is left alone. The memory policy is set for the calling thread only, and moves no page; where it
+    is refused, `warnings` says so.
+
+    Raises:
+        BindingError: the calling thread or its team cannot be bound; then nothing has changed.
+    """
+    binding = ProcessBinding()
+    if not placement.bound:
+        return binding
+    if not hasattr(os, "sched_setaffinity"):
+        raise BindingError("this system cannot bind threads to CPUs")
+    inherited = os.sched_getaffinity(0)
+    try:
+        _bind_team(placement, binding)
+        _bind_other_threads(placement, binding, inherited)
+    except BaseException:
+        binding.undo()
+        raise
+    _set_memory_policy(placement, binding)
+    return binding
+
+
+def _bind_team(placement: RankPlacement, binding: ProcessBinding) -> None:
+    """Bind the calling thread's team in a parallel region, each thread to its place."""
+    libraries = loaded_runtimes()
+    if not libraries:
+        binding.team = (get_native_id(),)
+        _bind(get_native_id(), placement.places[0], binding, must=True)
+        return
+    runtime = ctypes.CDLL(libraries[0].path)
+    binding._runtime, binding._team_size_before = runtime, runtime.omp_get_max_threads()
+    runtime.omp_set_num_threads(len(placement.cpus))
+    team: dict[int, int] = {}
+
+    def body(_data: object) -> None:
+        team[runtime.omp_get_thread_num()] = get_native_id()
+
+    runtime.GOMP_parallel(ctypes.CFUNCTYPE(None, ctypes.c_void_p)(body), None, len(placement.cpus), 0)
+    binding.team = tuple(team[place] for place in sorted(team))
+    if len(team) < len(placement.cpus):
+        raise BindingError(
+            f"the OpenMP team has {len(team)} of {len(placement.cpus)} threads; look at"
+            " OMP_THREAD_LIMIT and OMP_DYNAMIC"
+        )
+    for place, number in zip(placement.places, binding.team):
+        _bind(number, place, binding, must=True)
+
+
+def _bind_other_threads(placement: RankPlacement, binding: ProcessBinding, inherited: set[int]) -> None:
+    for number in sorted(map(int, os.listdir("/proc/self/task"))):
+        if number in binding.team:
+            continue
+        try:
+            mask = os.sched_getaffinity(number)
+        except OSError:
+            # It ended meanwhile.
+            continue
+        if mask == inherited:
+            _bind(number, placement.affinity, binding, must=False)
+        else:
+            bound = UnboundThread(number, _name(number), f"was bound to CPU {format_id_list(mask)} before")
+            binding.not_bound.append(bound)
+
+
+def _set_memory_policy(placement: RankPlacement, binding: ProcessBinding) -> None:
+    if placement.memory_policy == "none" or not placement.nodes:
+        return
+    try:
+        before = thread_policy()
+        set_thread_policy(placement.memory_policy, placement.nodes)
+    except LibnumaMissingError as error:
+        binding.warnings.append(Message("libnuma-missing", "warning", str(error)))
+    except BindingError as error:
+        binding.warnings.append(Message("memory-policy-not-permitted", "warning", str(error)))
+    else:
+        binding._policy_before = before
+
+
+def _bind(number: int, cpus: tuple[int, ...], binding: ProcessBinding, *, must: bool) -> None:
+    """Bind one thread, read back, and remember what was.
+
+    Raises:
+        BindingError: it is a thread that `must` be bound, and the kernel refuses.
+    """
+    # If the thread has ended meanwhile, setting its mask says so.
+    with suppress(OSError):
+        binding._masks_before[number] = os.sched_getaffinity(number)
+    reason = _set_mask(number, set(cpus))
+    if reason is None:
+        binding.bound[number] = cpus
+    elif must:
+        raise BindingError(f"thread {number} could not be bound to CPU {format_id_list(cpus)}: {reason}")
+    else:
+        binding.not_bound.append(UnboundThread(number, _name(number), reason))
+
+
+def _set_mask(number: int, cpus: set[int]) -> str | None:
+    """Set and read back a thread's mask; return why it does not hold, None if it does."""
+    try:
+        os.sched_setaffinity(number, cpus)
+        got = os.sched_getaffinity(number)
+    except OSError as error:
+        return str(error.strerror)
+    return None if got == cpus else f"the kernel gave CPU {format_id_list(got)}"
+
+
+def _name(number: int) -> str:
+    try:
+        with open(f"/proc/self/task/{number}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,138 @@
+"""What a worker inherits: the environment of the process, the CPUs and the memory policy of the thread that starts it.
+
+Each of these is taken until a context ends and then given back, whatever is raised inside.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+from contextlib import ExitStack, contextmanager
+
+from ompaffinity.errors import BindingError, RequestError
+from ompaffinity.memory.policy import restore_thread_policy, set_thread_policy, thread_policy
+from ompaffinity.openmp.environment import MANAGED_VARIABLES, PLACEMENT_VARIABLE
+from ompaffinity.topology.idlist import format_id_list
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ompaffinity.placement.plan import RankPlacement
+
+logger = logging.getLogger("ompaffinity")
+
+# The environment belongs to the process, so one lock serves every manager in it.
+_environment_lock = threading.RLock()
+_tasks_inside: list[object] = []
+_thread_inside: list[int] = []
+
+
+def _forget_other_threads() -> None:
+    """In a forked child only the forking thread lives on: a lock that another one held would never be released."""
+    global _environment_lock  # noqa: PLW0603
+    _environment_lock = threading.RLock()
+    _tasks_inside.clear()
+    _thread_inside.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_other_threads)
+
+FAMILY_PREFIXES = ("OMP_", "GOMP_", "KMP_")
+
+
+@contextmanager
+def turn() -> Iterator[None]:
+    """Wait until no other thread is inside a context; coroutines of this thread must not interleave theirs.
+
+    Raises:
+        RequestError: another asyncio task of this thread is inside a context.
+    """
+    task = _current_task()
+    with _environment_lock:
+        if _tasks_inside and _tasks_inside[-1] is not task:
+            raise RequestError(
+                "another asyncio task of this thread is starting a worker; start workers one after another,"
+                " for they share the environment and the thread's binding"
+            )
+        _tasks_inside.append(task)
+        _thread_inside.append(threading.get_ident())
+        try:
+            yield
+        finally:
+            if _tasks_inside:
+                _tasks_inside.pop()
+                _thread_inside.pop()
+
+
+def is_inside() -> bool:
+    """Return whether the calling thread is inside a context."""
+    return _thread_inside[-1:] == [threading.get_ident()]
+
+
+def _current_task() -> object:
+    """Return the running asyncio task, None outside of one (and where asyncio is not even loaded)."""
+    asyncio = sys.modules.get("asyncio")
+    try:
+        return None if asyncio is None else asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+@contextmanager
+def restored_environment() -> Iterator[None]:
+    """Put back every variable of the OpenMP families and of ours, also those that appear or change inside."""
+    before = {name: value for name, value in os.environ.items() if _is_ours(name)}
+    try:
+        yield
+    finally:
+        for name in [name for name in os.environ if _is_ours(name) and name not in before]:
+            del os.environ[name]
+        os.environ.update(before)
+
+
+def _is_ours(name: str) -> bool:
+    return name.startswith(FAMILY_PREFIXES) or name in MANAGED_VARIABLES or name == PLACEMENT_VARIABLE
+
+
+def take_affinity(cpus: tuple[int, ...], stack: ExitStack) -> None:
+    """Give the calling thread these CPUs until the stack unwinds."""
+    if not hasattr(os, "sched_setaffinity"):
+        raise BindingError("this system cannot bind threads to CPUs; the worker runs unbound")
+    before = os.sched_getaffinity(0)
+    wanted = set(cpus)
+    # Registered first: a mask that was half taken must not stay either.
+    stack.callback(_give_back_affinity, before)
+    try:
+        os.sched_setaffinity(0, wanted)
+    except OSError as error:
+        raise BindingError(
+            f"the kernel refused CPU {format_id_list(wanted)} ({error.strerror});"
+            " did a CPU go offline, or the cpuset shrink, since the plan?"
+        ) from None
+    got = os.sched_getaffinity(0)
+    if got != wanted:
+        os.sched_setaffinity(0, before)
+        raise BindingError(
+            f"of CPU {format_id_list(wanted)} the kernel gave only {format_id_list(got)};"
+            " the cpuset shrank since the plan"
+        )
+
+
+def _give_back_affinity(before: set[int]) -> None:
+    try:
+        os.sched_setaffinity(0, before)
+    except OSError as error:
+        logger.warning("the calling thread could not get CPU %s back: %s", format_id_list(before), error.strerror)
+
+
+def take_memory_policy(placement: RankPlacement, stack: ExitStack) -> None:
+    """Give the calling thread the memory policy of a worker until the stack unwinds."""
+    if placement.memory_policy == "none" or not placement.nodes:
+        return
+    before = thread_policy()
+    stack.callback(restore_thread_policy, before)
+    set_thread_policy(placement.memory_policy, placement.nodes)
