@@ -37,6 +37,9 @@ OTHER_THREAD_COUNTS = (
 )
 MANAGED_VARIABLES = ("OMP_NUM_THREADS", "OMP_DYNAMIC", *BINDING_VARIABLES, *TEAM_BREAKERS, *OTHER_THREAD_COUNTS)
 
+LONGEST_KMP_VALUE = 4000
+"""libiomp5 2026.2 drops values beyond about 4080 characters, with a warning and unbound."""
+
 SHORTEST_INTERVAL = 4
 """Runs of fewer CPUs are written one by one: easier to read, and nothing is gained."""
 
@@ -90,9 +93,13 @@ def _iomp(places: Sequence[tuple[int, ...]]) -> dict[str, str]:
             singles.clear()
             words.append("{" + ",".join(map(str, place)) + "}")
     words += _interval_words(singles)
+    value = f"granularity=fine,explicit,proclist=[{','.join(words)}]"
+    if len(value) > LONGEST_KMP_VALUE:
+        # The sets of a proclist know no intervals, those of OMP_PLACES do.
+        return _standard(places)
     # KMP_AFFINITY wins over OMP_PROC_BIND in libomp and libiomp5; a libgomp in the same process
     # would otherwise bind the first thread before they see the mask.
-    return {"KMP_AFFINITY": f"granularity=fine,explicit,proclist=[{','.join(words)}]", "OMP_PROC_BIND": "false"}
+    return {"KMP_AFFINITY": value, "OMP_PROC_BIND": "false"}
 
 
 _EMITTERS: dict[str, Callable[[Sequence[tuple[int, ...]]], dict[str, str]]] = {
@@ -147,4 +154,10 @@ def _place_words(places: Sequence[tuple[int, ...]]) -> Iterator[str]:
             yield f"{{{first}}}" if count == 1 else f"{{{first}}}:{count}:{stride}"
         singles.clear()
         if place is not None:
-            yield "{" + ",".join(map(str, place)) + "}"
+            yield "{" + ",".join(_members(place)) + "}"
+
+
+def _members(place: Sequence[int]) -> Iterator[str]:
+    """``0``, ``4:6``, ``0:8:2``: the numbers inside of one place of OMP_PLACES, runs as start, count and stride."""
+    for first, count, stride in _runs(place):
+        yield str(first) if count == 1 else f"{first}:{count}" if stride == 1 else f"{first}:{count}:{stride}"

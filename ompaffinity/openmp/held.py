@@ -21,8 +21,12 @@ def held_by_plans(plans: Iterable[str | os.PathLike[str] | HeldCpus]) -> tuple[H
     Raises:
         RequestError: a file cannot be read or is not a plan.
     """
-    if isinstance(plans, (str, bytes)):
-        raise RequestError(f"avoid is {plans!r}; it must be a list of plan files")
+    import os
+
+    if not isinstance(plans, (list, tuple)) or not all(
+        isinstance(plan, (str, os.PathLike, HeldCpus)) for plan in plans
+    ):
+        raise RequestError(f"--avoid (avoid) is {plans!r}; it must be a list of plan files")
     return tuple(plan if isinstance(plan, HeldCpus) else _held_by_file(plan) for plan in plans)
 
 
@@ -38,22 +42,38 @@ def _held_by_file(path: str | os.PathLike[str]) -> HeldCpus:
     if len(text) > MAX_PLAN_BYTES:
         raise RequestError(f"--avoid {path} is too large for a plan")
     try:
-        return HeldCpus(Path(path).name, tuple(sorted(_held(json.loads(text)))))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, IdListError) as error:
+        held, known = _cpus_of(json.loads(text))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError, IdListError) as error:
         raise RequestError(
             f"--avoid {path} is not a plan as `ompaffinity plan --json` prints it ({type(error).__name__}: {error})"
         ) from None
+    if not held:
+        raise RequestError(f"--avoid {path} binds no CPU, so there is nothing to keep off; leave it out")
+    return HeldCpus(Path(path).name, tuple(sorted(held)), tuple(sorted(known)))
 
 
-def _held(document: dict[str, Any]) -> set[int]:
-    """Return the CPUs of all ranks, with their siblings: other threads of these ranks may run there."""
+def _cpus_of(document: dict[str, Any]) -> tuple[set[int], set[int]]:
+    """Return (CPUs of the ranks with their siblings, where other threads of the ranks may run; all CPUs)."""
     if document["schema"] != "ompaffinity.plan/1":
         raise ValueError(f"its schema is {document['schema']!r}")
-    held = set(parse_id_list(document["reserved"]))
-    for rank in document["ranks"]:
-        held |= {int(cpu) for cpu in (*rank["cpus"], *rank["helper_cpus"])}
+    held, known = set(parse_id_list(document["reserved"])), set()
+    for rank in _list(document["ranks"]):
+        held |= {_cpu(cpu) for cpu in (*_list(rank["cpus"]), *_list(rank["helper_cpus"]))}
         held |= set(parse_id_list(rank["affinity"]))
-    for group in document["left_out"]:
+    for group in _list(document["left_out"]):
+        known |= set(parse_id_list(group["cpus"]))
         if group["reason"] == "smt-sibling":
             held |= set(parse_id_list(group["cpus"]))
-    return held
+    return held, known | held
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is not a list")
+    return value
+
+
+def _cpu(value: object) -> int:
+    if type(value) is not int or value < 0:
+        raise TypeError(f"{value!r} is not a CPU number")
+    return value

@@ -143,7 +143,9 @@ class OMPProcessManager:
             code = "affinity-not-permitted" if reserved else "nothing-reserved"
             try:
                 if not reserved:
-                    raise BindingError("the plan reserves no CPU for it, so it runs unbound; ask for --reserve N")
+                    raise BindingError(
+                        "the plan reserves no CPU for it, so it runs unbound; an automatic plan with --reserve N does"
+                    )
                 take_affinity(reserved, stack)
             except BindingError as error:
                 self._refused(code, "the process beside the ranks", error)

@@ -55,7 +55,7 @@ def unusable_cpus(topology: Topology, request: PlacementRequest) -> dict[int, st
         lists.append(set(request.cpus))
     # CPUs that the user names are taken as they are: isolated ones too, and with --bind slow ones too.
     named = set().union(*lists) if lists else None
-    nodes = None if request.nodes is None else {*request.nodes, UNKNOWN}
+    nodes = None if request.nodes is None else set(request.nodes)
     held = held_cpus(topology, request)
     performance_only = request.kinds == PERFORMANCE and isinstance(request.bind, str)
     reasons = {}
@@ -77,10 +77,11 @@ def held_cpus(topology: Topology, request: PlacementRequest) -> dict[int, str]:
     """Return {cpu: name of the plan} of all CPUs on the cores that other plans hold."""
     held: dict[int, str] = {}
     for plan in request.avoid:
-        cores = {(cpu.physical_core, cpu.numa_node) for cpu in topology.cpus if cpu.id in set(plan.cpus)}
+        cpus = set(plan.cpus)
+        cores = {(cpu.physical_core, cpu.numa_node) for cpu in topology.cpus if cpu.id in cpus}
         for cpu in topology.cpus:
             shares_core = cpu.physical_core != UNKNOWN and (cpu.physical_core, cpu.numa_node) in cores
-            if shares_core or cpu.id in plan.cpus:
+            if shares_core or cpu.id in cpus:
                 held.setdefault(cpu.id, plan.name)
     return held
 
@@ -123,11 +124,14 @@ def usable_pools(
         return [_pool(node, cores, NODE_LEVELS) for node, cores in sorted_cores.items()]
     spans: dict[int, list[int]] = {}
     for node, cores in sorted_cores.items():
-        spans.setdefault(cores[0].package if span == "package" else 0, []).append(node)
+        # An unknown package is not the same one for all: such a node stands alone.
+        package = cores[0].package if cores[0].package != UNKNOWN else UNKNOWN - 1 - node
+        spans.setdefault(package if span == "package" else 0, []).append(node)
     pools = []
     for nodes in spans.values():
         per_rank = -(-len(sorted_cores) // ranks)
-        cores = [core for node in near_groups(nodes, per_rank, topology.distance) for core in sorted_cores[node]]
+        near = nodes if topology.equally_far else near_groups(nodes, per_rank, topology.distance)
+        cores = [core for node in near for core in sorted_cores[node]]
         pools.append(_pool(min(nodes), cores, SPAN_LEVELS, whole=True))
     return sorted(pools, key=lambda pool: pool.node)
 

@@ -5,6 +5,9 @@ straddles a level if it touches more groups of that level (L3s, clusters) than a
 needs. In this order: fewest ranks that straddle an L3, then a cluster; fewest idle cores; lowest ids.
 Ranks of a pool differ by one core at most. Where the pool has several L3s they may differ by two, and
 the smallest may be one core below the even share, if that leaves fewer ranks that straddle.
+
+Cores are places in the pool here, 0 to n - 1, and a level is a list with each core's group. So pools of the
+same shape are cut once, and the numbers of CPUs decide nothing.
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from ompaffinity.placement.cores import Core, Pool
+
+    Shape = tuple[tuple[tuple[int, ...], ...], int, bool, int | None]
 
 MAX_RUNS = 64
 """Up to so many ranks in a pool every cut into runs is weighed; beyond, runs are even and L3s are seen to alone."""
@@ -34,106 +39,160 @@ class Cut(NamedTuple):
         """Return how many ranks straddle this level."""
         return sum(count for name, count in zip(self.levels, self.straddles) if name == level)
 
-    @property
-    def cost(self) -> tuple[tuple[int, ...], int]:
-        """The smaller, the better."""
-        return self.straddles, len(self.idle)
 
+class PoolCuts:
+    """Cuts of pools, each shape and number of ranks worked out once."""
 
-def even_cut(cores: Sequence[Core], ranks: int) -> tuple[tuple[Core, ...], ...]:
-    """Return `ranks` runs of neighbouring cores whose sizes differ by at most one, the larger first."""
-    size, larger = divmod(len(cores), ranks)
-    runs, start = [], 0
-    for position in range(ranks):
-        end = start + size + (position < larger)
-        runs.append(tuple(cores[start:end]))
-        start = end
-    return tuple(runs)
+    def __init__(self) -> None:
+        self._cutters: dict[Shape, _Cutter] = {}
+        self._by_pool: dict[int, _Cutter] = {}
+
+    def cut(self, pool: Pool, ranks: int) -> Cut:
+        """Return the best cut of a pool's cores into `ranks` shares, by the order in this module's docstring."""
+        places = self._cutter(pool).cut(ranks)
+        cores = pool.cores
+        shares = tuple(tuple(cores[place] for place in share) for share in places.shares)
+        return Cut(shares, tuple(cores[place] for place in places.idle), pool.levels, places.straddles)
+
+    def shapes(self, pools: Iterable[Pool]) -> int:
+        """Return how many shapes these pools have."""
+        return len({id(self._cutter(pool)) for pool in pools})
+
+    def _cutter(self, pool: Pool) -> _Cutter:
+        if id(pool) not in self._by_pool:
+            shape = _shape(pool)
+            self._by_pool[id(pool)] = self._cutters.setdefault(shape, _Cutter(*shape))
+        return self._by_pool[id(pool)]
 
 
 def cut_pool(pool: Pool, ranks: int) -> Cut:
-    """Return the best cut of a pool's cores into `ranks` shares, by the order that this module's docstring gives."""
-    plain = even_cut(pool.cores, ranks)
-    if ranks == 1 or len(pool.cores) == ranks or not pool.levels:
-        return Cut(plain, (), pool.levels, (0,) * len(pool.levels))
+    """Return the best cut of one pool."""
+    return PoolCuts().cut(pool, ranks)
+
+
+def _shape(pool: Pool) -> Shape:
+    labels = []
+    for level in pool.levels:
+        numbers: dict[int, int] = {}
+        labels.append(tuple(numbers.setdefault(getattr(core, level), len(numbers)) for core in pool.cores))
     several_l3s = "l3" in pool.levels and len({core.l3 for core in pool.cores} - {UNKNOWN}) > 1
-    cutter = _Cutter(pool, ranks, several_l3s)
-    best = Cut(plain, (), pool.levels, cutter.straddles(plain))
-    if not any(best.straddles):
-        return best
-    share = len(pool.cores) // ranks
-    for least in (share, share - 1) if several_l3s and share > 1 else (share,):
-        for gaps in (False, True) if pool.whole else (True,):
-            cut = cutter.best(least, least + 1 + several_l3s, gaps=gaps)
-            if cut is None:
-                continue
-            if gaps and pool.whole:
-                # All cores of such a pool are shared out; only an L3 is worth an idle core.
-                better = cut.straddling("l3") < best.straddling("l3") and cut.straddles <= best.straddles
-            else:
-                better = cut.cost < best.cost if least == share else cut.straddles < best.straddles
-            best = cut if better else best
-    return best
+    return tuple(labels), len(pool.cores), pool.whole, pool.levels.index("l3") if several_l3s else None
 
 
-def _needed(sizes: Iterable[int], cores: int) -> int:
-    """Return how many groups, the largest first, hold that many cores."""
-    count = 0
-    for size in sorted(sizes, reverse=True):
-        if cores <= 0:
-            break
-        cores, count = cores - size, count + 1
-    return count
+class _Places(NamedTuple):
+    shares: tuple[tuple[int, ...], ...]
+    idle: tuple[int, ...]
+    straddles: tuple[int, ...]
+
+    @property
+    def cost(self) -> tuple[tuple[int, ...], int]:
+        return self.straddles, len(self.idle)
+
+
+def even_cut(places: Sequence[int], ranks: int) -> list[Sequence[int]]:
+    """Return `ranks` runs of neighbours whose sizes differ by at most one, the larger first."""
+    size, larger = divmod(len(places), ranks)
+    runs, start = [], 0
+    for position in range(ranks):
+        end = start + size + (position < larger)
+        runs.append(places[start:end])
+        start = end
+    return runs
 
 
 class _Cutter:
-    """One pool, its cores in an order that does not depend on their numbers, and how many groups a rank may touch."""
+    """The cuts of one shape: `labels[level][place]` is a group, `l3` the level of the L3s if there are several."""
 
-    def __init__(self, pool: Pool, ranks: int, several_l3s: bool) -> None:
-        self._pool = pool
-        self._ranks = ranks
-        self._place = {core: place for place, core in enumerate(pool.cores)}
-        self._cores = _larger_groups_first(pool.cores, pool.levels)
-        share = max(1, len(pool.cores) // ranks - several_l3s)
-        self._enough = [_needed(map(len, _groups(pool.cores, level)), share) for level in pool.levels]
-        self._l3_level = pool.levels.index("l3") if several_l3s else None
+    def __init__(self, labels: tuple[tuple[int, ...], ...], size: int, whole: bool, l3: int | None) -> None:
+        self._labels, self._size, self._whole, self._l3 = labels, size, whole, l3
+        self._order = _larger_groups_first(list(range(size)), labels)
+        self._group_sizes = [sorted(map(len, _groups(self._order, label)), reverse=True) for label in labels]
+        self._known: dict[int, _Places] = {}
 
-    def straddles(self, shares: Iterable[Sequence[Core]]) -> tuple[int, ...]:
-        """Return how many of these ranks straddle each level."""
-        counts = [0] * len(self._pool.levels)
-        for cores in shares:
-            for index, level in enumerate(self._pool.levels):
-                counts[index] += len({getattr(core, level) for core in cores}) > self._enough[index]
+    def cut(self, ranks: int) -> _Places:
+        """Return the best cut into `ranks`."""
+        if ranks not in self._known:
+            self._known[ranks] = self._best(ranks)
+        return self._known[ranks]
+
+    def _best(self, ranks: int) -> _Places:
+        share, several = self._size // ranks, self._l3 is not None
+        job = _Job(self._labels, self._order, self._l3, ranks, self._enough(max(1, share - several)))
+        best = job.places(even_cut(self._order, ranks))
+        if ranks == 1:
+            return best._replace(straddles=(0,) * len(self._labels))
+        if not any(best.straddles):
+            return best
+        for least in (share, share - 1) if several and share > 1 else (share,):
+            for gaps in (False, True) if self._whole else (True,):
+                shares = job.shares(least, least + 1 + several, gaps=gaps, within_l3s=not self._whole)
+                if shares is None:
+                    continue
+                cut = job.places(shares)
+                if gaps and self._whole:
+                    # All cores of such a pool are shared out; only an L3 is worth an idle core.
+                    l3 = self._l3
+                    better = l3 is not None and cut.straddles[l3] < best.straddles[l3]
+                    better = better and cut.straddles <= best.straddles
+                else:
+                    better = cut.cost < best.cost if least == share else cut.straddles < best.straddles
+                best = cut if better else best
+        return best
+
+    def _enough(self, cores: int) -> list[int]:
+        """Return for each level how many of its groups, the largest first, hold that many cores."""
+        counts = []
+        for sizes in self._group_sizes:
+            room, count = cores, 0
+            while room > 0:
+                room -= sizes[count]
+                count += 1
+            counts.append(count)
+        return counts
+
+
+class _Job:
+    """One shape and number of ranks; a rank may touch `enough[level]` groups of a level without straddling it."""
+
+    def __init__(
+        self, labels: tuple[tuple[int, ...], ...], order: list[int], l3: int | None, ranks: int, enough: list[int]
+    ) -> None:
+        self._labels, self._order, self._l3, self._ranks, self._enough = labels, order, l3, ranks, enough
+        self._weighed: dict[tuple[object, ...], tuple[tuple[int, ...], int]] = {}
+
+    def places(self, shares: Iterable[Sequence[int]]) -> _Places:
+        """Return the shares in the pool's order, with what is idle and what straddles."""
+        ordered = sorted(tuple(sorted(share)) for share in shares)
+        used = {place for share in ordered for place in share}
+        idle = tuple(place for place in range(len(self._order)) if place not in used)
+        return _Places(tuple(ordered), idle, self._straddles(ordered))
+
+    def _straddles(self, shares: Iterable[Sequence[int]], first_level: int = 0) -> tuple[int, ...]:
+        counts = [0] * (len(self._labels) - first_level)
+        levels = list(zip(self._labels, self._enough))[first_level:]
+        for share in shares:
+            for index, (label, enough) in enumerate(levels):
+                counts[index] += len({label[place] for place in share}) > enough
         return tuple(counts)
 
-    def best(self, least: int, most: int, *, gaps: bool) -> Cut | None:
-        """Return the best cut into ranks of `least` to `most` cores that this module finds, None for none."""
-        l3 = self._l3_level
-        if l3 is not None and self._enough[l3] == 1 and not self._pool.whole:
-            shares = self._within_l3s(least, most)
-        else:
-            shares = self._runs(self._cores, self._ranks, least, most, 0, gaps=gaps)
-        if shares is None:
-            return None
-        place = self._place.__getitem__
-        ordered = sorted((tuple(sorted(share, key=place)) for share in shares), key=lambda share: place(share[0]))
-        used = {core for share in shares for core in share}
-        idle = tuple(core for core in self._pool.cores if core not in used)
-        return Cut(tuple(ordered), idle, self._pool.levels, self.straddles(ordered))
+    def shares(self, least: int, most: int, *, gaps: bool, within_l3s: bool) -> list[Sequence[int]] | None:
+        """Return the best ranks of `least` to `most` cores that are found, None for none."""
+        if within_l3s and self._l3 is not None and self._enough[self._l3] == 1:
+            return self._within_l3s(self._l3, least, most)
+        return self._runs(self._order, self._ranks, least, most, 0, gaps=gaps)
 
-    def _within_l3s(self, least: int, most: int) -> list[Sequence[Core]] | None:
+    def _within_l3s(self, l3: int, least: int, most: int) -> list[Sequence[int]]:
         """Give as many ranks as fit to single L3s; what these leave goes to the others."""
-        caches = _groups(self._cores, "l3")
+        caches = _groups(self._order, self._labels[l3])
         fitting = [len(cache) // least for cache in caches]
         crossing = self._ranks - sum(fitting)
-        after = self._pool.levels.index("l3") + 1
-        shares: list[Sequence[Core]] = []
+        shares: list[Sequence[int]] = []
         if crossing <= 0:
-            for cache, count in zip(caches, self._ranks_per_l3(caches, least, most, after)):
-                shares += self._in_one_l3(cache, count, least, most, after)
+            for cache, count in zip(caches, self._ranks_per_l3(caches, least, most, l3 + 1)):
+                shares += self._in_one_l3(cache, count, least, most, l3 + 1)
             return shares
-        rest: list[Core] = []
-        surplus = len(self._cores) - sum(fitting) * least - crossing * most
+        rest: list[int] = []
+        surplus = len(self._order) - sum(fitting) * least - crossing * most
         for cache, count in zip(caches, fitting):
             grown = max(0, min(surplus, len(cache) - count * least, count * (most - least)))
             surplus -= grown
@@ -142,19 +201,17 @@ class _Cutter:
             rest += cache[end:]
         return [*shares, *even_cut(rest[: crossing * most], crossing)]
 
-    def _in_one_l3(
-        self, cache: Sequence[Core], ranks: int, least: int, most: int, after: int
-    ) -> Sequence[Sequence[Core]]:
+    def _in_one_l3(self, cache: Sequence[int], ranks: int, least: int, most: int, after: int) -> list[Sequence[int]]:
         if not ranks:
-            return ()
+            return []
         plain = even_cut(cache[: ranks * most], ranks)
-        if not any(self.straddles(plain)[after:]):
+        if not any(self._straddles(plain, after)):
             return plain
         return self._runs(cache, ranks, least, most, after, gaps=True) or plain
 
-    def _ranks_per_l3(self, caches: list[list[Core]], least: int, most: int, after: int) -> list[int]:
+    def _ranks_per_l3(self, caches: list[list[int]], least: int, most: int, after: int) -> list[int]:
         """Return how many ranks each L3 takes, if all fit: fewest straddles within, then most cores."""
-        if after < len(self._pool.levels) and len(caches) * self._ranks <= MAX_RUNS**2:
+        if after < len(self._labels) and len(caches) * self._ranks <= MAX_RUNS**2:
             return self._weighed_ranks_per_l3(caches, least, most, after)
         from heapq import heapify, heappop, heappush
 
@@ -169,14 +226,14 @@ class _Cutter:
                 heappush(gains, (min(size, count * most) - min(size, (count + 1) * most), count, place))
         return counts
 
-    def _weighed_ranks_per_l3(self, caches: list[list[Core]], least: int, most: int, after: int) -> list[int]:
+    def _weighed_ranks_per_l3(self, caches: list[list[int]], least: int, most: int, after: int) -> list[int]:
         # best[n] is the least cost of n ranks in the caches seen so far, and how many each of these takes.
         best: dict[int, tuple[tuple[tuple[int, ...], int], tuple[int, ...]]] = {0: (((), 0), ())}
         for cache in caches:
-            options = []
-            for count in range(min(self._ranks, len(cache) // least) + 1):
-                shares = self._in_one_l3(cache, count, least, most, after)
-                options.append((self.straddles(shares)[after:], -sum(map(len, shares))))
+            options = [
+                self._cost_in_one_l3(cache, count, least, most, after)
+                for count in range(min(self._ranks, len(cache) // least) + 1)
+            ]
             grown: dict[int, tuple[tuple[tuple[int, ...], int], tuple[int, ...]]] = {}
             for placed, ((straddles, used), counts) in best.items():
                 for count, (more, cores) in enumerate(options):
@@ -187,15 +244,24 @@ class _Cutter:
             best = grown
         return list(best[self._ranks][1])
 
+    def _cost_in_one_l3(
+        self, cache: list[int], count: int, least: int, most: int, after: int
+    ) -> tuple[tuple[int, ...], int]:
+        shape = tuple(tuple(map(len, _groups(cache, label))) for label in self._labels[after:])
+        key = (shape, count, least, most)
+        if key not in self._weighed:
+            shares = self._in_one_l3(cache, count, least, most, after)
+            self._weighed[key] = (self._straddles(shares, after), -sum(map(len, shares)))
+        return self._weighed[key]
+
     def _runs(
-        self, cores: Sequence[Core], ranks: int, least: int, most: int, first_level: int, *, gaps: bool
-    ) -> list[Sequence[Core]] | None:
+        self, places: Sequence[int], ranks: int, least: int, most: int, first_level: int, *, gaps: bool
+    ) -> list[Sequence[int]] | None:
         """Return the best runs of neighbours, None for none; only with `gaps` there are idle cores between them."""
-        total = len(cores)
+        total = len(places)
         if ranks > MAX_RUNS:
             return None
-        labels = [(_labels(cores, level), self._enough[index]) for index, level in enumerate(self._pool.levels)]
-        labels = labels[first_level:]
+        levels = [(_steps(places, label), enough) for label, enough in zip(self._labels, self._enough)][first_level:]
         scale = ranks + 1
         # after[start] is the least cost of all later ranks on the cores from `start` on: straddles, then idle cores.
         after = {start: total - start for start in range(total + 1)} if gaps else {total: 0}
@@ -210,8 +276,8 @@ class _Cutter:
                     if later is None:
                         continue
                     straddles = 0
-                    for label, enough in labels:
-                        straddles = straddles * scale + (label[start + size - 1] - label[start] >= enough)
+                    for steps, enough in levels:
+                        straddles = straddles * scale + (steps[start + size - 1] - steps[start] >= enough)
                     run = straddles * (total + 1) + later
                     if cost is None or run <= cost:
                         cost, chosen = run, size
@@ -221,37 +287,39 @@ class _Cutter:
             choices.insert(0, sizes)
         if 0 not in after:
             return None
-        runs: list[Sequence[Core]] = []
+        runs: list[Sequence[int]] = []
         start = 0
         for sizes in choices:
             while sizes[start] == 0:
                 start += 1
-            runs.append(cores[start : start + sizes[start]])
+            runs.append(places[start : start + sizes[start]])
             start += sizes[start]
         return runs
 
 
-def _groups(cores: Iterable[Core], level: str) -> list[list[Core]]:
-    """Return the cores by their group of that level, groups and cores in the order given."""
-    groups: dict[int, list[Core]] = {}
-    for core in cores:
-        groups.setdefault(getattr(core, level), []).append(core)
+def _groups(places: Iterable[int], label: Sequence[int]) -> list[list[int]]:
+    """Return the places by their group, groups and places in the order given."""
+    groups: dict[int, list[int]] = {}
+    for place in places:
+        groups.setdefault(label[place], []).append(place)
     return list(groups.values())
 
 
-def _labels(cores: Sequence[Core], level: str) -> list[int]:
-    """Return a number for each core that grows by one wherever a new group of that level begins."""
-    labels = [0]
-    groups = [getattr(core, level) for core in cores]
-    for place in range(1, len(groups)):
-        labels.append(labels[-1] + (groups[place - 1] != groups[place]))
-    return labels
+def _steps(places: Sequence[int], label: Sequence[int]) -> list[int]:
+    """Return a number for each place that grows by one wherever a new group begins."""
+    steps, before = [], None
+    count = -1
+    for place in places:
+        count += label[place] != before
+        before = label[place]
+        steps.append(count)
+    return steps
 
 
-def _larger_groups_first(cores: Sequence[Core], levels: Sequence[str]) -> list[Core]:
-    """Return the cores with the groups of each level sorted by what they hold, so that their numbers do not count."""
-    if not levels:
-        return list(cores)
-    groups = [_larger_groups_first(group, levels[1:]) for group in _groups(cores, levels[0])]
-    groups.sort(key=lambda group: [[-len(part) for part in _groups(group, level)] for level in levels])
-    return [core for group in groups for core in group]
+def _larger_groups_first(places: list[int], labels: Sequence[Sequence[int]]) -> list[int]:
+    """Return the places with the groups of each level sorted by what they hold, so that their numbers do not count."""
+    if not labels:
+        return places
+    groups = [_larger_groups_first(group, labels[1:]) for group in _groups(places, labels[0])]
+    groups.sort(key=lambda group: [[-len(part) for part in _groups(group, label)] for label in labels])
+    return [place for group in groups for place in group]

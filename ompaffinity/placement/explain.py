@@ -5,6 +5,7 @@ Each reason and each message says what the user can do about it.
 
 from __future__ import annotations
 
+from ompaffinity.placement.architecture import rule_for
 from ompaffinity.placement.cores import held_cpus
 from ompaffinity.placement.reserve import wanted_reserve
 from ompaffinity.records import Message
@@ -94,7 +95,7 @@ def left_out_groups(
 
 def _detail(reason: str, topology: Topology, request: PlacementRequest, pools: list[Pool], cpus: list[int]) -> str:
     if reason == "smt-sibling":
-        threads = max(len(core.threads) for pool in pools for core in pool.cores)
+        threads = threads_per_core(topology, request)
         name = "one thread" if threads == 1 else f"{threads} threads"
         where = "" if topology.architecture == "unknown" else f" on {topology.architecture}"
         return f"{name} per core{where}; --threads-per-core all uses them"
@@ -104,6 +105,12 @@ def _detail(reason: str, topology: Topology, request: PlacementRequest, pools: l
     if reason == "not-allowed" and request.avoid:
         return _about_held(topology, request, cpus)
     return DETAILS[reason]
+
+
+def threads_per_core(topology: Topology, request: PlacementRequest) -> int:
+    """Return how many CPUs of a core get OpenMP threads at most."""
+    asked = request.threads_per_core
+    return rule_for(topology.architecture).threads_per_core if asked is None else asked
 
 
 def _about_held(topology: Topology, request: PlacementRequest, cpus: list[int]) -> str:
@@ -219,7 +226,8 @@ def _about_reserve(
             f"{len(ranks)} ranks are more than the physical cores, so SMT siblings of one core go to different ranks"
             f" ({cores} CPUs in all); fewer ranks would each run faster",
         )
-    wanted = wanted_reserve(request, rule)
+    reserve = wanted_reserve(request, rule)
+    wanted = reserve.per_rank * len(ranks) + reserve.total
     cores_of = {cpu: core for pool in pools for core in pool.cores for cpu in core.cpus}
     taken = len({cores_of[cpu] for rank in ranks for cpu in rank.helper_cpus})
     if taken < wanted:
@@ -235,7 +243,10 @@ def _about_reserve(
 
 def _about_helpers(ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
     taken = {cpu for rank in ranks for cpu in (*rank.cpus, *rank.helper_cpus)}
-    without = [rank.rank for rank in ranks if not rank.helper_cpus and taken.issuperset(rank.affinity)]
+    # Ranks of a node share one tuple of CPUs, which is compared once.
+    shared = {id(rank.affinity): rank.affinity for rank in ranks if not rank.helper_cpus}
+    no_others = {key for key, affinity in shared.items() if taken.issuperset(affinity)}
+    without = [rank.rank for rank in ranks if not rank.helper_cpus and id(rank.affinity) in no_others]
     if without:
         yield Message(
             "helper-cpus-shared",

@@ -24,17 +24,22 @@ def nearest_memory_node(topology: Topology, cpus: Iterable[int], within: tuple[i
     Raises:
         NoMemoryNodeError: no allowed node has memory.
     """
-    nodes = _candidates(topology, within)
+    nodes = usable_memory_nodes(topology, within)
     homes = [topology.cpu(cpu).numa_node for cpu in cpus]
     return min(nodes, key=lambda node: (sum(topology.distance(home, node) for home in homes), node))
 
 
-def _candidates(topology: Topology, within: tuple[int, ...] | None) -> list[int]:
-    nodes = [
+def usable_memory_nodes(topology: Topology, within: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """Return the allowed nodes (of the nodes `within`, if given) that have memory, ascending.
+
+    Raises:
+        NoMemoryNodeError: there is none.
+    """
+    nodes = tuple(
         node.id
         for node in topology.nodes
         if node.allowed and _may_have_memory(node) and (within is None or node.id in within)
-    ]
+    )
     if not nodes:
         raise NoMemoryNodeError("no NUMA node that this process may use has memory")
     return nodes
@@ -44,29 +49,37 @@ def _may_have_memory(node: MemoryNodeInfo) -> bool:
     return node.has_memory is not False and not node.device_memory
 
 
-def memory_nodes(topology: Topology, cpus: Iterable[int], within: tuple[int, ...] | None = None) -> tuple[int, ...]:
+def memory_nodes(topology: Topology, cpus: Iterable[int], usable: tuple[int, ...]) -> tuple[int, ...]:
     """Return the memory nodes for a rank on `cpus`: of each of its nodes the node itself, or else the nearest.
 
-    Where no CPU of the rank says on which node it is: all nodes with memory. Empty on a machine
-    without NUMA information.
-
-    Raises:
-        NoMemoryNodeError: as `nearest_memory_node`.
+    `usable` are the nodes to choose from. Where no CPU of the rank says on which node it is: all of these.
+    Empty on a machine without NUMA information.
     """
-    if not topology.nodes:
+    if not topology.nodes or not usable:
         return ()
-    one_cpu_of = {topology.cpu(cpu).numa_node: cpu for cpu in cpus}
-    if one_cpu_of.keys() <= {UNKNOWN}:
-        return tuple(_candidates(topology, within)) if one_cpu_of else ()
-    return tuple(
-        sorted({nearest_memory_node(topology, [cpu], within) for home, cpu in one_cpu_of.items() if home != UNKNOWN})
-    )
+    homes = {topology.cpu(cpu).numa_node for cpu in cpus}
+    known = homes - {UNKNOWN}
+    if not known:
+        return usable if homes else ()
+    return tuple(sorted({_nearest(topology, home, usable) for home in known}))
+
+
+def _nearest(topology: Topology, home: int, usable: tuple[int, ...]) -> int:
+    if home in usable:
+        return home
+    return min(usable, key=lambda node: (topology.distance(home, node), node))
 
 
 def memory_policy(topology: Topology, request: PlacementRequest, nodes: tuple[int, ...]) -> str:
     """Return the policy of a rank with these memory nodes: bind, preferred, interleave or none."""
     if request.memory_policy != AUTO:
         return request.memory_policy if nodes else "none"
-    if sum(map(_may_have_memory, topology.nodes)) <= 1 or not nodes:
+    if not nodes or not has_several_memory_nodes(topology):
         return "none"
     return "bind" if len(nodes) == 1 else "interleave"
+
+
+def has_several_memory_nodes(topology: Topology) -> bool:
+    """Return whether a memory policy makes a difference."""
+    found = (node for node in topology.nodes if _may_have_memory(node))
+    return next(found, None) is not None and next(found, None) is not None

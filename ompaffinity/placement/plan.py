@@ -6,7 +6,7 @@ from ompaffinity.errors import NoMemoryNodeError, PlacementError
 from ompaffinity.placement.architecture import ALL, rule_for
 from ompaffinity.placement.cores import held_cpus, single_core, unusable_cpus, usable_pools
 from ompaffinity.placement.explain import DETAILS, left_out_groups, plan_messages
-from ompaffinity.placement.memory import memory_nodes, memory_policy
+from ompaffinity.placement.memory import memory_nodes, memory_policy, usable_memory_nodes
 from ompaffinity.placement.request import AUTO, check_request
 from ompaffinity.placement.reserve import Share, reserve_cores, wanted_reserve
 from ompaffinity.placement.split import split_cores
@@ -123,6 +123,11 @@ def _pools(
     if request.ranks > usable and not (usable and request.oversubscribe):
         raise PlacementError(_too_many_ranks(request, usable, unusable))
     if request.ranks > sum(len(pool.cores) for pool in pools):
+        # The siblings that the architecture wants to use are shared out; the others only if these are too few.
+        wanted = {cpu for pool in pools for core in pool.cores for cpu in core.threads}
+        if request.ranks <= len(wanted):
+            others = {cpu.id for cpu in topology.cpus if cpu.id not in unusable} - wanted
+            unusable = unusable | dict.fromkeys(others, "smt-sibling")
         return usable_pools(topology, unusable, rule, split_siblings=True), unusable, True
     return pools, unusable, False
 
@@ -152,11 +157,17 @@ def _check_avoided(topology: Topology, request: PlacementRequest) -> None:
     """Refuse a plan to keep off that cannot be of this machine."""
     present = {cpu.id for cpu in topology.cpus}
     for plan in request.avoid:
-        strange = set(plan.cpus) - present
+        strange = (set(plan.cpus) | set(plan.known)) - present
         if strange:
             raise PlacementError(
                 f"--avoid {plan.name} holds CPU {format_id_list(strange)}, which this machine does not have;"
                 " is it a plan for another machine?"
+            )
+        unknown = present - set(plan.known)
+        if plan.known and unknown:
+            raise PlacementError(
+                f"--avoid {plan.name} says nothing of CPU {format_id_list(unknown)};"
+                " it must be the whole plan (no --rank) for this machine"
             )
 
 
@@ -183,6 +194,9 @@ def _too_many_ranks(request: PlacementRequest, usable: int, unusable: dict[int, 
             " with --tp, --pp and --dp, widen the CPUs that this process may use, or let ranks share CPUs"
             " (--oversubscribe)"
         )
+    if request.avoid:
+        names = ", ".join(plan.name for plan in request.avoid)
+        return f"no CPU may be used beside what --avoid {names} holds"
     reasons = list(unusable.values())
     counts = ", ".join(f"{reasons.count(reason)} {reason}" for reason in DETAILS if reason in reasons)
     remedy = "; --cpus LIST uses isolated ones that it names" if "isolated" in reasons else ""
@@ -201,7 +215,8 @@ def _shares(topology: Topology, request: PlacementRequest, rule: ArchitectureRul
     if request.ranks > len(cores):
         return [Share((cores[rank * len(cores) // request.ranks],)) for rank in range(request.ranks)]
     spread = request.distribute == "spread"
-    split = split_cores(pools, request.ranks, topology.distance, spread=spread, group=request.group)
+    distance = None if topology.equally_far else topology.distance
+    split = split_cores(pools, request.ranks, distance, spread=spread, group=request.group)
     return reserve_cores(split, wanted_reserve(request, rule))
 
 
@@ -227,6 +242,10 @@ def _placements(
 ) -> tuple[RankPlacement, ...]:
     threads = [tuple(cpu for core in share.compute for cpu in core.threads) for share in shares]
     helpers = [tuple(sorted(cpu for core in share.reserved for cpu in core.cpus)) for share in shares]
+    try:
+        usable = usable_memory_nodes(topology, request.nodes)
+    except NoMemoryNodeError:
+        usable = ()
     owned_on: dict[int, set[int]] = {}
     for cpu in (cpu for group in (*threads, *helpers) for cpu in group):
         owned_on.setdefault(topology.cpu(cpu).numa_node, set()).add(cpu)
@@ -246,11 +265,10 @@ def _placements(
         if granularity == "team":
             places = (affinity, *(tuple(sorted({*cpus, *helper_cpus})) for _ in cpus[1:]))
         else:
-            places = (tuple(sorted(set(affinity).difference(cpus[1:]))), *((cpu,) for cpu in cpus[1:]))
-        try:
-            nodes = memory_nodes(topology, cpus, request.nodes)
-        except NoMemoryNodeError:
-            nodes = ()
+            others = set(cpus[1:])
+            first = tuple(cpu for cpu in affinity if cpu not in others) if others else affinity
+            places = (first, *((cpu,) for cpu in cpus[1:]))
+        nodes = memory_nodes(topology, cpus, usable)
         placements.append(
             RankPlacement(
                 rank=rank,

@@ -24,10 +24,14 @@ MEMORY_POLICIES = (AUTO, "bind", "preferred", "interleave", "none")
 
 
 class HeldCpus(NamedTuple):
-    """The CPUs that another server's plan holds, and what that plan is called in messages."""
+    """The CPUs that another server's plan holds, and what that plan is called in messages.
+
+    `known` are all CPUs that it speaks of, empty where that is not known.
+    """
 
     name: str
     cpus: tuple[int, ...]
+    known: tuple[int, ...] = ()
 
 
 class PlacementRequest(NamedTuple):
@@ -78,6 +82,23 @@ def check_request(request: PlacementRequest) -> PlacementRequest:
         RequestError: a size below 1, an unknown word, a negative number, a value of the wrong
             type, or lists that do not match the ranks, overlap, or stand beside options that they make void.
     """
+    _check_values(request)
+    request = request._replace(
+        cpus=None if request.cpus is None else _ids("--cpus (cpus)", request.cpus),
+        nodes=None if request.nodes is None else _ids("--nodes (nodes)", request.nodes),
+    )
+    if isinstance(request.bind, str):
+        if request.bind not in (AUTO, "none"):
+            raise RequestError(
+                f"--bind (bind) is {request.bind!r}; it must be auto, none, or one CPU list per rank as in 0-3|4-7"
+            )
+        return request
+    if not isinstance(request.bind, (list, tuple)):
+        raise RequestError(f"--bind (bind) is {request.bind!r}; it must be auto, none, or one list of CPUs per rank")
+    return request._replace(bind=_checked_lists(request))
+
+
+def _check_values(request: PlacementRequest) -> None:
     for field, (option, least, optional) in _NUMBERS.items():
         value = getattr(request, field)
         if value is None and optional:
@@ -96,17 +117,11 @@ def check_request(request: PlacementRequest) -> PlacementRequest:
         word = getattr(request, field)
         if word not in known:
             raise RequestError(f"{option} ({field}) is {word!r}; it must be one of {', '.join(known)}")
-    request = request._replace(
-        cpus=None if request.cpus is None else _ids("--cpus (cpus)", request.cpus),
-        nodes=None if request.nodes is None else _ids("--nodes (nodes)", request.nodes),
-    )
-    if isinstance(request.bind, str):
-        if request.bind not in (AUTO, "none"):
-            raise RequestError(
-                f"--bind (bind) is {request.bind!r}; it must be auto, none, or one CPU list per rank as in 0-3|4-7"
-            )
-        return request
-    return request._replace(bind=_checked_lists(request))
+    for flag, option in _FLAGS.items():
+        if not isinstance(getattr(request, flag), bool):
+            raise RequestError(f"{option} ({flag}) is {getattr(request, flag)!r}; it must be True or False")
+    if not isinstance(request.avoid, tuple) or not all(isinstance(plan, HeldCpus) for plan in request.avoid):
+        raise RequestError(f"--avoid (avoid) is {request.avoid!r}; it must be what held_by_plans returns")
 
 
 _NUMBERS = {
@@ -117,6 +132,7 @@ _NUMBERS = {
     "reserve": ("--reserve", 0, True),
     "reserve_per_rank": ("--reserve-per-rank", 0, True),
 }
+_FLAGS = {"kv_transfer": "--kv-transfer", "oversubscribe": "--oversubscribe"}
 _WORDS = {
     "kinds": ("--kinds", KINDS),
     "distribute": ("--distribute", DISTRIBUTIONS),

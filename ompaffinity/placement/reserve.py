@@ -22,22 +22,28 @@ class Share(NamedTuple):
     reserved: tuple[Core, ...] = ()
 
 
-def wanted_reserve(request: PlacementRequest, rule: ArchitectureRule) -> int:
-    """Return how many cores should be kept back in all."""
+class Reserve(NamedTuple):
+    """How many cores should be kept back: of each rank, and in all besides."""
+
+    per_rank: int
+    total: int
+
+
+def wanted_reserve(request: PlacementRequest, rule: ArchitectureRule) -> Reserve:
+    """Return how many cores should be kept back."""
+    per_rank, total = int(rule.reserve_per_rank), int(not rule.reserve_per_rank)
     if request.reserve is not None:
-        total = request.reserve
+        per_rank, total = 0, request.reserve
     elif request.reserve_per_rank is not None:
-        total = request.reserve_per_rank * request.ranks
-    else:
-        total = request.ranks if rule.reserve_per_rank else 1
-    return total + (request.ranks if request.kv_transfer else 0)
+        per_rank, total = request.reserve_per_rank, 0
+    return Reserve(per_rank + request.kv_transfer, total)
 
 
-def reserve_cores(split: Split, total: int) -> list[Share]:
-    """Take `total` cores, one by one, from the rank with the most left, the last among equals.
+def reserve_cores(split: Split, wanted: Reserve) -> list[Share]:
+    """Keep cores back from each rank, and a total from the rank with the most left, the last among equals, one by one.
 
-    Idle cores of its node go first, to the rank there that has the fewest cores; then its own highest.
-    A rank always keeps one core; fewer than `total` are taken where nothing else is left.
+    Idle cores of its node go first (for a total: to the rank there that has the fewest cores); then the rank's own
+    highest. A rank always keeps one core; fewer are taken where nothing else is left.
     """
     left = [len(cores) for cores in split.shares]
     given: list[list[Core]] = [[] for _ in split.shares]
@@ -46,9 +52,19 @@ def reserve_cores(split: Split, total: int) -> list[Share]:
         if idle:
             pools.setdefault(idle, []).append(rank)
     idle_cores = {idle: _IdleCores(idle, ranks, split.shares) for idle, ranks in pools.items()}
+    smallest_first = sorted(range(len(left)), key=lambda rank: (left[rank], -rank))
+    most = max(map(len, split.shares), default=0) + max(map(len, split.idle), default=0)
+    for _ in range(min(wanted.per_rank, most)):
+        for rank in smallest_first:
+            core = idle_cores[split.idle[rank]].take_for(rank) if split.idle[rank] else None
+            if core is not None:
+                given[rank].append(core)
+            elif left[rank] > 1:
+                left[rank] -= 1
     largest = [(-size, -rank) for rank, size in enumerate(left)]
     heapify(largest)
-    while total > 0 and largest:
+    missing = wanted.total
+    while missing > 0 and largest:
         _, negative = heappop(largest)
         idle = split.idle[-negative]
         taken = idle_cores[idle].take() if idle else None
@@ -59,7 +75,7 @@ def reserve_cores(split: Split, total: int) -> list[Share]:
             left[-negative] -= 1
         else:
             continue
-        total -= 1
+        missing -= 1
         heappush(largest, (-left[-negative], negative))
     return [Share(cores[:keep], (*cores[keep:], *extra)) for cores, keep, extra in zip(split.shares, left, given)]
 
@@ -77,32 +93,41 @@ class _IdleCores:
             self._idle.setdefault(_home(core), []).append(core)
         self._size = {rank: len(shares[rank]) for rank in ranks}
         self._caches = {rank: {core.l3 for core in shares[rank]} for rank in ranks}
+        self._homes = {rank: sorted({_home(core) for core in shares[rank]} & self._idle.keys()) for rank in ranks}
         self._ranks: dict[tuple[int, int], list[tuple[int, int]]] = {}
         for rank in ranks:
-            for home in {_home(core) for core in shares[rank]} & self._idle.keys():
+            for home in self._homes[rank]:
                 self._ranks.setdefault(home, []).append((len(shares[rank]), -rank))
+        for there in self._ranks.values():
+            heapify(there)
         self._apart = any(len(there) < len(ranks) for there in self._ranks.values())
 
     def take(self) -> tuple[int, Core] | None:
         """Return (rank, core): the rank with the fewest cores, the last among equals, and an idle core near it."""
-        for home in [home for home in self._idle if home not in self._ranks or not self._idle[home]]:
-            del self._idle[home]
-        if not self._idle:
+        homes = [home for home, cores in self._idle.items() if cores and home in self._ranks]
+        if not homes:
             return None
-        home = min(self._idle, key=self._smallest)
-        size, negative = self._smallest(home)
-        if self._apart and size > min(self._size.values()) + 1:
+        home = min(homes, key=self._smallest)
+        rank = -self._smallest(home)[1]
+        core = self._take(rank, home)
+        return None if core is None else (rank, core)
+
+    def take_for(self, rank: int) -> Core | None:
+        """Return an idle core near this rank, None for none."""
+        home = next((home for home in self._homes[rank] if self._idle.get(home)), None)
+        return None if home is None else self._take(rank, home)
+
+    def _take(self, rank: int, home: tuple[int, int]) -> Core | None:
+        if self._apart and self._size[rank] > min(self._size.values()) + 1:
             return None
-        self._size[-negative] = size + 1
-        heapreplace(self._ranks[home], (size + 1, negative))
+        self._size[rank] += 1
         cores = self._idle[home]
-        core = next((core for core in reversed(cores) if core.l3 in self._caches[-negative]), cores[-1])
+        core = next((core for core in reversed(cores) if core.l3 in self._caches[rank]), cores[-1])
         cores.remove(core)
-        return -negative, core
+        return core
 
     def _smallest(self, home: tuple[int, int]) -> tuple[int, int]:
         ranks = self._ranks[home]
-        heapify(ranks)
         while ranks[0][0] < self._size[-ranks[0][1]]:
             heapreplace(ranks, (self._size[-ranks[0][1]], ranks[0][1]))
         return ranks[0]

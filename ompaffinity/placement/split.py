@@ -2,7 +2,7 @@
 
 In this order: whole cores; no rank on two nodes; the largest smallest rank (a node stays unused if
 that makes it larger); the fewest ranks that straddle an L3, then a cluster; the fewest idle cores;
-close or spread; lowest ids.
+close or spread; lowest ids. Ranks are shared over the nodes evenly, unless fewer straddle otherwise.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from itertools import combinations
 
 from ompaffinity.errors import PlacementError
-from ompaffinity.placement.cut import cut_pool
+from ompaffinity.placement.cut import PoolCuts
 from ompaffinity.records import NamedTuple
 
 TYPE_CHECKING = False
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 MAX_COMBINATIONS = 20_000
 """Node sets are compared one by one up to here; beyond, they grow from each node greedily."""
 
-MAX_WEIGHED_COUNTS = 20_000
-"""Up to here all ways to give ranks to nodes are weighed (nodes times ranks times ranks per node)."""
+MAX_WEIGHED = 20_000
+"""Up to here all ways to give ranks to nodes are weighed (shapes times cores times ranks per node)."""
 
 
 class Split(NamedTuple):
@@ -35,11 +35,12 @@ class Split(NamedTuple):
 
 
 def split_cores(
-    pools: list[Pool], ranks: int, distance: Callable[[int, int], int], *, spread: bool = False, group: int = 0
+    pools: list[Pool], ranks: int, distance: Callable[[int, int], int] | None, *, spread: bool = False, group: int = 0
 ) -> Split:
     """Return the cores of each rank, ranks ascending by node.
 
-    With `group` each so many ranks in turn are a tensor-parallel group, and near each other.
+    `distance` of two nodes is None where all are equally far. With `group` each so many ranks in turn are a
+    tensor-parallel group, and near each other.
 
     Raises:
         PlacementError: there are fewer cores than ranks.
@@ -50,7 +51,7 @@ def split_cores(
     smallest = largest_smallest([len(pool.cores) for pool in pools], ranks)
     used = _choose_pools([pool for pool in pools if len(pool.cores) >= smallest], ranks, distance, spread)
     cuts = _best_cuts(used, ranks, smallest)
-    if 0 < group < ranks:
+    if distance is not None and 0 < group < ranks:
         order = _near_order(used, [len(cut.shares) for cut in cuts], group, distance)
         cuts = [cuts[place] for place in order]
     return Split(
@@ -71,7 +72,9 @@ def largest_smallest(sizes: list[int], ranks: int) -> int:
     return low
 
 
-def _choose_pools(pools: list[Pool], ranks: int, distance: Callable[[int, int], int], spread: bool) -> list[Pool]:
+def _choose_pools(
+    pools: list[Pool], ranks: int, distance: Callable[[int, int], int] | None, spread: bool
+) -> list[Pool]:
     """Return the pools to use, ascending by node: at most one per rank, those with the most cores."""
     count = min(ranks, len(pools))
     if count == len(pools):
@@ -79,8 +82,10 @@ def _choose_pools(pools: list[Pool], ranks: int, distance: Callable[[int, int], 
     least = sorted((len(pool.cores) for pool in pools), reverse=True)[count - 1]
     certain = [pool for pool in pools if len(pool.cores) > least]
     candidates = [pool for pool in pools if len(pool.cores) == least]
-    choice = _Choice(certain, distance, spread)
+    choice = _Choice(certain, distance or _equally_far, spread)
     missing = count - len(certain)
+    if distance is None and not spread:
+        return sorted([*certain, *candidates[:missing]], key=lambda pool: pool.node)
     from math import comb
 
     if comb(len(candidates), missing) <= MAX_COMBINATIONS:
@@ -88,6 +93,10 @@ def _choose_pools(pools: list[Pool], ranks: int, distance: Callable[[int, int], 
     else:
         chosen = choice.grown(candidates, missing)
     return sorted([*certain, *chosen], key=lambda pool: pool.node)
+
+
+def _equally_far(_first: int, _second: int) -> int:
+    return 0
 
 
 class _Choice:
@@ -143,38 +152,38 @@ def _ranks_per_pool(sizes: list[int], ranks: int, smallest: int) -> list[int]:
 
 
 def _best_cuts(pools: list[Pool], ranks: int, smallest: int) -> list[Cut]:
-    """Return the cut of each pool, every one used: the counts that straddle and idle least, else the evenest."""
+    """Return the cut of each pool, every one used: the ranks shared out evenly, or else so that fewer straddle."""
     sizes = [len(pool.cores) for pool in pools]
     counts = _ranks_per_pool(sizes, ranks, smallest)
-    cuts = [cut_pool(pool, count) for pool, count in zip(pools, counts)]
+    cuts = PoolCuts()
+    even = [cuts.cut(pool, count) for pool, count in zip(pools, counts)]
+    if not any(any(cut.straddles) for cut in even):
+        return even
     most = [min(size // smallest, ranks - len(pools) + 1) for size in sizes]
-    perfect = all(not any(cut.straddles) and not cut.idle for cut in cuts)
-    if perfect or sum(most) == ranks or ranks * sum(most) > MAX_WEIGHED_COUNTS:
-        return cuts
+    work = cuts.shapes(pools) * max(sizes) * max(most) + ranks * sum(most)
+    if sum(most) == ranks or work > MAX_WEIGHED:
+        return even
+    least = min(len(share) for cut in even for share in cut.shares)
     # best[n] is the least cost of n ranks in the pools seen so far, and the cuts of these.
-    best: dict[int, tuple[list[int], list[Cut]]] = {0: ([], [])}
-    for pool, count, room in zip(pools, counts, most):
-        # The even count comes first: another one must be better, not as good.
-        options = [cut_pool(pool, other) for other in sorted(range(1, room + 1), key=lambda other: other != count)]
+    best: dict[int, tuple[list[int], list[Cut]]] = {0: ([0, 0, 0], [])}
+    for pool, room in zip(pools, most):
+        options = [cuts.cut(pool, count) for count in range(1, room + 1)]
+        options = [cut for cut in options if min(map(len, cut.shares)) >= least]
         grown: dict[int, tuple[list[int], list[Cut]]] = {}
         for placed, (cost, chosen) in best.items():
             for cut in options:
                 now = placed + len(cut.shares)
-                total = _sum_of_costs(cost, cut)
+                total = [before + more for before, more in zip(cost, _cost(cut))]
                 if now <= ranks and (now not in grown or total < grown[now][0]):
                     grown[now] = (total, [*chosen, cut])
         best = grown
-    weighed = best[ranks]
-    plain: list[int] = []
-    for cut in cuts:
-        plain = _sum_of_costs(plain, cut)
-    return weighed[1] if weighed[0] < plain else cuts
+    straddling = [sum(costs) for costs in zip(*map(_cost, even))][:2]
+    return best[ranks][1] if ranks in best and best[ranks][0][:2] < straddling else even
 
 
-def _sum_of_costs(cost: list[int], cut: Cut) -> list[int]:
-    """Return [ranks that straddle an L3, a cluster, idle cores] with those of another cut."""
-    more = [cut.straddling("l3"), cut.straddling("cluster"), len(cut.idle)]
-    return [first + second for first, second in zip(cost or [0] * len(more), more)]
+def _cost(cut: Cut) -> list[int]:
+    """Return [ranks that straddle an L3, a cluster, idle cores]."""
+    return [cut.straddling("l3"), cut.straddling("cluster"), len(cut.idle)]
 
 
 def _near_order(pools: list[Pool], counts: list[int], group: int, distance: Callable[[int, int], int]) -> list[int]:

@@ -136,6 +136,18 @@ class Topology(_TopologyFields):
         """Ids of the CPUs that this process may run on, ascending."""
         return tuple(cpu.id for cpu in self.cpus if cpu.allowed)
 
+    @cached_property
+    def equally_far(self) -> bool:
+        """Whether each node is as far from every other one."""
+        remote = {
+            distance
+            for node in self.nodes
+            for other, distance in node.distances.items()
+            if other != node.id and other in self._node_by_id
+        }
+        complete = all(len(node.distances) >= len(self.nodes) for node in self.nodes)
+        return not remote or (complete and len(remote) == 1)
+
     def cpu(self, number: int) -> LogicalCPUInfo:
         """Return the CPU of this id. Raises KeyError if it is not present."""
         return self._cpu_by_id[number]

@@ -20,12 +20,17 @@ def variables(runtime: str, cpus: list[int], helpers: tuple[int, ...] = (), **op
     return rank_environment(placement(cpus, helpers), **{"runtime": runtime, "granularity": "thread", **options})[0]
 
 
+def read_members(text: str) -> list[int]:
+    start, count, stride = (*map(int, text.split(":")), *(1, 1)[text.count(":") :])
+    return [start + step * stride for step in range(count)]
+
+
 def read_places(text: str) -> list[list[int]]:
     """Read OMP_PLACES as OpenMP 5.2 defines it, as far as explicit numbers go."""
     places = []
     while text:
         body, _, text = text.removeprefix("{").partition("}")
-        base = [int(number) for number in body.split(",")]
+        base = [cpu for member in body.split(",") for cpu in read_members(member)]
         count, stride = 1, 1
         if text.startswith(":"):
             interval, _, text = text[1:].partition(",{")
@@ -67,6 +72,36 @@ def test_long_lists_stay_below_four_kilobytes() -> None:
     for cpus in (list(range(8192)), list(range(0, 8192, 2))):
         for runtime in ("gomp", "iomp", "omp"):
             assert all(len(value) < 4000 for value in variables(runtime, cpus, (9000,)).values())
+
+
+@given(st.lists(orders.map(lambda cpus: tuple(sorted(cpus))), min_size=1, max_size=5))
+def test_places_of_several_cpus_name_each_of_them(places: list[tuple[int, ...]]) -> None:
+    rank = placement([0] * len(places))._replace(places=tuple(places))
+    environment, _ = rank_environment(rank, runtime="omp", granularity="thread")
+    assert read_places(environment["OMP_PLACES"]) == [list(place) for place in places]
+
+
+def test_large_sets_stay_below_four_kilobytes() -> None:
+    everything = tuple(range(2048))
+    for places in ((everything,), (everything, *((cpu,) for cpu in range(1, 1024)))):
+        rank = placement(list(range(len(places))))._replace(places=places)
+        for runtime in ("gomp", "iomp", "omp"):
+            environment, unset = rank_environment(rank, runtime=runtime, granularity="thread")
+            assert all(len(value) < 4000 for value in environment.values())
+            assert read_places(environment["OMP_PLACES"]) == [list(place) for place in places]
+            assert "KMP_AFFINITY" in unset
+
+
+@pytest.mark.parametrize("runtime", ["gomp", "iomp", "omp"])
+def test_a_team_whose_first_thread_has_more_room_has_a_place_for_each(runtime: str) -> None:
+    team = placement([1, 3])._replace(places=((0, 1, 2, 3), (1, 3)))
+    environment, _ = rank_environment(team, runtime=runtime, granularity="team")
+    expected = (
+        {"KMP_AFFINITY": "granularity=fine,explicit,proclist=[{0,1,2,3},{1,3}]"}
+        if runtime == "iomp"
+        else {"OMP_PLACES": "{0:4},{1,3}"}
+    )
+    assert expected.items() <= environment.items()
 
 
 @pytest.mark.parametrize("runtime", ["gomp", "iomp", "omp"])

@@ -139,9 +139,7 @@ def test_the_order_of_the_l3s_does_not_change_the_sizes(sizes: list[int], ranks:
     shuffled = list(sizes)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     first, second = (cut_pool(pool_of(order), ranks) for order in (sizes, shuffled))
-    assert first.cost == second.cost
-    if any(first.straddles) or first.idle:
-        return
+    assert (first.straddles, len(first.idle)) == (second.straddles, len(second.idle))
     assert sorted(map(len, first.shares)) == sorted(map(len, second.shares))
 
 
@@ -174,4 +172,4 @@ def test_without_numa_information_only_an_l3_is_worth_an_idle_core() -> None:
 def test_very_many_ranks_in_a_pool_are_cut_along_l3s_all_the_same() -> None:
     cut = cut_pool(pool_of([7] * 100), 3 * MAX_RUNS)
     assert (cut.straddles, {len(share) for share in cut.shares}) == ((0,), {3, 4, 5})
-    assert even_cut((), 1) == ((),)
+    assert even_cut((), 1) == [()]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ompaffinity.errors import PlacementError, TopologyError
+from ompaffinity.errors import PlacementError, RequestError, TopologyError
 from ompaffinity.openmp.document import plan_document
 from ompaffinity.placement.plan import Plan, make_plan
 from ompaffinity.placement.request import PlacementRequest
@@ -16,7 +16,7 @@ from ompaffinity.topology.load import load_topology
 from ompaffinity.topology.model import UNKNOWN, Limits, LogicalCPUInfo, MemoryNodeInfo, Topology
 from ompaffinity.topology.snapshot import parse_capture
 from tests.conftest import recorded_names
-from tests.placement.machines import codes, plan_for, synthetic, threads, with_distances
+from tests.placement.machines import codes, plan_for, reasons, synthetic, threads, with_distances
 from tests.strategies import requests, topologies
 
 
@@ -391,3 +391,40 @@ def test_other_cpu_numbers_keep_the_core_counts(machines: tuple[Topology, Topolo
         plan = try_plan(topology, PlacementRequest(tensor_parallel_size=ranks, reserve=0))
         counts.append(sorted(len({topology.cpu(cpu).physical_core for cpu in rank.cpus}) for rank in plan.ranks))
     assert counts[0] == counts[1]
+
+
+def test_siblings_that_the_architecture_does_not_want_are_shared_out_last() -> None:
+    plan = plan_for("core:4 pu:8", 5, "ppc64le")
+    assert sorted(cpu for rank in plan.ranks for cpu in (*rank.cpus, *rank.helper_cpus)) == [
+        core * 8 + thread for core in range(4) for thread in range(4)
+    ]
+    assert reasons(plan) == {"smt-sibling": tuple(core * 8 + thread for core in range(4) for thread in range(4, 8))}
+    assert "4 threads per core on ppc64le" in plan.left_out[0].detail
+    everything = plan_for("core:4 pu:8", 17, "ppc64le")
+    assert sum(len(rank.cpus) + len(rank.helper_cpus) for rank in everything.ranks) == 32
+
+
+@pytest.mark.parametrize("field", ["kv_transfer", "oversubscribe"])
+def test_flags_are_true_or_false(field: str) -> None:
+    with pytest.raises(RequestError, match="must be True or False"):
+        plan_for("core:1 pu:1", **{field: "no"})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bind", [None, 5])
+def test_a_binding_that_is_none_of_its_forms(bind: object) -> None:
+    with pytest.raises(RequestError, match="must be auto, none, or one list"):
+        plan_for("core:1 pu:1", bind=bind)
+
+
+def test_cpus_on_no_node_are_not_on_a_node_that_was_asked_for() -> None:
+    topology = synthetic("numa:2 core:2 pu:1")
+    strayed = topology._replace(cpus=(topology.cpus[0]._replace(numa_node=UNKNOWN), *topology.cpus[1:]))
+    assert threads(make_plan(strayed, PlacementRequest(nodes=(1,), reserve=0))) == [(2, 3)]
+    plan = make_plan(strayed, PlacementRequest(bind=((0,),)))
+    assert (plan.ranks[0].nodes, plan.ranks[0].memory_policy) == ((0, 1), "interleave")
+
+
+def test_unknown_packages_are_not_one_package() -> None:
+    topology = synthetic("numa:4 core:2 pu:1")
+    unknown = topology._replace(cpus=tuple(cpu._replace(package=UNKNOWN) for cpu in topology.cpus))
+    assert [rank.nodes for rank in make_plan(unknown, PlacementRequest(span="package")).ranks] == [(0,)]

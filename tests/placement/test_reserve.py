@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ompaffinity.placement.reserve import reserve_cores
+from ompaffinity.placement.reserve import Reserve, reserve_cores
 from ompaffinity.placement.split import Split, split_cores
 from tests.placement.machines import codes, plan_for, pool_of, reasons
 
@@ -13,7 +15,7 @@ from tests.placement.machines import codes, plan_for, pool_of, reasons
 def test_reserved_cores_come_from_the_largest_rank_and_leave_a_core_to_each(sizes: list[int], total: int) -> None:
     cores = list(pool_of([sum(sizes)]).cores)
     shares = tuple(tuple(cores.pop(0) for _ in range(size)) for size in sizes)
-    reserved = reserve_cores(Split(shares, ((),) * len(shares)), total)
+    reserved = reserve_cores(Split(shares, ((),) * len(shares)), Reserve(0, total))
     assert tuple(share.compute + share.reserved for share in reserved) == shares
     left = list(sizes)
     for _ in range(total):
@@ -27,23 +29,26 @@ def test_reserved_cores_come_from_the_largest_rank_and_leave_a_core_to_each(size
     st.booleans(),
     st.integers(1, 9),
     st.integers(0, 30),
+    st.integers(0, 3),
 )
-def test_idle_cores_go_first(shapes: list[list[int]], whole: bool, ranks: int, total: int) -> None:
+def test_idle_cores_go_first(shapes: list[list[int]], whole: bool, ranks: int, total: int, per_rank: int) -> None:
     pools = [pool_of(sizes, node=-1 if whole else node, whole=whole) for node, sizes in enumerate(shapes)]
     pools = pools[:1] if whole else pools
     assume(ranks <= sum(len(pool.cores) for pool in pools))
     split = split_cores(pools, ranks, lambda _first, _second: 20)
-    shares = reserve_cores(split, total)
+    shares = reserve_cores(split, Reserve(per_rank, total))
+    wanted = per_rank * ranks + total
     taken = [core for share in shares for core in share.reserved]
     idle = {core for cores in split.idle for core in cores}
     assert all(share.compute for share in shares)
     assert len({core for share in shares for core in (*share.compute, *share.reserved)}) == sum(
         len(share.compute) + len(share.reserved) for share in shares
     )
-    assert len(taken) <= total
-    if not whole and len(taken) < total:
+    assert len(taken) <= wanted
+    if not whole and per_rank == 0 and len(taken) < wanted:
         assert idle <= set(taken)
         assert all(len(share.compute) == 1 for share in shares)
+    assert all(len(share.reserved) >= per_rank or len(share.compute) == 1 for share in shares)
     for before, share in zip(split.shares, shares):
         own = [core for core in share.reserved if core in before]
         assert (*share.compute, *own) == before
@@ -79,3 +84,14 @@ def test_more_reserved_cores_than_there_are_is_said() -> None:
     plan = plan_for("core:3 pu:1", 2, reserve=9)
     assert [len(rank.cpus) for rank in plan.ranks] == [1, 1]
     assert codes(plan)["reserve-impossible"] == "warning"
+
+
+@pytest.mark.parametrize("request_", [{}, {"reserve_per_rank": 1}, {"reserve": 0, "kv_transfer": True}])
+def test_what_is_reserved_per_rank_comes_from_each_rank(request_: dict[str, Any]) -> None:
+    plan = plan_for("numa:2 core:8 pu:1", 3, **request_)
+    assert [(len(rank.cpus), len(rank.helper_cpus)) for rank in plan.ranks] == [(3, 1), (3, 1), (7, 1)]
+
+
+def test_a_total_comes_from_the_largest_rank() -> None:
+    plan = plan_for("numa:2 core:8 pu:1", 3, reserve=3)
+    assert [(len(rank.cpus), len(rank.helper_cpus)) for rank in plan.ranks] == [(4, 0), (4, 0), (5, 3)]

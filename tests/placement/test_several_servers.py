@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import assume, given
@@ -33,14 +33,14 @@ def test_a_second_server_keeps_off_the_first(tmp_path: Path) -> None:
     first = make_plan(topology, PlacementRequest())
     file = saved(first, tmp_path / "first.json")
     (held,) = held_by_plans([file])
-    assert held == HeldCpus("first.json", tuple(range(8)))
+    assert held == HeldCpus("first.json", tuple(range(8)), tuple(range(16)))
     second = make_plan(topology, PlacementRequest(avoid=(held,)))
     assert [rank.nodes for rank in second.ranks] == [(1,)]
     (not_allowed,) = [group for group in second.left_out if group.reason == "not-allowed"]
     assert not_allowed.cpus == tuple(range(8))
     assert not_allowed.detail == "the plan first.json holds 0-7 (--avoid)"
     third = held_by_plans([file, str(saved(second, tmp_path / "second.json"))])
-    with pytest.raises(PlacementError, match=r"no CPU may be used \(16 not-allowed\)"):
+    with pytest.raises(PlacementError, match=r"no CPU may be used beside what --avoid first\.json, second\.json holds"):
         make_plan(topology, PlacementRequest(avoid=third))
 
 
@@ -87,13 +87,45 @@ def test_what_cannot_be_met_beside_another_plan_is_refused() -> None:
         plan_for("core:4 pu:1", avoid=(HeldCpus("b.json", (9,)),))
 
 
-def test_an_unbound_plan_holds_nothing(tmp_path: Path) -> None:
-    assert held_by_plans([saved(plan_for("core:2 pu:1", bind="none"), tmp_path / "none.json")])[0].cpus == ()
+def test_a_plan_that_holds_nothing_or_not_all_is_refused(tmp_path: Path) -> None:
+    unbound = saved(plan_for("core:2 pu:1", bind="none"), tmp_path / "none.json")
+    with pytest.raises(RequestError, match=r"none\.json binds no CPU"):
+        held_by_plans([unbound])
+    topology = synthetic("numa:2 core:4 pu:1")
+    part = tmp_path / "part.json"
+    part.write_text(json.dumps(plan_document(make_plan(topology, PlacementRequest(tensor_parallel_size=2)), rank=0)))
+    with pytest.raises(PlacementError, match=r"--avoid part\.json says nothing of CPU 4-6; it must be the whole plan"):
+        make_plan(topology, PlacementRequest(avoid=held_by_plans([part])))
+
+
+RANK: dict[str, Any] = {"cpus": [0], "helper_cpus": [], "affinity": "0"}
+PLAN: dict[str, Any] = {"schema": "ompaffinity.plan/1", "reserved": "", "left_out": [], "ranks": [RANK]}
+
+
+BROKEN_RANKS: list[object] = [{}, "", [[]], None]
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "{}", '{"schema": "ompaffinity.topology/1"}', "[" * 100000, '{"schema": "ompaffinity.plan/1"}']
+    "document",
+    [
+        [],
+        {},
+        {"schema": "ompaffinity.topology/1"},
+        {"schema": "ompaffinity.plan/1"},
+        *(PLAN | {"ranks": [RANK | {"cpus": cpus}]} for cpus in ([float("inf")], [1.5], [True], "123", {"1": 2}, [-1])),
+        *(PLAN | {"ranks": ranks} for ranks in BROKEN_RANKS),
+        PLAN | {"reserved": "0-99999999"},
+        PLAN | {"left_out": [{"cpus": "x", "reason": "offline"}]},
+    ],
 )
+def test_documents_that_are_no_plan_are_refused(tmp_path: Path, document: object) -> None:
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(document))
+    with pytest.raises(RequestError, match="is not a plan as"):
+        held_by_plans([file])
+
+
+@pytest.mark.parametrize("text", ["", "[" * 100000, "\0"])
 def test_files_that_are_no_plan_are_refused(tmp_path: Path, text: str) -> None:
     file = tmp_path / "plan.json"
     file.write_text(text)
@@ -101,11 +133,17 @@ def test_files_that_are_no_plan_are_refused(tmp_path: Path, text: str) -> None:
         held_by_plans([file])
 
 
+@pytest.mark.parametrize("avoid", [None, "plan.json", [5], 7])
+def test_arguments_that_name_no_plan_are_refused(avoid: object) -> None:
+    with pytest.raises(RequestError, match="must be a list of plan files"):
+        held_by_plans(avoid)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="must be what held_by_plans returns"):
+        plan_for("core:1 pu:1", avoid=avoid)
+
+
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"--avoid .*missing cannot be read: No such file"):
         held_by_plans([tmp_path / "missing"])
-    with pytest.raises(RequestError, match="must be a list of plan files"):
-        held_by_plans("plan.json")
 
 
 def test_more_ranks_than_cpus_share_them_if_that_is_asked_for() -> None:

@@ -4,6 +4,7 @@ import collections
 import itertools
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -62,6 +63,11 @@ def rule(pools: list[Pool], counts: tuple[int, ...], distance: Callable[[int, in
     ]
 
 
+def smallest_share(pools: list[Pool], counts: tuple[int, ...]) -> int:
+    cuts = [cut_pool(pool, count) for pool, count in zip(pools, counts) if count]
+    return min(len(share) for cut in cuts for share in cut.shares)
+
+
 @st.composite
 def small_machines(draw: st.DrawFn) -> tuple[list[Pool], Callable[[int, int], int]]:
     """Draw the pools of a machine with one to four nodes, and its distances."""
@@ -95,10 +101,17 @@ def test_the_whole_rule_against_every_way_to_give_ranks_to_nodes(
         # A node stays unused only where it must.
         and (ranks < sum(eligible) or all(count > 0 for count, may in zip(counts, eligible) if may))
     ]
-    best = min(rule(pools, counts, distance, spread) for counts in ways)
     split = split_cores(pools, ranks, distance, spread=spread)
-    counts = collections.Counter(share[0].node for share in split.shares)
-    assert rule(pools, tuple(counts[pool.node] for pool in pools), distance, spread) == best
+    counter = collections.Counter(share[0].node for share in split.shares)
+    ours = tuple(counter[pool.node] for pool in pools)
+    if ranks < sum(eligible):
+        assert rule(pools, ours, distance, spread) == min(rule(pools, counts, distance, spread) for counts in ways)
+    else:
+        # All nodes are used; what is left to choose is how many ranks each has.
+        least = min(map(len, split.shares))
+        good = [counts for counts in ways if smallest_share(pools, counts) >= least]
+        best = min(rule(pools, counts, distance, spread)[:3] for counts in good)
+        assert rule(pools, ours, distance, spread)[:3] == best
     nodes = [share[0].node for share in split.shares]
     assert nodes == sorted(nodes)
 
@@ -134,6 +147,30 @@ def test_close_takes_near_nodes_and_spread_takes_packages() -> None:
 
 
 FAR_NEIGHBOURS = [[10, 30, 30, 12], [30, 10, 12, 30], [30, 12, 10, 30], [12, 30, 30, 10]]
+
+
+@given(
+    st.integers(1, 3),
+    st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    st.integers(1, 3),
+    st.integers(1, 30),
+)
+def test_another_rank_never_enlarges_the_smallest_whatever_the_caches(
+    nodes: int, sizes: list[int], repeat: int, ranks: int
+) -> None:
+    pools = [pool_of(sizes * repeat, node=node) for node in range(nodes)]
+    assume(ranks < nodes * repeat * sum(sizes))
+    smallest = [
+        min(map(len, split_cores(pools, count, lambda _first, _second: 20).shares)) for count in (ranks, ranks + 1)
+    ]
+    assert smallest[0] >= smallest[1]
+
+
+@pytest.mark.parametrize(("l3s", "cores", "ranks"), [(8, 5, 40), (2, 5, 7)])
+def test_symmetric_nodes_get_even_shares(l3s: int, cores: int, ranks: int) -> None:
+    nodes = 3 if ranks == 40 else 2
+    counts = [len(cpus) for cpus in threads(plan_for(f"numa:{nodes} l3:{l3s} core:{cores} pu:1", ranks, reserve=0))]
+    assert (min(counts), max(counts)) == (2, 4)
 
 
 def test_the_ranks_of_a_tensor_group_are_neighbours() -> None:
