@@ -8,8 +8,7 @@ import sys
 from ompaffinity.errors import RequestError
 from ompaffinity.jsontext import to_json
 from ompaffinity.openmp.document import plan_document
-from ompaffinity.openmp.held import held_by_plans
-from ompaffinity.openmp.live import environment_messages
+from ompaffinity.openmp.environment import environment_messages
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest, requested
 from ompaffinity.topology.load import load_topology
@@ -44,7 +43,11 @@ def plan_from_values(values: dict[str, Any]) -> tuple[Topology, Plan]:
     """Return the machine and the plan that the options ask for; options win over the environment."""
     machine = {name: values[name] for name in ("machine", "synthetic", "architecture", "source") if name in values}
     given = {name: values[name] for name in PlacementRequest._fields if name in values}
-    request = requested(given | {"avoid": held_by_plans(given.get("avoid", ()))}, os.environ)
+    if "avoid" in given:
+        from ompaffinity.openmp.held import held_by_plans
+
+        given["avoid"] = held_by_plans(given["avoid"])
+    request = requested(given, os.environ)
     topology = load_topology(**machine)
     plan = make_plan(topology, request)
     if request.bind != "none" and not machine.keys() & {"machine", "synthetic"}:

@@ -9,6 +9,8 @@ Variables"; Intel's "Thread Affinity Interface".
 
 from __future__ import annotations
 
+from ompaffinity.records import Message
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -50,6 +52,21 @@ def overridden_variables(environ: Mapping[str, str]) -> dict[str, str]:
     if environ.get("OMP_DYNAMIC", "").strip().lower() in ("true", "1"):
         found["OMP_DYNAMIC"] = environ["OMP_DYNAMIC"]
     return found
+
+
+def environment_messages(environ: Mapping[str, str]) -> list[Message]:
+    """Return what to say of variables that would break the binding if workers inherited them."""
+    overridden = overridden_variables(environ)
+    if not overridden:
+        return []
+    values = ", ".join(f"{name}={value!r}" for name, value in overridden.items())
+    return [
+        Message(
+            "environment-overridden",
+            "note",
+            f"this environment holds {values}, which would break the plan's binding; workers start without",
+        )
+    ]
 
 
 def rank_environment(

@@ -42,6 +42,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_other_threads)
 
 FAMILY_PREFIXES = ("OMP_", "GOMP_", "KMP_")
+OTHER_NAMES = frozenset((*MANAGED_VARIABLES, PLACEMENT_VARIABLE))
 
 
 @contextmanager
@@ -83,19 +84,22 @@ def _current_task() -> object:
 
 
 @contextmanager
-def restored_environment() -> Iterator[None]:
-    """Put back every variable of the OpenMP families and of ours, also those that appear or change inside."""
-    before = {name: value for name, value in os.environ.items() if _is_ours(name)}
+def restored_environment() -> Iterator[dict[str, str]]:
+    """Put back every variable of the OpenMP families and of ours, also what appears or changes inside; yields them."""
+    before = {name: os.environ[name] for name in _names_of_ours()}
     try:
-        yield
+        yield before
     finally:
-        for name in [name for name in os.environ if _is_ours(name) and name not in before]:
-            del os.environ[name]
-        os.environ.update(before)
+        for name in _names_of_ours():
+            if name not in before:
+                del os.environ[name]
+        for name, value in before.items():
+            if os.environ.get(name) != value:
+                os.environ[name] = value
 
 
-def _is_ours(name: str) -> bool:
-    return name.startswith(FAMILY_PREFIXES) or name in MANAGED_VARIABLES or name == PLACEMENT_VARIABLE
+def _names_of_ours() -> list[str]:
+    return [name for name in os.environ if name.startswith(FAMILY_PREFIXES) or name in OTHER_NAMES]
 
 
 def take_affinity(cpus: tuple[int, ...], stack: ExitStack) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ompaffinity.openmp.environment import overridden_variables
+from ompaffinity.openmp.environment import environment_messages
 from ompaffinity.openmp.held import held_by_plans
 from ompaffinity.openmp.runtimes import IOMP, expected_runtimes, probe_runtimes
 from ompaffinity.placement.plan import make_plan
@@ -80,21 +80,6 @@ def for_runtimes(
             )
         )
     return request, messages
-
-
-def environment_messages(environ: Mapping[str, str]) -> list[Message]:
-    """Return what to say of variables that would break the binding if workers inherited them."""
-    overridden = overridden_variables(environ)
-    if not overridden:
-        return []
-    values = ", ".join(f"{name}={value!r}" for name, value in overridden.items())
-    return [
-        Message(
-            "environment-overridden",
-            "note",
-            f"this environment holds {values}, which would break the plan's binding; workers start without",
-        )
-    ]
 
 
 def with_messages(plan: Plan, messages: Iterable[Message]) -> Plan:

@@ -66,6 +66,7 @@ class OMPProcessManager:
             probe = (probe,)
         self.plan = plan if plan is not None else live_plan(request, probe)
         self.strict = strict
+        self._environments: dict[tuple[int, int, bool, str], tuple[dict[str, str], tuple[str, ...]]] = {}
         self.warnings: list[Message] = list(self.plan.warnings)
         for message in self.warnings:
             if message.level == "warning":
@@ -94,13 +95,13 @@ class OMPProcessManager:
         _start_resource_tracker()
         with ExitStack() as stack:
             stack.enter_context(turn())
-            stack.enter_context(restored_environment())
+            before = stack.enter_context(restored_environment())
             if placement.bound:
                 stack.enter_context(refuse_unbindable_starts())
                 placement = self._bind_calling_thread(placement, stack)
-            environment, unset = worker_environment(self.plan, placement)
-            for name in unset:
-                os.environ.pop(name, None)
+            environment, unset = self._environment(placement)
+            for name in before.keys() & set(unset):
+                del os.environ[name]
             os.environ.update(environment)
             yield placement
 
@@ -155,6 +156,13 @@ class OMPProcessManager:
                     os.environ.pop(name, None)
             yield reserved
 
+    def _environment(self, placement: RankPlacement) -> tuple[dict[str, str], tuple[str, ...]]:
+        """Return what a worker hears, worked out once for each placement."""
+        key = (placement.local_rank, placement.rank, placement.bound, placement.memory_policy)
+        if key not in self._environments:
+            self._environments[key] = worker_environment(self.plan, placement)
+        return self._environments[key]
+
     def _bind_calling_thread(self, placement: RankPlacement, stack: ExitStack) -> RankPlacement:
         """Bind the calling thread until the stack unwinds, and return what the kernel granted of the placement."""
         try:
@@ -181,9 +189,14 @@ class OMPProcessManager:
             self.warnings.append(message)
 
 
+_tracker_of = 0
+
+
 def _start_resource_tracker() -> None:
-    """Start multiprocessing's resource tracker now: `spawn` would start it bound to the first worker's CPUs."""
-    if "multiprocessing.context" in sys.modules and os.name == "posix":
+    """Start multiprocessing's resource tracker, once: `spawn` would start it bound to the first worker's CPUs."""
+    global _tracker_of  # noqa: PLW0603
+    if "multiprocessing.context" in sys.modules and os.name == "posix" and _tracker_of != os.getpid():
         from multiprocessing import resource_tracker
 
         resource_tracker.ensure_running()
+        _tracker_of = os.getpid()

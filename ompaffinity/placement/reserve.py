@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush, heapreplace
-
 from ompaffinity.records import NamedTuple
 from ompaffinity.topology.model import UNKNOWN
 
@@ -61,9 +59,23 @@ def reserve_cores(split: Split, wanted: Reserve) -> list[Share]:
                 given[rank].append(core)
             elif left[rank] > 1:
                 left[rank] -= 1
+    if wanted.total:
+        _take_total(split, wanted.total, left, given, idle_cores)
+    return [Share(cores[:keep], (*cores[keep:], *extra)) for cores, keep, extra in zip(split.shares, left, given)]
+
+
+def _take_total(
+    split: Split,
+    missing: int,
+    left: list[int],
+    given: list[list[Core]],
+    idle_cores: dict[tuple[Core, ...], _IdleCores],
+) -> None:
+    """Take so many cores from the largest ranks, one by one."""
+    from heapq import heapify, heappop, heappush
+
     largest = [(-size, -rank) for rank, size in enumerate(left)]
     heapify(largest)
-    missing = wanted.total
     while missing > 0 and largest:
         _, negative = heappop(largest)
         idle = split.idle[-negative]
@@ -77,7 +89,6 @@ def reserve_cores(split: Split, wanted: Reserve) -> list[Share]:
             continue
         missing -= 1
         heappush(largest, (-left[-negative], negative))
-    return [Share(cores[:keep], (*cores[keep:], *extra)) for cores, keep, extra in zip(split.shares, left, given)]
 
 
 class _IdleCores:
@@ -98,6 +109,8 @@ class _IdleCores:
         for rank in ranks:
             for home in self._homes[rank]:
                 self._ranks.setdefault(home, []).append((len(shares[rank]), -rank))
+        from heapq import heapify
+
         for there in self._ranks.values():
             heapify(there)
         self._apart = any(len(there) < len(ranks) for there in self._ranks.values())
@@ -127,6 +140,8 @@ class _IdleCores:
         return core
 
     def _smallest(self, home: tuple[int, int]) -> tuple[int, int]:
+        from heapq import heapreplace
+
         ranks = self._ranks[home]
         while ranks[0][0] < self._size[-ranks[0][1]]:
             heapreplace(ranks, (self._size[-ranks[0][1]], ranks[0][1]))

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from ompaffinity.errors import RequestError
 from ompaffinity.openmp import live
-from ompaffinity.openmp.live import environment_messages, for_runtimes
+from ompaffinity.openmp.environment import environment_messages
+from ompaffinity.openmp.live import for_runtimes
 from ompaffinity.openmp.manager import OMPProcessManager
 from ompaffinity.openmp.runtimes import (
     RuntimeLibrary,
