@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ompaffinity.placement.plan import RankPlacement as RankPlacement
     from ompaffinity.placement.plan import make_plan as make_plan
     from ompaffinity.placement.request import PlacementRequest as PlacementRequest
+    from ompaffinity.proof.compare import log_current_affinity_state as log_current_affinity_state
+    from ompaffinity.proof.compare import verify_current_process as verify_current_process
     from ompaffinity.topology.helpers import get_allowed_cpu_list as get_allowed_cpu_list
     from ompaffinity.topology.helpers import get_memory_affinity as get_memory_affinity
     from ompaffinity.topology.helpers import get_memory_node_info as get_memory_node_info
@@ -57,6 +59,7 @@ _HOMES = {
     "openmp.threads": ("helper_threads", "move_to_helper_cpus"),
     "placement.plan": ("Plan", "RankPlacement", "make_plan"),
     "placement.request": ("PlacementRequest",),
+    "proof.compare": ("log_current_affinity_state", "verify_current_process"),
     "topology.helpers": (
         "get_allowed_cpu_list",
         "get_memory_affinity",

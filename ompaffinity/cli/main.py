@@ -54,6 +54,10 @@ def _run(arguments: list[str]) -> int:
         from ompaffinity.cli.plan import run_plan
 
         return run_plan(values)
+    if verb == "verify":
+        from ompaffinity.cli.verify import run_verify
+
+        return run_verify(values)
     from ompaffinity.cli.topology import run_topology
 
     return run_topology(values)

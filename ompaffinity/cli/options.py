@@ -28,7 +28,7 @@ FORMATS = ("table", "json", "env")
 class Option(NamedTuple):
     """One option. `kind` says how its text is read: a flag, a number, one of `choices`, an id list, or text.
 
-    An option of the kind ``"files"`` may be given several times.
+    An option of the kind ``"files"`` may be given several times, one of the kind ``"pids"`` takes several values.
     """
 
     flag: str
@@ -156,13 +156,35 @@ PLAN_OUTPUT_OPTIONS = (
     Option("--strict", "strict", "flag", "exit with status 1 if there is a warning"),
 )
 
+VERIFY_OPTIONS = (
+    Option(
+        "--library",
+        "library",
+        "text",
+        "form the teams with this OpenMP runtime: a file, or a name such as libgomp.so.1 (default: what workers load)",
+        metavar="FILE",
+    ),
+    Option(
+        "--pid",
+        "pids",
+        "pids",
+        "start nothing; look at these live workers, by what they were started with",
+        metavar="PID",
+    ),
+    Option("--plan", "plan", "text", "with --pid: compare them with the ranks of this plan (--json)", metavar="FILE"),
+    *OUTPUT_OPTIONS,
+    Option("--strict", "strict", "flag", "exit with status 1 if there is a warning"),
+)
+
 VERBS: dict[str, tuple[Option, ...]] = {
     "plan": (*PLAN_OPTIONS, *MACHINE_OPTIONS, *PLAN_OUTPUT_OPTIONS),
     "topology": (*MACHINE_OPTIONS, *TOPOLOGY_OPTIONS, *OUTPUT_OPTIONS),
+    "verify": (*PLAN_OPTIONS, *VERIFY_OPTIONS),
 }
 SUMMARIES = {
     "plan": "dry run: what each rank would get, and why everything else is left out",
     "topology": "what was read: CPUs, nodes, limits",
+    "verify": "proof: start an OpenMP team per rank, or look at live workers, and compare what the kernel says",
 }
 EXAMPLES = {
     "plan": """examples:
@@ -178,11 +200,17 @@ EXAMPLES = {
   ompaffinity topology --machine recorded.tar.gz
   ompaffinity topology --capture machine.json
 """,
+    "verify": """examples:
+  ompaffinity verify --tp 2
+  ompaffinity verify --tp 2 --library libomp.so.5 --json
+  ompaffinity verify --pid 4711 4712
+  ompaffinity verify --pid 4711 --plan plan.json
+""",
 }
 
 
 def option_value(option: Option, text: Any) -> Any:
-    """Return what an option's text (of the kind ``"files"``: list of texts) stands for.
+    """Return what an option's text (of the kinds ``"files"`` and ``"pids"``: list of texts) stands for.
 
     Raises:
         RequestError: the text is not of the option's kind.
@@ -203,6 +231,8 @@ def option_value(option: Option, text: Any) -> Any:
         if not ids:
             raise RequestError(f"{option.flag} names nothing; leave it out to plan with everything")
         return ids
+    if option.kind == "pids":
+        return tuple(_process_number(option, word) for word in text)
     if text == "auto" and option.kind in ("threads", "auto-number"):
         return None
     if text == "all" and option.kind == "threads":
@@ -214,3 +244,9 @@ def option_value(option: Option, text: Any) -> Any:
         words = {"threads": "auto, all or a number", "auto-number": "auto or a number"}.get(option.kind, "a number")
         raise RequestError(f"{option.flag} is {text!r}; it must be {words}")
     return int(text)
+
+
+def _process_number(option: Option, word: str) -> int:
+    if not (word.isascii() and word.isdigit() and len(word) < 10 and int(word) > 0):
+        raise RequestError(f"{option.flag} is {word!r}; it must be process numbers")
+    return int(word)

@@ -45,7 +45,7 @@ def scan(arguments: list[str]) -> tuple[str, dict[str, Any]] | None:
             waiting = None
             continue
         option = options.get(argument)
-        if option is None:
+        if option is None or option.kind == "pids":
             return None
         if option.kind == "flag":
             texts[option.field] = True
@@ -91,6 +91,8 @@ def parse_with_argparse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
             if option.kind == "flag":
                 keywords["action"] = "store_true"
             else:
+                if option.kind == "pids":
+                    keywords["nargs"] = "+"
                 if option.kind == "files":
                     keywords["action"] = "append"
                 keywords["metavar"] = option.metavar or "|".join(option.choices) or "N"

@@ -44,7 +44,7 @@ def plan_from_values(values: dict[str, Any]) -> tuple[Topology, Plan]:
     machine = {name: values[name] for name in ("machine", "synthetic", "architecture", "source") if name in values}
     given = {name: values[name] for name in PlacementRequest._fields if name in values}
     if "avoid" in given:
-        from ompaffinity.openmp.held import held_by_plans
+        from ompaffinity.openmp.saved import held_by_plans
 
         given["avoid"] = held_by_plans(given["avoid"])
     request = requested(given, os.environ)

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ompaffinity.placement.plan import Plan
+    from ompaffinity.proof.compare import RankVerdict
+    from ompaffinity.proof.verify import Verdict
     from ompaffinity.records import Message
     from ompaffinity.topology.model import LogicalCPUInfo, Topology
 
@@ -90,6 +92,43 @@ def print_topology(topology: Topology) -> None:
 
 _RUNTIME_NAMES = {"gomp": "GNU libgomp", "iomp": "Intel and LLVM OpenMP", "omp": "any OpenMP runtime (standard)"}
 _GRANULARITY_NAMES = {"thread": "each thread on its own CPU", "team": "a team that floats within the rank's CPUs"}
+
+
+def print_verdict(verdict: Verdict) -> None:
+    """Print one row per OpenMP thread, and each difference as a sentence with its likely cause."""
+    from ompaffinity.proof.compare import difference_in_words
+
+    console = _console()
+    threads = _table("rank", "pid", "thread", "the plan says", "the kernel says", "", right=("rank", "pid", "thread"))
+    for rank in verdict.ranks:
+        for thread in rank.threads:
+            kernel = "no such thread" if thread.cpus is None else format_id_list(thread.cpus)
+            holds = Text("holds", style="green") if thread.holds else Text("DIFFERS", style="bold red")
+            plan = format_id_list(thread.place) or "no such thread"
+            threads.add_row(str(rank.rank), str(rank.pid), str(thread.thread), plan, kernel, holds)
+    console.print(threads)
+    console.print()
+    for rank in verdict.ranks:
+        for difference in rank.differences:
+            console.print(Text(difference_in_words(rank.rank, difference), style="red"))
+        for note in rank.notes:
+            console.print(Text(f"note: rank {rank.rank}: {note}", style="cyan"))
+        console.print(Text(f"rank {rank.rank}: {_memory_line(rank)}", style="dim"))
+    for message in verdict.warnings:
+        console.print(_message_line(message))
+    count = _counted(len(verdict.ranks), "rank")
+    if verdict.holds:
+        console.print(Text(f"The plan holds: {count}, every thread where it belongs.", style="bold green"))
+    else:
+        broken = sum(not rank.holds for rank in verdict.ranks)
+        console.print(Text(f"The plan does not hold for {broken} of {count}.", style="bold red"))
+
+
+def _memory_line(rank: RankVerdict) -> str:
+    if rank.bytes_by_node is None:
+        return "where its pages are is not known"
+    pages = ", ".join(f"{size / 2**20:.0f} MiB on node {node}" for node, size in sorted(rank.bytes_by_node.items()))
+    return f"memory policy {rank.policy}, {pages or 'no pages'}"
 
 
 def _console() -> Console:

@@ -34,14 +34,19 @@ def parse_placement(text: str) -> RankPlacement:
 
     try:
         document = json.loads(text)
-        return _placement(document)
+        return placement_of(document)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise RequestError(
             f"{PLACEMENT_VARIABLE} does not hold a placement ({type(error).__name__}: {error})"
         ) from None
 
 
-def _placement(document: dict[str, Any]) -> RankPlacement:
+def placement_of(document: dict[str, Any]) -> RankPlacement:
+    """Return the placement that a JSON object of a rank holds.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is no such object.
+    """
     device = document["device"]
     return RankPlacement(
         rank=int(document["rank"]),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 
 from ompaffinity.openmp.environment import environment_messages
-from ompaffinity.openmp.held import held_by_plans
 from ompaffinity.openmp.runtimes import IOMP, expected_runtimes, probe_runtimes
+from ompaffinity.openmp.saved import held_by_plans
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import AUTO, parse_bind, requested
 from ompaffinity.records import Message

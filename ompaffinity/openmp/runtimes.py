@@ -186,14 +186,24 @@ def _needed_by_torch(environ: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(name, path) for name, path in found if path is not None]
 
 
+def runtimes_of_process(pid: int | str) -> tuple[RuntimeLibrary, ...]:
+    """Return the runtimes that a process has loaded, by /proc/PID/maps, in the order of their addresses.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
+        fields = [line.rstrip("\n").split(None, 5) for line in maps if "omp" in line]
+    paths = dict.fromkeys(line[5] for line in fields if len(line) == 6 and "omp" in os.path.basename(line[5]))
+    return _classified(RuntimeLibrary(path, "", "loaded") for path in paths)
+
+
 def loaded_runtimes() -> tuple[RuntimeLibrary, ...]:
-    """Return the runtimes that this process has loaded (by /proc/self/maps), the one in the global scope first."""
+    """Return the runtimes that this process has loaded, the one in the global scope first."""
     try:
-        with open("/proc/self/maps", encoding="utf-8", errors="replace") as maps:
-            paths = dict.fromkeys(line.split(None, 5)[5].rstrip("\n") for line in maps if "omp" in line and "/" in line)
-    except (OSError, IndexError):
+        libraries = runtimes_of_process("self")
+    except OSError:
         return ()
-    libraries = _classified(RuntimeLibrary(path, "", "loaded") for path in paths if "omp" in os.path.basename(path))
     first = None if len(libraries) < 2 else global_runtime_file()
     return tuple(sorted(libraries, key=lambda library: library.path != first))
 

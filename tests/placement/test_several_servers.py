@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ompaffinity.errors import PlacementError, RequestError
 from ompaffinity.openmp.document import plan_document
-from ompaffinity.openmp.held import held_by_plans
+from ompaffinity.openmp.saved import held_by_plans
 from ompaffinity.placement.plan import Plan, make_plan
 from ompaffinity.placement.request import HeldCpus, PlacementRequest
 from tests.placement.machines import codes, plan_for, reasons, synthetic, threads

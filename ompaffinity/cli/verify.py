@@ -1,0 +1,51 @@
+"""``verify``: the proof."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ompaffinity.errors import RequestError
+from ompaffinity.jsontext import to_json
+from ompaffinity.openmp.manager import OMPProcessManager
+from ompaffinity.openmp.saved import saved_placements
+from ompaffinity.placement.request import AUTO, PlacementRequest
+from ompaffinity.proof.verify import Verdict, library_to_probe, verify_plan, verify_processes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def run_verify(values: dict[str, Any]) -> int:
+    """Print the verdict; 1 if something differs, or under --strict with a warning, else 0."""
+    verdict = _live_verdict(values) if "pids" in values else _probed_verdict(values)
+    if values.get("json"):
+        sys.stdout.write(to_json(verdict.to_document()) + "\n")
+    else:
+        from ompaffinity.cli.tables import print_verdict
+
+        print_verdict(verdict)
+    strict = bool(values.get("strict")) and any(message.level == "warning" for message in verdict.warnings)
+    return int(strict or not verdict.holds)
+
+
+def _live_verdict(values: dict[str, Any]) -> Verdict:
+    void = sorted(values.keys() & {*PlacementRequest._fields, "library"})
+    if void:
+        raise RequestError(
+            f"--pid looks at workers that run already, so {', '.join(void)} cannot be met beside it; leave it out,"
+            " or give the plan that they should follow with --plan FILE"
+        )
+    return verify_processes(values["pids"], saved_placements(values["plan"]) if "plan" in values else None)
+
+
+def _probed_verdict(values: dict[str, Any]) -> Verdict:
+    if "plan" in values:
+        raise RequestError("--plan is what live workers are compared with; name them with --pid")
+    request = {name: values[name] for name in PlacementRequest._fields if name in values}
+    asked = request.get("runtime", AUTO)
+    family, library = library_to_probe(asked, os.environ, values.get("library"))
+    if asked == AUTO:
+        request["runtime"] = family
+    return verify_plan(OMPProcessManager(strict=bool(values.get("strict")), **request), library)

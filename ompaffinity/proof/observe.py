@@ -1,0 +1,175 @@
+"""What the kernel says of a live process: its threads, where its pages are, what it was started with.
+
+Everything comes from /proc (proc(5)); nothing is asked of the process itself. What cannot be read, for
+the process is another user's, has ended, or the kernel hides it, is said in `problems`.
+"""
+
+from __future__ import annotations
+
+import os
+
+from ompaffinity.errors import IdListError, RequestError
+from ompaffinity.openmp.current import parse_placement
+from ompaffinity.openmp.environment import PLACEMENT_VARIABLE
+from ompaffinity.openmp.runtimes import RuntimeLibrary, runtimes_of_process
+from ompaffinity.records import NamedTuple
+from ompaffinity.topology.idlist import parse_id_list
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ompaffinity.placement.plan import RankPlacement
+
+LAST_CPU_FIELD = 39
+"""proc(5), /proc/pid/stat: "processor", counted from 1; the second field ends with the last parenthesis."""
+
+
+class ThreadState(NamedTuple):
+    """One thread: the kernel's id, its name, ``R`` for running or another state letter, its mask, its last CPU."""
+
+    thread_id: int
+    name: str
+    state: str
+    cpus: tuple[int, ...]
+    last_cpu: int | None
+
+
+class MappedMemory(NamedTuple):
+    """Memory of a process: {policy as numa_maps words it: {node: bytes}}."""
+
+    bytes_by_policy: dict[str, dict[int, int]]
+
+    @property
+    def bytes_by_node(self) -> dict[int, int]:
+        """Return {node: bytes} over all policies."""
+        total: dict[int, int] = {}
+        for nodes in self.bytes_by_policy.values():
+            for node, size in nodes.items():
+                total[node] = total.get(node, 0) + size
+        return total
+
+
+class ProcessState(NamedTuple):
+    """A process as the kernel shows it. `memory` is None where there is no numa_maps or it may not be read.
+
+    `environment` is what the process was *started* with: later changes do not show there. `placement` is what
+    we gave it, if it was started by us.
+    """
+
+    pid: int
+    command: str
+    threads: tuple[ThreadState, ...]
+    environment: dict[str, str] | None
+    placement: RankPlacement | None
+    runtimes: tuple[RuntimeLibrary, ...]
+    memory: MappedMemory | None
+    problems: tuple[str, ...]
+
+
+def observe_process(pid: int) -> ProcessState:
+    """Return what the kernel says of the process `pid`.
+
+    Raises:
+        RequestError: there is no such process (any more), or not even its threads may be seen.
+    """
+    problems: list[str] = []
+    try:
+        threads = tuple(_threads(pid))
+    except FileNotFoundError:
+        raise RequestError(f"there is no process {pid} (any more)") from None
+    except OSError as error:
+        raise RequestError(
+            f"process {pid} cannot be looked at: {error.strerror} (hidepid, or another user's)"
+        ) from None
+    if not threads:
+        raise RequestError(f"there is no process {pid} (any more)")
+    environment = _environment(pid, problems)
+    placement = None
+    if environment is not None and PLACEMENT_VARIABLE in environment:
+        try:
+            placement = parse_placement(environment[PLACEMENT_VARIABLE])
+        except RequestError as error:
+            problems.append(str(error))
+    runtimes: tuple[RuntimeLibrary, ...] = ()
+    try:
+        runtimes = runtimes_of_process(pid)
+    except OSError as error:
+        problems.append(f"its libraries cannot be read (/proc/{pid}/maps: {error.strerror})")
+    return ProcessState(
+        pid, _command(pid), threads, environment, placement, runtimes, _memory(pid, problems), tuple(problems)
+    )
+
+
+def _threads(pid: int) -> Iterator[ThreadState]:
+    folder = f"/proc/{pid}/task"
+    for name in sorted(os.listdir(folder), key=int):
+        try:
+            fields = _status(f"{folder}/{name}/status")
+            last_cpu = _last_cpu(f"{folder}/{name}/stat")
+            cpus = tuple(parse_id_list(fields["Cpus_allowed_list"]))
+        except (FileNotFoundError, ProcessLookupError, KeyError, IdListError):
+            # The thread ended between the listing and the reading.
+            continue
+        yield ThreadState(int(name), fields.get("Name", ""), fields.get("State", "?")[:1], cpus, last_cpu)
+
+
+def _status(path: str) -> dict[str, str]:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
+
+
+def _last_cpu(path: str) -> int | None:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        # The name, in parentheses, may hold anything.
+        fields = file.read().rpartition(")")[2].split()
+    number = fields[LAST_CPU_FIELD - 3] if len(fields) > LAST_CPU_FIELD - 3 else ""
+    return int(number) if number.isdigit() else None
+
+
+def _command(pid: int) -> str:
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read().split(b"\0")
+    except OSError:
+        return ""
+    return " ".join(word.decode(errors="replace") for word in words if word)
+
+
+def _environment(pid: int, problems: list[str]) -> dict[str, str] | None:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            entries = file.read().split(b"\0")
+    except OSError as error:
+        problems.append(f"what it was started with cannot be read (/proc/{pid}/environ: {error.strerror})")
+        return None
+    pairs = (os.fsdecode(entry).partition("=") for entry in entries if entry)
+    return {name: value for name, _, value in pairs}
+
+
+def _memory(pid: int, problems: list[str]) -> MappedMemory | None:
+    try:
+        with open(f"/proc/{pid}/numa_maps", encoding="utf-8", errors="replace") as file:
+            return parse_numa_maps(file)
+    except FileNotFoundError:
+        problems.append("where its pages are is not known: this kernel has no numa_maps (CONFIG_NUMA)")
+    except OSError as error:
+        problems.append(f"where its pages are cannot be read (/proc/{pid}/numa_maps: {error.strerror})")
+    return None
+
+
+def parse_numa_maps(lines: Iterator[str] | list[str]) -> MappedMemory:
+    """Return the memory that lines of /proc/pid/numa_maps tell of (numa(7)); pages of a file count as well."""
+    found: dict[str, dict[int, int]] = {}
+    for line in lines:
+        words = line.split()
+        if len(words) < 2:
+            continue
+        page = next((word.partition("=")[2] for word in words if word.startswith("kernelpagesize_kB=")), "4")
+        size = 1024 * int(page) if page.isdigit() else 4096
+        for word in words[2:]:
+            node, equals, count = word[1:].partition("=")
+            if word[0] == "N" and equals and node.isdigit() and count.isdigit():
+                nodes = found.setdefault(words[1], {})
+                nodes[int(node)] = nodes.get(int(node), 0) + size * int(count)
+    return MappedMemory(found)

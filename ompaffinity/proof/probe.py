@@ -1,0 +1,56 @@
+"""A worker that only forms a team: what ``verify`` starts for each rank, through the manager.
+
+As a program (``python -m ompaffinity.proof.probe LIBRARY``) it forms the library's OpenMP team, touches memory in
+every thread, writes one line of JSON, and waits for the end of its input, so that the kernel can be asked
+about it meanwhile. ``GOMP_parallel`` runs a function in each thread; libgomp, libomp and libiomp5 export it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import sys
+from threading import get_native_id
+
+TOUCHED_BYTES = 8 * 2**20
+"""What each thread touches, in pages of its own."""
+
+
+def form_team(library: str) -> tuple[list[int], list[mmap.mmap]]:
+    """Return the thread ids of the team, in the order of its threads, and the memory that they touched.
+
+    Raises:
+        OSError: the library cannot be loaded.
+        AttributeError: it is no OpenMP runtime.
+    """
+    runtime = ctypes.CDLL(library)
+    team: dict[int, int] = {}
+    touched: list[mmap.mmap] = []
+
+    def body(_data: object) -> None:
+        team[runtime.omp_get_thread_num()] = get_native_id()
+        memory = mmap.mmap(-1, TOUCHED_BYTES)
+        for start in range(0, TOUCHED_BYTES, mmap.PAGESIZE):
+            memory[start] = 1
+        touched.append(memory)
+
+    runtime.GOMP_parallel(ctypes.CFUNCTYPE(None, ctypes.c_void_p)(body), None, 0, 0)
+    return [team[number] for number in sorted(team)], touched
+
+
+def main() -> None:
+    """Form the team, report it, and wait."""
+    import json
+
+    try:
+        team, touched = form_team(sys.argv[1])
+        answer: dict[str, object] = {"team": team, "touched": len(touched)}
+    except (OSError, AttributeError) as error:
+        answer = {"error": f"{sys.argv[1]} cannot be used as an OpenMP runtime: {error}"}
+    sys.stdout.write(json.dumps(answer) + "\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

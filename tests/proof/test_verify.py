@@ -1,0 +1,321 @@
+"""Real workers, right ones and deliberately broken ones: the kernel's word, and the cause."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ompaffinity.cli.main import main
+from ompaffinity.errors import RequestError
+from ompaffinity.openmp.document import plan_document, worker_environment
+from ompaffinity.openmp.manager import OMPProcessManager
+from ompaffinity.placement.plan import Plan, RankPlacement, make_plan
+from ompaffinity.placement.request import PlacementRequest
+from ompaffinity.proof.compare import RankVerdict, compare_with_placement
+from ompaffinity.proof.observe import observe_process
+from ompaffinity.proof.verify import library_to_probe, verify_plan, verify_processes
+from ompaffinity.topology.load import load_topology
+from tests.conftest import ROOT, run_command
+from tests.openmp.libraries import (
+    GOMP,
+    INTEL,
+    LLVM,
+    NEWER_LLVM,
+    needs_gomp,
+    needs_intel,
+    needs_llvm,
+    needs_newer_llvm,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CPUS = sorted(os.sched_getaffinity(0))
+needs_two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="two OpenMP threads need two CPUs")
+
+LIBRARIES = {
+    "gomp": pytest.param("gomp", GOMP, marks=needs_gomp),
+    "llvm": pytest.param("iomp", LLVM, marks=needs_llvm),
+    "newer-llvm": pytest.param("iomp", NEWER_LLVM, marks=needs_newer_llvm),
+    "intel": pytest.param("iomp", INTEL, marks=needs_intel),
+}
+
+
+def live_plan(runtime: str = "gomp", **request: Any) -> Plan:
+    return make_plan(load_topology(), PlacementRequest(runtime=runtime, **request))
+
+
+@pytest.mark.parametrize("granularity", ["thread", "team"])
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize(("runtime", "library"), LIBRARIES.values(), ids=LIBRARIES.keys())
+def test_workers_that_are_right_pass(runtime: str, library: str, ranks: int, granularity: str) -> None:
+    if ranks > len(CPUS):
+        pytest.skip("two ranks need two CPUs")
+    manager = OMPProcessManager(live_plan(runtime, tensor_parallel_size=ranks, granularity=granularity))
+    verdict = verify_plan(manager, library)
+    assert verdict.holds, verdict
+    assert [len(rank.threads) for rank in verdict.ranks] == [len(rank.cpus) for rank in manager.plan.ranks]
+    for rank, placement in zip(verdict.ranks, manager.plan.ranks):
+        assert [thread.cpus for thread in rank.threads] == list(placement.places)
+        assert rank.team_known
+        assert sum((rank.bytes_by_node or {0: 2**40}).values()) > 8 * 2**20 * len(placement.cpus)
+
+
+@needs_gomp
+def test_they_pass_again_and_again_under_load() -> None:
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in CPUS]
+    try:
+        manager = OMPProcessManager(live_plan())
+        assert all(verify_plan(manager, GOMP).holds for _ in range(20))
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+WORKER = """if True:
+    import ctypes, json, os, sys
+    sys.path.insert(0, {root!r})
+    from ompaffinity.proof.probe import form_team
+    {before}
+    team, _ = form_team(sys.argv[1])
+    {after}
+    print(json.dumps(team), flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def worker(
+    library: str,
+    plan: Plan | None = None,
+    *,
+    before: str = "",
+    after: str = "",
+    wrapper: tuple[str, ...] = (),
+    **environment: str,
+) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Start a worker with this library, as rank 0 of the plan if there is one, and yield its pid and team."""
+    code = WORKER.format(root=str(ROOT), before=before or "pass", after=after or "pass")
+    command = [*wrapper, sys.executable, "-c", code, library]
+    with nullcontext() if plan is None else OMPProcessManager(plan).configure_omp_envs(0):
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, **environment},
+        )
+    with process:
+        assert process.stdout is not None
+        yield process.pid, tuple(json.loads(process.stdout.readline()))
+        process.communicate(timeout=60)
+
+
+def verdict_on(
+    placement: RankPlacement, pid: int, team: tuple[int, ...] | None, environment: dict[str, str] | None = None
+) -> RankVerdict:
+    verdict = compare_with_placement(placement, observe_process(pid), team, environment)
+    json.dumps(verdict.to_document())
+    return verdict
+
+
+def causes(verdict: RankVerdict) -> set[str | None]:
+    assert not verdict.holds
+    return {difference.cause for difference in verdict.differences}
+
+
+def only_cause(verdict: RankVerdict) -> str:
+    (cause,) = causes(verdict)
+    assert cause is not None
+    return cause
+
+
+@needs_gomp
+@needs_two_cpus
+@pytest.mark.parametrize("library", [pytest.param(LLVM, marks=needs_llvm), pytest.param(INTEL, marks=needs_intel)])
+def test_a_second_runtime_is_the_cause(library: str) -> None:
+    plan = live_plan("omp", reserve=0)
+    with worker(library, plan, before="ctypes.CDLL('libgomp.so.1').omp_get_max_threads()") as (pid, team):
+        cause = only_cause(verdict_on(plan.ranks[0], pid, team))
+    assert cause.startswith("two OpenMP runtimes in the process (lib")
+
+
+@needs_gomp
+@needs_two_cpus
+def test_the_environment_of_another_rank_is_the_cause() -> None:
+    plan = live_plan(tensor_parallel_size=2)
+    with worker(GOMP, plan) as (pid, team):
+        verdict = verdict_on(plan.ranks[1], pid, team)
+    if plan.ranks[0].places != plan.ranks[1].places:
+        assert "the environment of rank 0: a fork server" in only_cause(verdict)
+
+
+@needs_gomp
+@needs_two_cpus
+@pytest.mark.skipif(shutil.which("taskset") is None, reason="util-linux's taskset is not installed")
+def test_taskset_around_the_worker_is_the_cause() -> None:
+    # GOMP_CPU_AFFINITY would leave the mask; OMP_PLACES stays within.
+    plan = live_plan("omp", reserve=0)
+    with worker(GOMP, plan, wrapper=("taskset", "-c", str(CPUS[0]))) as (pid, team):
+        cause = only_cause(verdict_on(plan.ranks[0], pid, team))
+    assert f"a mask from outside (taskset, cpuset, a batch system) leaves the process CPU {CPUS[0]} and" in cause
+
+
+@needs_gomp
+@needs_two_cpus
+def test_variables_that_are_set_too_late_are_the_cause() -> None:
+    plan = live_plan(reserve=0)
+    before = "ctypes.CDLL('libgomp.so.1'); os.environ['OMP_PLACES'] = '{0},{1}'"
+    with worker(GOMP, before=before) as (pid, team):
+        verdict = verdict_on(plan.ranks[0], pid, team)
+    assert "started without the plan's environment: variables that are set after the start" in only_cause(verdict)
+    assert any("was not started by the manager" in note for note in verdict.notes)
+
+
+@needs_gomp
+@needs_two_cpus
+def test_a_wrong_number_of_threads_is_the_cause() -> None:
+    plan = live_plan(reserve=0)
+    heard, _ = worker_environment(plan, plan.ranks[0])
+    with worker(GOMP, plan, OMP_NUM_THREADS="1") as (pid, team):
+        verdict = verdict_on(plan.ranks[0], pid, team, heard)
+    assert only_cause(verdict) == f"the process was started with OMP_NUM_THREADS=1, the plan says {len(CPUS)}"
+    with worker(GOMP, plan, before="ctypes.CDLL('libgomp.so.1').omp_set_num_threads(1)") as (pid, team):
+        verdict = verdict_on(plan.ranks[0], pid, team, heard)
+    assert verdict.differences[0].message == f"the team has 1 threads, the plan says {len(CPUS)}"
+    assert "the program set another number of threads" in only_cause(verdict)
+    with worker(GOMP, plan, OMP_THREAD_LIMIT="1") as (pid, team):
+        assert "OMP_THREAD_LIMIT=1, which breaks a team" in only_cause(verdict_on(plan.ranks[0], pid, team))
+
+
+@needs_gomp
+@needs_two_cpus
+def test_a_thread_that_somebody_bound_anew_is_the_cause() -> None:
+    plan = live_plan(reserve=0)
+    with worker(GOMP, plan) as (pid, team):
+        assert verdict_on(plan.ranks[0], pid, team).holds
+        os.sched_setaffinity(team[1], {CPUS[0]})
+        verdict = verdict_on(plan.ranks[0], pid, team)
+        (difference,) = verdict.differences
+        assert difference.subject == "thread 1"
+        assert difference.message == f"may run on CPU {CPUS[0]}, the plan says {plan.ranks[0].cpus[1]}"
+        assert "somebody bound this thread anew" in only_cause(verdict)
+        live = verify_processes([pid])
+        assert not live.holds
+
+
+@needs_gomp
+def test_live_workers_are_judged_by_what_they_were_started_with(tmp_path: Path) -> None:
+    plan = live_plan(reserve=0)
+    with worker(GOMP, plan) as (pid, _):
+        assert verify_processes([pid]).holds
+        assert verify_processes([pid], plan.ranks).holds
+        file = tmp_path / "plan.json"
+        file.write_text(json.dumps(plan_document(plan)))
+        done = run_command("verify", "--pid", str(pid), "--plan", str(file), "--json")
+        assert (done.returncode, done.stderr) == (0, "")
+        document = json.loads(done.stdout)
+        assert (document["schema"], document["holds"]) == ("ompaffinity.verify/1", True)
+        assert [thread["holds"] for thread in document["ranks"][0]["threads"]] == [True] * len(CPUS)
+        assert not document["ranks"][0]["team_known"]
+        done = run_command("verify", "--pid", str(pid), str(pid), "--plan", str(file))
+        assert done.returncode == 2
+        assert "names 2 processes, but the plan has 1 ranks" in done.stderr
+
+
+@needs_two_cpus
+def test_a_live_process_without_a_team_is_told_so() -> None:
+    plan = live_plan(reserve=0)
+    with OMPProcessManager(plan).configure_omp_envs(0):
+        process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    with process:
+        verdict = verify_processes([process.pid]).ranks[0]
+        process.communicate()
+    assert any("has it run a parallel region yet?" in difference.message for difference in verdict.differences)
+    assert "no OpenMP runtime is loaded in the process (yet)" in causes(verdict)
+
+
+@needs_gomp
+def test_a_worker_judges_itself() -> None:
+    plan = live_plan(reserve=0)
+    after = (
+        "import logging, ompaffinity; logging.basicConfig(level='INFO', stream=sys.stdout, format='%(message)s');"
+        " verdict = ompaffinity.log_current_affinity_state('start-up');"
+        " assert verdict.holds and verdict.rank == 0, verdict; raise SystemExit"
+    )
+    code = WORKER.format(root=str(ROOT), before="pass", after=after)
+    with OMPProcessManager(plan).configure_omp_envs(0):
+        process = subprocess.Popen([sys.executable, "-c", code, GOMP], stdout=subprocess.PIPE, text=True)
+    output = process.communicate(timeout=60)[0]
+    assert output.startswith("start-up: rank 0 holds: thread 0 on CPU "), output
+    assert process.returncode == 0
+
+
+def test_outside_of_a_worker_there_is_nothing_to_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ompaffinity
+
+    monkeypatch.delenv("OMPAFFINITY_PLACEMENT", raising=False)
+    assert ompaffinity.verify_current_process() is None
+    assert ompaffinity.log_current_affinity_state("here") is None
+
+
+@needs_gomp
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", "--library", GOMP]) == 0
+    output = capsys.readouterr().out
+    assert "The plan holds: 1 rank, every thread where it belongs." in " ".join(output.split())
+    assert main(["verify", "--library", GOMP, "--json", "--strict"]) == 0
+    assert json.loads(capsys.readouterr().out)["holds"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["--library", "libc.so.6"], "--library libc.so.6 is no OpenMP runtime"),
+        (["--library", "/missing.so"], "--library /missing.so cannot be found"),
+        (["--pid", "x"], "--pid is 'x'; it must be process numbers"),
+        (["--pid", "0"], "--pid is '0'; it must be process numbers"),
+        (["--pid", "999999999"], "there is no process 999999999"),
+        (["--pid", "1", "--tp", "2"], "--pid looks at workers that run already, so tensor_parallel_size cannot be met"),
+        (["--plan", "x"], "--plan is what live workers are compared with; name them with --pid"),
+        (["--pid", "1", "--plan", "/missing"], "--plan /missing cannot be read: No such file or directory"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(arguments: list[str], match: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["verify", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("ompaffinity: error: ")
+    assert match in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_a_process_that_is_not_ours_needs_a_plan() -> None:
+    with pytest.raises(RequestError, match=r"was not started by ompaffinity .*; give its plan with --plan FILE"):
+        verify_processes([os.getpid()])
+
+
+def test_which_library_is_probed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from ompaffinity.openmp.runtimes import RuntimeLibrary
+    from ompaffinity.proof import verify
+
+    preloaded = RuntimeLibrary("/x/libiomp5.so", "iomp", "preloaded")
+    monkeypatch.setattr(verify, "expected_runtimes", lambda _environ: (preloaded,))
+    assert library_to_probe("auto", {}) == ("iomp", "/x/libiomp5.so")
+    monkeypatch.setattr(verify, "expected_runtimes", lambda _environ: ())
+    monkeypatch.setattr(verify, "find_library", lambda *_arguments: None)
+    with pytest.raises(RequestError, match="no OpenMP runtime of the kind gomp is installed here"):
+        library_to_probe("gomp", {})
+    broken = tmp_path / "libgomp.so.1"
+    broken.write_bytes(b"")
+    with pytest.raises(RequestError, match="cannot be used as an OpenMP runtime"):
+        verify_plan(OMPProcessManager(live_plan()), str(broken))
