@@ -58,6 +58,10 @@ def _run(arguments: list[str]) -> int:
         from ompaffinity.cli.verify import run_verify
 
         return run_verify(values)
+    if verb == "inspect":
+        from ompaffinity.cli.inspect import run_inspect
+
+        return run_inspect(values)
     from ompaffinity.cli.topology import run_topology
 
     return run_topology(values)

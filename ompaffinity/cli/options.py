@@ -26,8 +26,9 @@ FORMATS = ("table", "json", "env")
 
 
 class Option(NamedTuple):
-    """One option. `kind` says how its text is read: a flag, a number, one of `choices`, an id list, or text.
+    """One option, or without leading dashes an argument.
 
+    `kind` says how its text is read: a flag, a number, one of `choices`, an id list, or text.
     An option of the kind ``"files"`` may be given several times, one of the kind ``"pids"`` takes several values.
     """
 
@@ -176,17 +177,30 @@ VERIFY_OPTIONS = (
     Option("--strict", "strict", "flag", "exit with status 1 if there is a warning"),
 )
 
+INSPECT_OPTIONS = (
+    Option("PID", "pids", "pids", "the processes to look at", metavar="PID"),
+    Option("--all", "all", "flag", "every process that is bound to fewer CPUs than there are"),
+    *OUTPUT_OPTIONS,
+    Option("--strict", "strict", "flag", "exit with status 1 if something is wrong"),
+)
+
 VERBS: dict[str, tuple[Option, ...]] = {
     "plan": (*PLAN_OPTIONS, *MACHINE_OPTIONS, *PLAN_OUTPUT_OPTIONS),
     "topology": (*MACHINE_OPTIONS, *TOPOLOGY_OPTIONS, *OUTPUT_OPTIONS),
     "verify": (*PLAN_OPTIONS, *VERIFY_OPTIONS),
+    "inspect": INSPECT_OPTIONS,
 }
 SUMMARIES = {
     "plan": "dry run: what each rank would get, and why everything else is left out",
     "topology": "what was read: CPUs, nodes, limits",
     "verify": "proof: start an OpenMP team per rank, or look at live workers, and compare what the kernel says",
+    "inspect": "where the threads and the pages of live processes are, and what is wrong with that",
 }
 EXAMPLES = {
+    "inspect": """examples:
+  ompaffinity inspect 4711 4712
+  ompaffinity inspect --all --json
+""",
     "plan": """examples:
   ompaffinity plan --tp 2
   ompaffinity plan --tp 4 --runtime gomp --json

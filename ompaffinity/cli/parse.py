@@ -87,7 +87,11 @@ def parse_with_argparse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
             allow_abbrev=False,
         )
         for option in options:
-            keywords: dict[str, Any] = {"dest": option.field, "default": argparse.SUPPRESS, "help": option.help}
+            keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": option.help}
+            if not option.flag.startswith("-"):
+                parser_of_verb.add_argument(option.field, nargs="*", metavar=option.metavar, **keywords)
+                continue
+            keywords["dest"] = option.field
             if option.kind == "flag":
                 keywords["action"] = "store_true"
             else:

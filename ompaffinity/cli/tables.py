@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ompaffinity.placement.plan import Plan
     from ompaffinity.proof.compare import RankVerdict
+    from ompaffinity.proof.inspect import Inspection
     from ompaffinity.proof.verify import Verdict
     from ompaffinity.records import Message
     from ompaffinity.topology.model import LogicalCPUInfo, Topology
@@ -122,6 +123,35 @@ def print_verdict(verdict: Verdict) -> None:
     else:
         broken = sum(not rank.holds for rank in verdict.ranks)
         console.print(Text(f"The plan does not hold for {broken} of {count}.", style="bold red"))
+
+
+def print_inspection(inspection: Inspection) -> None:
+    """Print one row per group of like threads of each process, its memory, and what is wrong."""
+    console = _console()
+    table = _table("pid", "command", "threads", "running", "may run on", "memory", right=("pid", "threads", "running"))
+    for process in inspection.processes:
+        groups: dict[tuple[int, ...], list[str]] = {}
+        for thread in process.state.threads:
+            groups.setdefault(thread.cpus, []).append(thread.state)
+        cells = [str(process.state.pid), process.state.command[:40]]
+        memory = process.state.memory
+        by_node = {} if memory is None else memory.bytes_by_node
+        pages = ", ".join(f"{size / 2**20:.0f} MiB on node {node}" for node, size in sorted(by_node.items()))
+        for cpus, states in sorted(groups.items()):
+            table.add_row(*cells, str(len(states)), str(states.count("R")), format_id_list(cpus), pages)
+            cells, pages = ["", ""], ""
+    console.print(table)
+    console.print()
+    for finding in inspection.findings:
+        console.print(Text(f"{finding.message} [{finding.code}]", style="bold red"))
+    for process in inspection.processes:
+        for note in process.state.problems:
+            console.print(Text(f"note: process {process.state.pid}: {note}", style="cyan"))
+    if inspection.unseen:
+        numbers = format_id_list(inspection.unseen)
+        console.print(Text(f"note: process {numbers} may not be looked at, or ended meanwhile", style="cyan"))
+    if not inspection.findings:
+        console.print(Text("Nothing wrong was found.", style="bold green"))
 
 
 def _memory_line(rank: RankVerdict) -> str:

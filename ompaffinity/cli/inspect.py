@@ -1,0 +1,29 @@
+"""``inspect``: live processes, bound by anybody."""
+
+from __future__ import annotations
+
+import sys
+
+from ompaffinity.errors import RequestError
+from ompaffinity.jsontext import to_json
+from ompaffinity.proof.inspect import inspect_all, inspect_processes
+from ompaffinity.topology.load import load_topology
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def run_inspect(values: dict[str, Any]) -> int:
+    """Print what the kernel says of the processes; 1 under --strict if something is wrong, else 0."""
+    if ("pids" in values) == bool(values.get("all")):
+        raise RequestError("name the processes to look at (inspect PID...), or give --all for every bound one")
+    topology = load_topology()
+    inspection = inspect_all(topology) if values.get("all") else inspect_processes(topology, values["pids"])
+    if values.get("json"):
+        sys.stdout.write(to_json(inspection.to_document()) + "\n")
+    else:
+        from ompaffinity.cli.tables import print_inspection
+
+        print_inspection(inspection)
+    return int(bool(values.get("strict")) and bool(inspection.findings))
