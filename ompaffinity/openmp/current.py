@@ -7,7 +7,7 @@ import os
 from ompaffinity.errors import RequestError
 from ompaffinity.openmp.environment import PLACEMENT_VARIABLE
 from ompaffinity.placement.plan import RankPlacement
-from ompaffinity.topology.idlist import parse_id_list
+from ompaffinity.topology.idlist import MAX_ID, parse_id_list
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def parse_placement(text: str) -> RankPlacement:
     try:
         document = json.loads(text)
         return placement_of(document)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise RequestError(
             f"{PLACEMENT_VARIABLE} does not hold a placement ({type(error).__name__}: {error})"
         ) from None
@@ -52,11 +52,17 @@ def placement_of(document: dict[str, Any]) -> RankPlacement:
         rank=int(document["rank"]),
         local_rank=int(document["local_rank"]),
         bound=bool(document["bound"]),
-        cpus=tuple(int(cpu) for cpu in document["cpus"]),
-        helper_cpus=tuple(int(cpu) for cpu in document["helper_cpus"]),
+        cpus=tuple(_number(cpu) for cpu in document["cpus"]),
+        helper_cpus=tuple(_number(cpu) for cpu in document["helper_cpus"]),
         places=tuple(tuple(parse_id_list(place)) for place in document["places"]),
         affinity=tuple(parse_id_list(document["affinity"])),
-        nodes=tuple(int(node) for node in document["nodes"]),
+        nodes=tuple(_number(node) for node in document["nodes"]),
         memory_policy=str(document["memory_policy"]),
         device=None if device is None else int(device),
     )
+
+
+def _number(value: object) -> int:
+    if type(value) is not int or not 0 <= value <= MAX_ID:
+        raise ValueError(f"{value!r} is not a CPU or node number")
+    return value

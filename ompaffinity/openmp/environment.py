@@ -28,8 +28,17 @@ TEAM_BREAKERS = (
     "KMP_LIBRARY",
     "KMP_ALL_THREADS",
     "KMP_DEVICE_THREAD_LIMIT",
+    "KMP_CPUINFO_FILE",
+    "OMP_DYNAMIC_ALL",
+    "OMP_MAX_ACTIVE_LEVELS_ALL",
+    "OMP_NUM_THREADS_ALL",
+    "OMP_PLACES_ALL",
+    "OMP_PROC_BIND_ALL",
+    "OMP_THREAD_LIMIT_ALL",
 )
-"""Values that silently give a team of one thread, or stack all threads on one core."""
+"""Values that silently give a team of one thread, stack all threads on one core, or end the process.
+
+The names with ``_ALL`` are those of OpenMP 6.0, chapter 4, which libiomp5 reads already."""
 OTHER_THREAD_COUNTS = (
     "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",

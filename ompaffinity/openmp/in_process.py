@@ -42,8 +42,8 @@ class ProcessBinding:
         self.warnings: list[Message] = []
         self._masks_before: dict[int, set[int]] = {}
         self._policy_before: ThreadPolicy | None = None
-        self._runtime: ctypes.CDLL | None = None
-        self._team_size_before = 0
+        self._runtimes: list[tuple[ctypes.CDLL, int]] = []
+        self._all_teams: set[int] = set()
 
     def undo(self) -> None:
         """Give each thread that still runs its mask back, and the calling thread its memory policy and team size.
@@ -57,27 +57,36 @@ class ProcessBinding:
         if self._policy_before is not None:
             restore_thread_policy(self._policy_before)
             self._policy_before = None
-        if self._runtime is not None:
-            self._runtime.omp_set_num_threads(self._team_size_before)
-            self._runtime = None
+        for runtime, size in self._runtimes:
+            runtime.omp_set_num_threads(size)
+        self._runtimes.clear()
+        if self in _bindings:
+            _bindings.remove(self)
+
+
+_bindings: list[ProcessBinding] = []
 
 
 def bind_current_process(placement: RankPlacement) -> ProcessBinding:
     """Bind this process as a worker with this placement would have been born.
 
-    The calling thread's OpenMP team, if a runtime is loaded, gets the placement's size and places. Of the other
-    threads those get the placement's affinity whose mask is that of the calling thread; somebody bound the
-    rest, which is left alone. The memory policy is set for the calling thread only, and moves no page; where it
-    is refused, `warnings` says so.
+    The calling thread's OpenMP team, of every runtime that is loaded, gets the placement's size and places; a
+    library that keeps a thread count of its own (MKL in torch) must be told, too: ``torch.set_num_threads``. Of
+    the other threads those get the placement's affinity whose mask is that of the calling thread; somebody
+    bound the rest, which is left alone. The memory policy is set for the calling thread only, and moves no
+    page; where it is refused, `warnings` says so.
 
     Raises:
-        BindingError: the calling thread or its team cannot be bound; then nothing has changed.
+        BindingError: the calling thread or its team cannot be bound, or the process is bound in this way already;
+            then nothing has changed.
     """
     binding = ProcessBinding()
     if not placement.bound:
         return binding
     if not hasattr(os, "sched_setaffinity"):
         raise BindingError("this system cannot bind threads to CPUs")
+    if _bindings:
+        raise BindingError("this process is bound already; undo() that first, for it tells what was there before")
     inherited = os.sched_getaffinity(0)
     try:
         _bind_team(placement, binding)
@@ -86,38 +95,46 @@ def bind_current_process(placement: RankPlacement) -> ProcessBinding:
         binding.undo()
         raise
     _set_memory_policy(placement, binding)
+    _bindings.append(binding)
     return binding
 
 
 def _bind_team(placement: RankPlacement, binding: ProcessBinding) -> None:
-    """Bind the calling thread's team in a parallel region, each thread to its place."""
+    """Bind the calling thread's team of every runtime that is loaded, each thread to its place."""
     libraries = loaded_runtimes()
     if not libraries:
         binding.team = (get_native_id(),)
         _bind(get_native_id(), placement.places[0], binding, must=True)
         return
-    runtime = ctypes.CDLL(libraries[0].path)
-    binding._runtime, binding._team_size_before = runtime, runtime.omp_get_max_threads()
-    runtime.omp_set_num_threads(len(placement.cpus))
+    for library in libraries:
+        runtime = ctypes.CDLL(library.path)
+        binding._runtimes.append((runtime, runtime.omp_get_max_threads()))
+        runtime.omp_set_num_threads(len(placement.cpus))
+        team = _form_team(runtime, len(placement.cpus))
+        if len(team) < len(placement.cpus):
+            raise BindingError(
+                f"the OpenMP team of {library.path} has {len(team)} of {len(placement.cpus)} threads; look at"
+                " OMP_THREAD_LIMIT and OMP_DYNAMIC"
+            )
+        binding.team = binding.team or team
+        binding._all_teams.update(team)
+        for place, number in zip(placement.places, team):
+            _bind(number, place, binding, must=True)
+
+
+def _form_team(runtime: ctypes.CDLL, threads: int) -> tuple[int, ...]:
     team: dict[int, int] = {}
 
     def body(_data: object) -> None:
         team[runtime.omp_get_thread_num()] = get_native_id()
 
-    runtime.GOMP_parallel(ctypes.CFUNCTYPE(None, ctypes.c_void_p)(body), None, len(placement.cpus), 0)
-    binding.team = tuple(team[place] for place in sorted(team))
-    if len(team) < len(placement.cpus):
-        raise BindingError(
-            f"the OpenMP team has {len(team)} of {len(placement.cpus)} threads; look at"
-            " OMP_THREAD_LIMIT and OMP_DYNAMIC"
-        )
-    for place, number in zip(placement.places, binding.team):
-        _bind(number, place, binding, must=True)
+    runtime.GOMP_parallel(ctypes.CFUNCTYPE(None, ctypes.c_void_p)(body), None, threads, 0)
+    return tuple(team[place] for place in sorted(team))
 
 
 def _bind_other_threads(placement: RankPlacement, binding: ProcessBinding, inherited: set[int]) -> None:
     for number in sorted(map(int, os.listdir("/proc/self/task"))):
-        if number in binding.team:
+        if number in binding.team or number in binding._all_teams:
             continue
         try:
             mask = os.sched_getaffinity(number)

@@ -54,7 +54,8 @@ def turn() -> Iterator[None]:
     """
     task = _current_task()
     with _environment_lock:
-        if _tasks_inside and _tasks_inside[-1] is not task:
+        # A context outside of any task is left after the loop that runs inside of it.
+        if _tasks_inside and _tasks_inside[-1] is not None and _tasks_inside[-1] is not task:
             raise RequestError(
                 "another asyncio task of this thread is starting a worker; start workers one after another,"
                 " for they share the environment and the thread's binding"
@@ -115,7 +116,7 @@ def take_affinity(cpus: tuple[int, ...], stack: ExitStack) -> None:
     except OSError as error:
         raise BindingError(
             f"the kernel refused CPU {format_id_list(wanted)} ({error.strerror});"
-            " did a CPU go offline, or the cpuset shrink, since the plan?"
+            " look for a seccomp profile, or a CPU or cpuset that is gone since the plan"
         ) from None
     got = os.sched_getaffinity(0)
     if got != wanted:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from queue import SimpleQueue
 
 TYPE_CHECKING = False
@@ -25,11 +25,18 @@ def call_in_launcher(function: Callable[[], Any]) -> Any:
     global _jobs  # noqa: PLW0603
     with _lock:
         if _jobs is None:
-            _jobs = SimpleQueue()
-            threading.Thread(target=_serve, args=(_jobs,), name="ompaffinity-launcher", daemon=True).start()
+            jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+            threading.Thread(target=_serve, args=(jobs,), name="ompaffinity-launcher", daemon=True).start()
+            _jobs = jobs
+        jobs = _jobs
     future: Future[Any] = Future()
-    _jobs.put((future, function))
-    return future.result()
+    jobs.put((future, function))
+    try:
+        return future.result()
+    except KeyboardInterrupt:
+        # What was begun is ended first: a worker that starts unseen would never be stopped.
+        wait([future])
+        raise
 
 
 def _serve(jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]]]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
+from ompaffinity.errors import RequestError
 from ompaffinity.openmp.environment import environment_messages
-from ompaffinity.openmp.runtimes import IOMP, expected_runtimes, probe_runtimes
+from ompaffinity.openmp.runtimes import GOMP, IOMP, expected_runtimes, probe_runtimes
 from ompaffinity.openmp.saved import held_by_plans
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import AUTO, parse_bind, requested
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from ompaffinity.placement.request import PlacementRequest
 
 
-def live_plan(options: Mapping[str, Any], probe: Iterable[str] = ()) -> Plan:
+def live_plan(options: Mapping[str, Any], probe: str | Iterable[str] = ()) -> Plan:
     """Plan for this machine and for the runtime that a worker will load; `probe` names modules to import and see.
 
     What is not among `options` comes from the environment.
@@ -38,7 +39,7 @@ def live_plan(options: Mapping[str, Any], probe: Iterable[str] = ()) -> Plan:
     request = requested(given, os.environ)
     if request.bind == "none":
         return make_plan(load_topology(), request)
-    modules = tuple(probe)
+    modules = _module_names(probe)
     libraries = probe_runtimes(modules) if modules else expected_runtimes(os.environ)
     request, messages = for_runtimes(request, libraries)
     return with_messages(make_plan(load_topology(), request), [*messages, *environment_messages(os.environ)])
@@ -56,30 +57,54 @@ def for_runtimes(
     # Who names libomp's or libiomp5's family gets their variables, which leave a libgomp beside them alone.
     if request.granularity == AUTO and (unknown or (several and not immune)):
         request = request._replace(granularity="team")
-    messages = []
-    consequence = (
-        "a team floats within its rank's CPUs" if request.granularity == "team" else "each thread still gets a CPU"
-    )
-    if several:
-        names = " and ".join(f"{os.path.basename(library.path)} ({library.reason})" for library in libraries)
-        messages.append(
-            Message(
-                "two-openmp-runtimes",
-                "warning",
-                f"the workers load {names}: the first to start narrows what the other sees, so {consequence};"
-                " load one of them only, or say runtime= for the one that counts",
-            )
+    return request, runtime_messages(request.runtime, request.granularity, libraries, unknown=unknown)
+
+
+def _module_names(probe: str | Iterable[str]) -> tuple[str, ...]:
+    names = (probe,) if isinstance(probe, str) else tuple(probe) if isinstance(probe, (list, tuple)) else (None,)
+    if not all(isinstance(name, str) for name in names):
+        raise RequestError(f"probe is {probe!r}; it must be names of modules")
+    return tuple(str(name) for name in names)
+
+
+def runtime_messages(
+    runtime: str, granularity: str, libraries: tuple[RuntimeLibrary, ...], *, unknown: bool = False
+) -> list[Message]:
+    """Return what to say of workers that hear the variables of `runtime` and load these libraries."""
+    names = " and ".join(f"{os.path.basename(library.path)} ({library.reason})" for library in libraries)
+    if unknown:
+        consequence = (
+            "each thread still gets a CPU" if granularity == "thread" else "a team floats within its rank's CPUs"
         )
-    elif unknown:
-        messages.append(
-            Message(
-                "runtime-unknown",
-                "warning",
-                f"which OpenMP runtime the workers load is not known, so {consequence};"
-                " say runtime='gomp' (what torch brings), 'iomp' or 'omp', or probe=['module'] to try",
-            )
+        text = (
+            f"which OpenMP runtime the workers load is not known, so {consequence};"
+            " say runtime='gomp' (what torch brings), 'iomp' or 'omp', or probe=['module'] to try"
         )
-    return request, messages
+        return [Message("runtime-unknown", "warning", text)]
+    if libraries and runtime in (GOMP, IOMP) and all(library.family != runtime for library in libraries):
+        text = f"the workers load {names}, which does not hear the variables of runtime={runtime!r}; leave runtime out"
+        return [Message("runtime-differs", "warning", text)]
+    if len(libraries) > 1:
+        if granularity == "team":
+            consequence = "the team floats within its rank's CPUs"
+        elif runtime == IOMP:
+            consequence = "libgomp is left unbound, and the other one binds each thread"
+        else:
+            consequence = "threads of one of them crowd on the first thread's CPUs; granularity='team' avoids that"
+        text = (
+            f"the workers load {names}: the first to start narrows what the other sees, so {consequence};"
+            " load one of them only, or say runtime= for the one that counts"
+        )
+        return [Message("two-openmp-runtimes", "warning", text)]
+    return []
+
+
+def with_live_messages(plan: Plan) -> Plan:
+    """Return a ready plan with what there is to say of the runtimes and the environment here."""
+    if not any(placement.bound for placement in plan.ranks):
+        return plan
+    messages = runtime_messages(plan.runtime, plan.granularity, expected_runtimes(os.environ))
+    return with_messages(plan, [*messages, *environment_messages(os.environ)])
 
 
 def with_messages(plan: Plan, messages: Iterable[Message]) -> Plan:

@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 from ompaffinity.errors import BindingError, RequestError
 from ompaffinity.memory.policy import LibnumaMissingError
 from ompaffinity.openmp.document import worker_environment
-from ompaffinity.openmp.environment import BINDING_VARIABLES, PLACEMENT_VARIABLE
+from ompaffinity.openmp.environment import BINDING_VARIABLES, PLACEMENT_VARIABLE, TEAM_BREAKERS
 from ompaffinity.openmp.inheritance import (
     is_inside,
     restored_environment,
@@ -24,9 +24,9 @@ from ompaffinity.openmp.inheritance import (
     turn,
 )
 from ompaffinity.openmp.launcher import call_in_launcher
-from ompaffinity.openmp.live import live_plan
+from ompaffinity.openmp.live import live_plan, with_live_messages
 from ompaffinity.openmp.starts import refuse_unbindable_starts
-from ompaffinity.placement.plan import RankPlacement
+from ompaffinity.placement.plan import Plan, RankPlacement
 from ompaffinity.records import Message
 
 TYPE_CHECKING = False
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from multiprocessing.process import BaseProcess
     from typing import Any
-
-    from ompaffinity.placement.plan import Plan
 
 logger = logging.getLogger("ompaffinity")
 
@@ -57,14 +55,14 @@ class OMPProcessManager:
     """
 
     def __init__(
-        self, plan: Plan | None = None, *, strict: bool = False, probe: Iterable[str] = (), **request: Any
+        self, plan: Plan | None = None, *, strict: bool = False, probe: str | Iterable[str] = (), **request: Any
     ) -> None:
         given = [*sorted(request), *(["probe"] if probe else [])]
         if plan is not None and given:
             raise RequestError(f"give a plan or {', '.join(given)}, not both")
-        if isinstance(probe, str):
-            probe = (probe,)
-        self.plan = plan if plan is not None else live_plan(request, probe)
+        if plan is not None and not isinstance(plan, Plan):
+            raise RequestError(f"the plan is {plan!r}; it must be what make_plan returns")
+        self.plan = live_plan(request, probe) if plan is None else with_live_messages(plan)
         self.strict = strict
         self._environments: dict[tuple[int, int, bool, str], tuple[dict[str, str], tuple[str, ...]]] = {}
         self.warnings: list[Message] = list(self.plan.warnings)
@@ -96,10 +94,14 @@ class OMPProcessManager:
         with ExitStack() as stack:
             stack.enter_context(turn())
             before = stack.enter_context(restored_environment())
-            if placement.bound:
+            bound = placement.bound
+            if bound:
                 stack.enter_context(refuse_unbindable_starts())
                 placement = self._bind_calling_thread(placement, stack)
             environment, unset = self._environment(placement)
+            if bound and not placement.bound:
+                # Refused: it runs unbound, and not as a stale variable says.
+                unset = (*BINDING_VARIABLES, *TEAM_BREAKERS)
             for name in before.keys() & set(unset):
                 del os.environ[name]
             os.environ.update(environment)
@@ -141,6 +143,7 @@ class OMPProcessManager:
         with ExitStack() as stack:
             stack.enter_context(turn())
             stack.enter_context(restored_environment())
+            stack.enter_context(refuse_unbindable_starts())
             code = "affinity-not-permitted" if reserved else "nothing-reserved"
             try:
                 if not reserved:

@@ -8,6 +8,7 @@ What counts is what a file exports: ``__kmpc_fork_call`` is LLVM's libomp or Int
 from __future__ import annotations
 
 import os
+import re
 import sys
 from contextlib import contextmanager
 from functools import lru_cache
@@ -121,10 +122,25 @@ def _classified(libraries: Iterable[RuntimeLibrary]) -> tuple[RuntimeLibrary, ..
 def preloaded_files(environ: Mapping[str, str]) -> list[str]:
     """Return the files that LD_PRELOAD stands for, as ld.so(8) finds them; what does not exist is ignored, as there."""
     names = environ.get("LD_PRELOAD", "").replace(":", " ").split()
-    if os.path.exists("/etc/ld.so.preload"):
+    try:
         with open("/etc/ld.so.preload", encoding="utf-8", errors="replace") as file:
             names += [name for line in file for name in line.partition("#")[0].replace(":", " ").split()]
-    return [path for name in names if (path := find_library(name, environ)) is not None]
+    except OSError:
+        # There is none, or it is not for us; ld.so goes on as well.
+        pass
+    found = (next(filter(None, (find_library(path, environ) for path in _expanded(name))), None) for name in names)
+    return [path for path in found if path is not None]
+
+
+def _expanded(name: str) -> list[str]:
+    """Return what a name with the loader's tokens may stand for (ld.so(8), "Dynamic string tokens")."""
+    from sysconfig import get_config_var
+
+    origin, triplet = os.path.dirname(os.path.realpath(sys.executable)), get_config_var("MULTIARCH")
+    name = re.sub(r"\$(ORIGIN|\{ORIGIN\})", lambda _: origin, name)
+    name = re.sub(r"\$(PLATFORM|\{PLATFORM\})", lambda _: os.uname().machine, name)
+    folders = [*([f"lib/{triplet}"] if triplet else []), "lib64", "lib"]
+    return [re.sub(r"\$(LIB|\{LIB\})", lambda _, lib=lib: lib, name) for lib in folders]  # type: ignore[misc]
 
 
 def find_library(name: str, environ: Mapping[str, str], origins: Iterable[str] = ()) -> str | None:
@@ -134,8 +150,7 @@ def find_library(name: str, environ: Mapping[str, str], origins: Iterable[str] =
     """
     if "/" in name:
         return name if os.path.isfile(name) else None
-    folders = [*origins, *filter(None, environ.get("LD_LIBRARY_PATH", "").replace(";", ":").split(":"))]
-    for folder in folders:
+    for folder in (*origins, *_library_path(environ)):
         path = os.path.join(folder, name)
         if os.path.isfile(path):
             return path
@@ -143,6 +158,10 @@ def find_library(name: str, environ: Mapping[str, str], origins: Iterable[str] =
     if cached is not None:
         return cached
     return next((path for folder in DEFAULT_FOLDERS if os.path.isfile(path := os.path.join(folder, name))), None)
+
+
+def _library_path(environ: Mapping[str, str]) -> list[str]:
+    return [folder for folder in environ.get("LD_LIBRARY_PATH", "").replace(";", ":").split(":") if folder]
 
 
 @lru_cache(maxsize=1)
@@ -180,9 +199,12 @@ def _needed_by_torch(environ: Mapping[str, str]) -> list[tuple[str, str]]:
     try:
         with _dynamic_segment(os.path.join(folder, TORCH_LIBRARY)) as segment:
             needed = [] if segment is None else [str(tag.needed) for tag in segment.iter_tags("DT_NEEDED")]
+            # LD_LIBRARY_PATH goes before a RUNPATH, and after an RPATH.
+            after_path = segment is not None and next(segment.iter_tags("DT_RUNPATH"), None) is not None
     except OSError:
         return []
-    found = [(name, find_library(name, environ, (folder,))) for name in needed if "omp" in name]
+    folders = (*_library_path(environ), folder) if after_path else (folder,)
+    found = [(name, find_library(name, environ, folders)) for name in needed if "omp" in name]
     return [(name, path) for name, path in found if path is not None]
 
 
@@ -247,7 +269,7 @@ def probe_runtimes(modules: Iterable[str], environ: Mapping[str, str] | None = N
     for name in names:
         if not all(part.isidentifier() for part in name.split(".")):
             raise RequestError(f"the module to probe is {name!r}; it must be a name as in an import statement")
-    command = [sys.executable, "-c", _PROBE, *names]
+    command = [sys.executable, "-c", _PROBE, json.dumps(sys.path), *names]
     try:
         # The module names were checked; this interpreter, and no shell.
         done = subprocess.run(  # noqa: S603
@@ -268,6 +290,7 @@ PROBE_SECONDS = 120
 DEFAULT_FOLDERS = ("/lib64", "/usr/lib64", "/lib", "/usr/lib")
 _PROBE = """
 import importlib, json, os, sys
+sys.path[:] = json.loads(sys.argv.pop(1))
 from ompaffinity.openmp.runtimes import loaded_runtimes
 output = os.dup(1)
 os.dup2(2, 1)

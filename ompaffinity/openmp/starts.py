@@ -13,7 +13,7 @@ import threading
 from contextlib import ExitStack, contextmanager
 
 from ompaffinity.errors import StartMethodError
-from ompaffinity.openmp.runtimes import GOMP, loaded_runtimes
+from ompaffinity.openmp.runtimes import GOMP, IOMP, family_of_file, loaded_runtimes, preloaded_files
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,6 +38,20 @@ def refuse_unbindable_starts() -> Iterator[None]:
         yield
 
 
+_checked_now: list[tuple[Any, str, Any]] = []
+
+
+def _uncheck_in_child() -> None:
+    """A forked child never leaves the context that it was forked in, and may start what it likes."""
+    while _checked_now:
+        module, name, original = _checked_now.pop()
+        setattr(module, name, original)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_uncheck_in_child)
+
+
 @contextmanager
 def _checked(module: Any, name: str, check: Callable[[], None]) -> Iterator[None]:
     """Call `check` before a module's function whenever this thread calls it."""
@@ -50,19 +64,22 @@ def _checked(module: Any, name: str, check: Callable[[], None]) -> Iterator[None
         return original(*arguments)
 
     setattr(module, name, checked)
+    _checked_now.append((module, name, original))
     try:
         yield
     finally:
+        if _checked_now:
+            _checked_now.pop()
         setattr(module, name, original)
 
 
 def _check_fork() -> None:
-    loaded = loaded_runtimes()
-    # The first one is the one that is used: a preloaded libiomp5 beside torch's libgomp survives a fork.
-    if loaded and loaded[0].family == GOMP:
+    gnus = [library.path for library in loaded_runtimes() if library.family == GOMP]
+    # A preloaded libiomp5 or libomp takes the calls that were meant for torch's libgomp, and survives a fork.
+    if gnus and not any(family_of_file(path) == IOMP for path in preloaded_files(os.environ)):
         raise StartMethodError(
             "fork-after-openmp",
-            f"{os.path.basename(loaded[0].path)} is loaded in this process: a forked worker would not hear its"
+            f"{os.path.basename(gnus[0])} is loaded in this process: a forked worker would not hear its"
             " variables, and would hang in its first parallel region if one has run here;"
             ' start workers with multiprocessing.get_context("spawn")',
         )

@@ -38,7 +38,7 @@ def helper_threads(placement: RankPlacement | None = None) -> Iterator[tuple[int
     try:
         yield cpus
     finally:
-        os.sched_setaffinity(0, before)
+        _bind(0, tuple(sorted(before)))
 
 
 def move_to_helper_cpus(

@@ -252,7 +252,7 @@ def _about_helpers(ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
             "helper-cpus-shared",
             NOTE,
             f"{_plural('rank', len(without))} {format_id_list(without)} {'has' if len(without) == 1 else 'have'} no CPU"
-            " for helper threads alone; these run on the CPUs of the ranks on the same node",
+            " for helper threads alone; these run beside OpenMP threads of the same node (--reserve N keeps some)",
         )
 
 

@@ -267,6 +267,9 @@ def _placements(
         else:
             others = set(cpus[1:])
             first = tuple(cpu for cpu in affinity if cpu not in others) if others else affinity
+            if len(first) == 1:
+                # Nothing is left: then it shares the CPUs of the others, for later threads must not crowd on its own.
+                first = affinity
             places = (first, *((cpu,) for cpu in cpus[1:]))
         nodes = memory_nodes(topology, cpus, usable)
         placements.append(

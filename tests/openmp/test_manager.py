@@ -16,10 +16,12 @@ import pytest
 
 import ompaffinity
 from ompaffinity.errors import BindingError, RequestError
+from ompaffinity.jsontext import to_json
 from ompaffinity.memory.policy import LibnumaMissingError, ThreadPolicy, load_libnuma, thread_policy
 from ompaffinity.openmp import inheritance, live
 from ompaffinity.openmp import manager as manager_module
 from ompaffinity.openmp.current import parse_placement
+from ompaffinity.openmp.document import placement_document
 from ompaffinity.openmp.manager import OMPProcessManager
 from ompaffinity.placement.plan import Plan, make_plan
 from ompaffinity.placement.request import PlacementRequest
@@ -124,6 +126,18 @@ def test_threads_wait_for_each_other_and_others_are_untouched() -> None:
         assert not seen
     thread.join(10)
     assert seen == ["entered"]
+
+
+def test_a_loop_inside_of_a_context_may_start_workers() -> None:
+    manager, mask = OMPProcessManager(live_plan()), os.sched_getaffinity(0)
+
+    async def start() -> None:
+        with manager.configure_omp_envs(0):
+            await asyncio.sleep(0)
+
+    with manager.configure_omp_envs(0):
+        asyncio.run(start())
+    assert os.sched_getaffinity(0) == mask
 
 
 def test_coroutines_that_interleave_are_refused_and_nothing_is_lost() -> None:
@@ -308,6 +322,8 @@ def test_no_binding_leaves_all_as_it_is() -> None:
 def test_wrong_arguments_of_the_manager() -> None:
     with pytest.raises(RequestError, match="not both"):
         OMPProcessManager(live_plan(), reserve=1)
+    with pytest.raises(RequestError, match="it must be what make_plan returns"):
+        OMPProcessManager("plan")  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="no such option"):
         OMPProcessManager(tensor_parallel=1)
     with pytest.raises(RequestError, match="--bind"):
@@ -331,3 +347,21 @@ def test_the_manager_uses_no_shell_and_writes_no_file() -> None:
     for module in (manager_module, inheritance, live):
         source = Path(str(module.__file__)).read_text()
         assert not any(word in source for word in ("shell=True", "os.system", "open(", "tempfile"))
+
+
+@pytest.mark.parametrize(
+    "change", ['"rank": 1e999', '"helper_cpus": [-1]', '"cpus": [9999999999999]', '"cpus": [1.5]', '"nodes": [true]']
+)
+def test_numbers_of_a_placement_are_checked(change: str) -> None:
+    text = to_json(placement_document(live_plan().ranks[0]))
+    with pytest.raises(RequestError, match="OMPAFFINITY_PLACEMENT does not hold a placement"):
+        parse_placement(text[:-1] + ", " + change + "}")
+
+
+def test_a_worker_that_is_refused_does_not_follow_stale_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_PLACES", "{0}")
+    monkeypatch.setenv("OMP_THREAD_LIMIT", "1")
+    with OMPProcessManager(changed(live_plan(), affinity=(60000,))).configure_omp_envs(0) as placement:
+        assert not placement.bound
+        assert not {"OMP_PLACES", "OMP_THREAD_LIMIT"} & set(os.environ)
+    assert os.environ["OMP_PLACES"] == "{0}"

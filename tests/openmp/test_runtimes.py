@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -25,7 +27,9 @@ from ompaffinity.openmp.runtimes import (
     preloaded_files,
     probe_runtimes,
 )
+from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
+from ompaffinity.topology.load import load_topology
 from tests.openmp.libraries import (
     GOMP,
     INTEL,
@@ -175,7 +179,8 @@ def test_what_this_process_has_loaded_the_one_in_the_global_scope_first() -> Non
         ({"granularity": "thread"}, (INTEL_FILE, GNU_FILE), ("iomp", "thread"), ["two-openmp-runtimes"]),
         ({"granularity": "thread"}, (), ("omp", "thread"), ["runtime-unknown"]),
         ({"runtime": "gomp"}, (), ("gomp", "auto"), []),
-        ({"runtime": "gomp"}, (INTEL_FILE,), ("gomp", "auto"), []),
+        ({"runtime": "gomp"}, (INTEL_FILE,), ("gomp", "auto"), ["runtime-differs"]),
+        ({"runtime": "iomp"}, (GNU_FILE,), ("iomp", "auto"), ["runtime-differs"]),
         ({"runtime": "iomp"}, (INTEL_FILE, GNU_FILE), ("iomp", "auto"), ["two-openmp-runtimes"]),
         ({"runtime": "omp"}, (INTEL_FILE, GNU_FILE), ("omp", "team"), ["two-openmp-runtimes"]),
     ],
@@ -216,3 +221,49 @@ def test_variables_that_workers_do_not_inherit_are_named(monkeypatch: pytest.Mon
     assert environment_messages({"OMP_NUM_THREADS": "3", "OMP_DYNAMIC": "false"}) == []
     monkeypatch.setenv("OMP_PROC_BIND", "false")
     assert "environment-overridden" in [message.code for message in OMPProcessManager(runtime="gomp").warnings]
+
+
+def test_a_ready_plan_is_compared_with_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "expected_runtimes", lambda _environ: (INTEL_FILE, GNU_FILE))
+    monkeypatch.setenv("KMP_AFFINITY", "disabled")
+    plan = make_plan(load_topology(), PlacementRequest(reserve=0))
+    manager = OMPProcessManager(plan)
+    found = {message.code: message.message for message in manager.warnings}
+    assert "threads of one of them crowd on the first thread's CPUs" in found["two-openmp-runtimes"]
+    assert "KMP_AFFINITY='disabled'" in found["environment-overridden"]
+    unbound = make_plan(load_topology(), PlacementRequest(bind="none"))
+    assert OMPProcessManager(unbound).plan == unbound
+
+
+@pytest.mark.parametrize("probe", [5, [5], {"a": 1}])
+def test_modules_to_probe_are_names(probe: Any) -> None:
+    with pytest.raises(RequestError, match="it must be names of modules"):
+        OMPProcessManager(probe=probe)
+
+
+@needs_llvm
+def test_tokens_of_the_loader_are_expanded() -> None:
+    path = os.path.realpath(found(LLVM))
+    token = found(LLVM).replace("/lib/", "/$LIB/", 1) if "/usr/lib/" in found(LLVM) else None
+    if token is not None:
+        token = re.sub(r"\$LIB/[^/]+-linux-gnu", "$LIB", token)
+        assert [os.path.realpath(file) for file in preloaded_files({"LD_PRELOAD": token})][:1] == [path]
+    relative = os.path.relpath(path, os.path.dirname(os.path.realpath(sys.executable)))
+    names = {"LD_PRELOAD": f"$ORIGIN/{relative} ${{ORIGIN}}/{relative}"}
+    assert [os.path.realpath(file) for file in preloaded_files(names)][:2] == [path, path]
+
+
+@needs_torch
+@needs_llvm
+def test_a_library_path_goes_before_torchs_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "libgomp.so.1").symlink_to(found(LLVM))
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    (expected,) = expected_runtimes(environment)
+    (probed,) = probe_runtimes(["torch"], environment)
+    assert (expected.path, expected.family) == (probed.path, probed.family) == (os.path.realpath(found(LLVM)), "iomp")
+
+
+def test_a_probe_sees_what_this_interpreter_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "module_beside.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert probe_runtimes(["module_beside"]) == ()

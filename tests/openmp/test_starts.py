@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
 
 from ompaffinity.errors import BindingError, RequestError, StartMethodError
+from ompaffinity.openmp import launcher
 from ompaffinity.openmp.manager import OMPProcessManager
 from ompaffinity.placement.plan import Plan, make_plan
 from ompaffinity.placement.request import PlacementRequest
@@ -152,6 +155,69 @@ def test_the_runtime_that_is_used_decides() -> None:
 def test_a_worker_that_binds_nothing_may_be_started_in_any_way() -> None:
     code = FORK.format(libraries=[GOMP]).replace("live_plan()", "live_plan(bind='none')")
     assert run_parent(code) == "forked\nexit status 0\noutside 0\n"
+
+
+@needs_gomp
+def test_a_forked_worker_may_fork_itself_after_it_loaded_libgomp() -> None:
+    code = """if True:
+        import ctypes, os, sys
+        from tests.openmp.test_starts import live_plan
+        from ompaffinity import OMPProcessManager
+        with OMPProcessManager(live_plan()).configure_omp_envs(0):
+            child = os.fork()
+            if not child:
+                ctypes.CDLL("libgomp.so.1")
+                grandchild = os.fork()
+                if not grandchild:
+                    os._exit(5)
+                os._exit(os.waitstatus_to_exitcode(os.waitpid(grandchild, 0)[1]))
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    """
+    assert run_parent(code) == "5\n"
+
+
+@needs_gomp
+@needs_llvm
+def test_a_libgomp_behind_another_runtime_is_refused_too() -> None:
+    output = run_parent(FORK.format(libraries=[LLVM, GOMP]))
+    assert output == "fork-after-openmp True\noutside 0\n"
+
+
+def test_the_process_on_the_reserved_cpus_is_refused_a_forkserver_as_well() -> None:
+    plan = live_plan()
+    manager = OMPProcessManager(plan._replace(reserved=plan.reserved or plan.ranks[0].cpus))
+    process = multiprocessing.get_context("forkserver").Process(target=print)
+    with pytest.raises(StartMethodError), manager.configure_reserved():
+        process.start()
+
+
+def test_a_launcher_that_cannot_start_says_so_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launcher, "_jobs", None)
+
+    def refuse(_thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                launcher.call_in_launcher(int)
+    assert launcher.call_in_launcher(lambda: 7) == 7
+
+
+def test_an_interrupt_waits_for_what_was_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, ended = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        begun.set()
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.3)
+        ended.set()
+
+    with pytest.raises(KeyboardInterrupt):
+        launcher.call_in_launcher(slow)
+    assert begun.is_set()
+    assert ended.is_set()
 
 
 def test_other_threads_may_fork_meanwhile() -> None:

@@ -130,12 +130,14 @@ IN_PROCESS = """if True:
 """
 
 
-def bound_in_process(placement: RankPlacement, library: str, **environment: str) -> dict[str, Any]:
+def bound_in_process(
+    placement: RankPlacement, library: str, code: str = IN_PROCESS, **environment: str
+) -> dict[str, Any]:
     from ompaffinity.jsontext import to_json
     from ompaffinity.openmp.document import placement_document
 
     done = subprocess.run(
-        [sys.executable, "-c", IN_PROCESS, to_json(placement_document(placement)), library],
+        [sys.executable, "-c", code, to_json(placement_document(placement)), library],
         capture_output=True,
         text=True,
         timeout=120,
@@ -192,6 +194,34 @@ def test_a_process_that_cannot_be_bound_is_left_alone() -> None:
     assert os.sched_getaffinity(0) == before
     binding = bind_current_process(RankPlacement(0, 0, bound=False))
     assert (binding.team, binding.bound) == ((), {})
+
+
+def test_a_second_binding_must_undo_the_first() -> None:
+    placement = placement_with_helper()
+    before = os.sched_getaffinity(0)
+    binding = bind_current_process(placement)
+    with pytest.raises(BindingError, match="is bound already"):
+        bind_current_process(placement)
+    binding.undo()
+    bind_current_process(placement).undo()
+    assert os.sched_getaffinity(0) == before
+
+
+@needs_two_cpus
+@needs_gomp
+@needs_llvm
+def test_the_teams_of_two_runtimes_are_both_bound() -> None:
+    (placement,) = make_plan(load_topology(), PlacementRequest(reserve=0)).ranks
+    code = IN_PROCESS.replace(
+        "if library:\n        team.form_team(library)", "team.form_team('libgomp.so.1'), team.form_team('libomp.so.5')"
+    )
+    code = code.replace(
+        '"masks": library and', '"gnu": sorted(team.form_team("libgomp.so.1").items()), "masks": library and'
+    )
+    answer = bound_in_process(placement, LLVM, code=code)
+    assert answer["masks"] == [list(place) for place in placement.places]
+    assert [mask for _, mask in answer["gnu"]] == answer["masks"]
+    assert answer["restored"]
 
 
 def test_a_refused_memory_policy_is_said() -> None:

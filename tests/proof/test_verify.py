@@ -145,7 +145,10 @@ def only_cause(verdict: RankVerdict) -> str:
 @pytest.mark.parametrize("library", [pytest.param(LLVM, marks=needs_llvm), pytest.param(INTEL, marks=needs_intel)])
 def test_a_second_runtime_is_the_cause(library: str) -> None:
     plan = live_plan("omp", reserve=0)
-    with worker(library, plan, before="ctypes.CDLL('libgomp.so.1').omp_get_max_threads()") as (pid, team):
+    # What many set by hand: one CPU for the first thread, to which libgomp pins it before the other runtime starts.
+    narrow = ",".join(f"{{{cpu}}}" for cpu in CPUS)
+    before = "ctypes.CDLL('libgomp.so.1').omp_get_max_threads()"
+    with worker(library, plan, before=before, OMP_PLACES=narrow) as (pid, team):
         cause = only_cause(verdict_on(plan.ranks[0], pid, team))
     assert cause.startswith("two OpenMP runtimes in the process (lib")
 
