@@ -89,7 +89,10 @@ def test_what_may_not_be_read_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_placement_that_cannot_be_read_is_said() -> None:
     environment = {**os.environ, "OMPAFFINITY_PLACEMENT": "broken"}
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, env=environment) as child:
+    command = [sys.executable, "-c", "print(flush=True); input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
         state = observe_process(child.pid)
         child.kill()
     assert state.placement is None

@@ -240,8 +240,13 @@ def test_live_workers_are_judged_by_what_they_were_started_with(tmp_path: Path) 
 def test_a_live_process_without_a_team_is_told_so() -> None:
     plan = live_plan(reserve=0)
     with OMPProcessManager(plan).configure_omp_envs(0):
-        process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+        process = subprocess.Popen(
+            [sys.executable, "-c", "print(flush=True); input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
     with process:
+        # Its environment shows once the program runs.
+        assert process.stdout is not None
+        process.stdout.readline()
         verdict = verify_processes([process.pid]).ranks[0]
         process.communicate()
     assert any("has it run a parallel region yet?" in difference.message for difference in verdict.differences)
