@@ -172,6 +172,7 @@ VERIFY_OPTIONS = (
         "start nothing; look at these live workers, by what they were started with",
         metavar="PID",
     ),
+    Option("--seconds", "seconds", "number", "with a command: look at it for so long at most (default 30)"),
     Option("--plan", "plan", "text", "with --pid: compare them with the ranks of this plan (--json)", metavar="FILE"),
     *OUTPUT_OPTIONS,
     Option("--strict", "strict", "flag", "exit with status 1 if there is a warning"),
@@ -190,6 +191,9 @@ VERBS: dict[str, tuple[Option, ...]] = {
     "verify": (*PLAN_OPTIONS, *VERIFY_OPTIONS),
     "inspect": INSPECT_OPTIONS,
 }
+WITH_COMMAND = ("verify",)
+"""Verbs that take a command after ``--``."""
+
 SUMMARIES = {
     "plan": "dry run: what each rank would get, and why everything else is left out",
     "topology": "what was read: CPUs, nodes, limits",
@@ -219,6 +223,7 @@ EXAMPLES = {
   ompaffinity verify --tp 2 --library libomp.so.5 --json
   ompaffinity verify --pid 4711 4712
   ompaffinity verify --pid 4711 --plan plan.json
+  ompaffinity verify --tp 2 -- python worker.py
 """,
 }
 

@@ -7,7 +7,7 @@ directly; whatever is not of that form goes to argparse, which then also says wh
 
 from __future__ import annotations
 
-from ompaffinity.cli.options import EXAMPLES, SUMMARIES, VERBS, option_value
+from ompaffinity.cli.options import EXAMPLES, SUMMARIES, VERBS, WITH_COMMAND, option_value
 from ompaffinity.errors import RequestError
 
 TYPE_CHECKING = False
@@ -24,10 +24,17 @@ def parse_command_line(arguments: list[str]) -> tuple[str, dict[str, Any]]:
         RequestError: the command line is not understood.
         SystemExit: help or the version was asked for, and printed.
     """
+    command: tuple[str, ...] | None = None
+    if arguments and arguments[0] in WITH_COMMAND and "--" in arguments:
+        cut = arguments.index("--")
+        arguments, command = arguments[:cut], tuple(arguments[cut + 1 :])
+        if not command:
+            raise RequestError("there is no command after --; write ompaffinity verify -- python worker.py")
     plain = scan(arguments)
     verb, texts = plain if plain is not None else parse_with_argparse(arguments)
     options = {option.field: option for option in VERBS[verb]}
-    return verb, {field: True if text is True else option_value(options[field], text) for field, text in texts.items()}
+    values = {field: True if text is True else option_value(options[field], text) for field, text in texts.items()}
+    return verb, values if command is None else values | {"command": command}
 
 
 def scan(arguments: list[str]) -> tuple[str, dict[str, Any]] | None:

@@ -115,6 +115,11 @@ def print_verdict(verdict: Verdict) -> None:
         for note in rank.notes:
             console.print(Text(f"note: rank {rank.rank}: {note}", style="cyan"))
         console.print(Text(f"rank {rank.rank}: {_memory_line(rank)}", style="dim"))
+        if rank.runtime_says is not None:
+            said = ", ".join(
+                f"{thread} on {format_id_list(cpus)}" for thread, cpus in sorted(rank.runtime_says.items())
+            )
+            console.print(Text(f"rank {rank.rank}: its OpenMP runtime says of its threads: {said}", style="dim"))
     for message in verdict.warnings:
         console.print(_message_line(message))
     count = _counted(len(verdict.ranks), "rank")

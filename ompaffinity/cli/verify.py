@@ -31,7 +31,7 @@ def run_verify(values: dict[str, Any]) -> int:
 
 
 def _live_verdict(values: dict[str, Any]) -> Verdict:
-    void = sorted(values.keys() & {*PlacementRequest._fields, "library"})
+    void = sorted(values.keys() & {*PlacementRequest._fields, "library", "command", "seconds"})
     if void:
         raise RequestError(
             f"--pid looks at workers that run already, so {', '.join(void)} cannot be met beside it; leave it out,"
@@ -44,8 +44,24 @@ def _probed_verdict(values: dict[str, Any]) -> Verdict:
     if "plan" in values:
         raise RequestError("--plan is what live workers are compared with; name them with --pid")
     request = {name: values[name] for name in PlacementRequest._fields if name in values}
+    strict = bool(values.get("strict"))
+    if "command" in values:
+        return _command_verdict(values, OMPProcessManager(strict=strict, **request))
+    if "seconds" in values:
+        raise RequestError("--seconds is for a command; write it after --")
     asked = request.get("runtime", AUTO)
     family, library = library_to_probe(asked, os.environ, values.get("library"))
     if asked == AUTO:
         request["runtime"] = family
-    return verify_plan(OMPProcessManager(strict=bool(values.get("strict")), **request), library)
+    return verify_plan(OMPProcessManager(strict=strict, **request), library)
+
+
+def _command_verdict(values: dict[str, Any], manager: OMPProcessManager) -> Verdict:
+    from ompaffinity.proof.command import verify_command
+
+    if "library" in values:
+        raise RequestError("--library is for a team of our own; the command after -- loads what it loads")
+    seconds = values.get("seconds", 30)
+    if seconds < 1:
+        raise RequestError(f"--seconds is {seconds}; it must be at least 1")
+    return verify_command(manager, values["command"], seconds)

@@ -49,6 +49,7 @@ class RankVerdict(NamedTuple):
 
     `team_known`: the process said which threads are its OpenMP team; else they are told by their masks. `policy`
     is the main thread's as numa_maps words it, None where it is not known; `bytes_by_node` is where its pages are.
+    `runtime_says` is where the OpenMP runtime itself says that its threads are, if it was asked.
     """
 
     rank: int
@@ -60,6 +61,7 @@ class RankVerdict(NamedTuple):
     bytes_by_node: dict[int, int] | None
     differences: tuple[Difference, ...]
     notes: tuple[str, ...]
+    runtime_says: dict[int, tuple[int, ...]] | None = None
 
     @property
     def holds(self) -> bool:
@@ -90,6 +92,9 @@ class RankVerdict(NamedTuple):
             else {str(node): size for node, size in sorted(self.bytes_by_node.items())},
             "differences": [difference._asdict() for difference in self.differences],
             "notes": list(self.notes),
+            "runtime_says": None
+            if self.runtime_says is None
+            else {str(thread): format_id_list(cpus) for thread, cpus in sorted(self.runtime_says.items())},
         }
 
 

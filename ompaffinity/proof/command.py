@@ -1,0 +1,160 @@
+"""Verify the user's own program: start it as each rank, look at it while it runs, and hear its OpenMP runtime as well.
+
+The kernel decides. The runtime's own word is a second opinion: OMP_DISPLAY_AFFINITY makes it print a line for
+each thread when a team is formed (OpenMP 5.2, 21.2.2 and 21.2.3; GNU on stderr, LLVM and Intel on stdout).
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+from ompaffinity.errors import IdListError, RequestError
+from ompaffinity.proof.compare import Difference, RankVerdict, compare_with_placement
+from ompaffinity.proof.observe import observe_process
+from ompaffinity.proof.verify import Verdict
+from ompaffinity.topology.idlist import format_id_list, parse_id_list
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import IO
+
+    from ompaffinity.openmp.manager import OMPProcessManager
+    from ompaffinity.placement.plan import RankPlacement
+
+MARK = "ompaffinity-affinity"
+DISPLAY = {"OMP_DISPLAY_AFFINITY": "TRUE", "OMP_AFFINITY_FORMAT": f"{MARK} %P %n %A"}
+PAUSE_SECONDS = 0.05
+PATIENCE_SECONDS = 5
+"""How long a program that was asked to end may take."""
+
+
+def verify_command(manager: OMPProcessManager, command: Sequence[str], seconds: float) -> Verdict:
+    """Start `command` as every rank, and return how the processes compare with the plan.
+
+    They are watched until the plan holds for all of them, until they end, or for so many seconds, and then
+    ended. What they print goes to standard error.
+
+    Raises:
+        RequestError: the command cannot be started.
+    """
+    runs: list[_Run] = []
+    try:
+        for rank in range(len(manager.plan.ranks)):
+            runs.append(_Run(manager, rank, command))
+        deadline = time.monotonic() + seconds
+        while not all(run.done for run in runs) and time.monotonic() < deadline:
+            time.sleep(PAUSE_SECONDS)
+            for run in runs:
+                run.look()
+    finally:
+        for run in runs:
+            run.end()
+    return Verdict(tuple(run.verdict() for run in runs), tuple(manager.warnings))
+
+
+class _Run:
+    """One rank's process, its best verdict so far, and what its runtime said of its threads."""
+
+    def __init__(self, manager: OMPProcessManager, rank: int, command: Sequence[str]) -> None:
+        with manager.configure_omp_envs(rank) as placement:
+            self._placement: RankPlacement = placement
+            self._environment = dict(os.environ)
+            try:
+                # The user's own argument list, and no shell.
+                self._process = subprocess.Popen(  # noqa: S603
+                    list(command),
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    env={**os.environ, **DISPLAY},
+                )
+            except OSError as error:
+                raise RequestError(f"{command[0]} cannot be started: {error.strerror}") from None
+        self._said: dict[int, dict[int, tuple[int, ...]]] = {}
+        self._best: RankVerdict | None = None
+        self._listeners = [
+            threading.Thread(target=self._listen, args=(stream,), daemon=True)
+            for stream in (self._process.stdout, self._process.stderr)
+            if stream is not None
+        ]
+        for listener in self._listeners:
+            listener.start()
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing more to see."""
+        return self._process.poll() is not None or (self._best is not None and self._best.holds)
+
+    def look(self) -> None:
+        """Take another look, and keep what differs least; of equals the later one, for teams grow."""
+        if self._process.poll() is not None:
+            return
+        try:
+            state = observe_process(self._process.pid)
+        except RequestError:
+            # It has ended meanwhile.
+            return
+        verdict = compare_with_placement(self._placement, state, None, self._environment)
+        if self._best is None or len(verdict.differences) <= len(self._best.differences):
+            self._best = verdict
+
+    def end(self) -> None:
+        """End the process if it runs, and hear the rest of what it says."""
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(PATIENCE_SECONDS)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+        self._process.wait()
+        for listener in self._listeners:
+            listener.join(PATIENCE_SECONDS)
+
+    def verdict(self) -> RankVerdict:
+        """Return the best verdict with the runtime's opinion.
+
+        Raises:
+            RequestError: the process ended before it could be looked at.
+        """
+        if self._best is None:
+            raise RequestError(
+                f"the command of rank {self._placement.rank} ended with status {self._process.returncode} before"
+                " its threads could be seen; give one that runs for a second at least"
+            )
+        said = self._said.get(self._best.pid)
+        if not said:
+            note = "its OpenMP runtime said nothing of its threads (no parallel region, or one older than OpenMP 5.0)"
+            return self._best._replace(notes=(*self._best.notes, note))
+        differences = [
+            Difference(
+                f"thread {thread}",
+                f"is on CPU {format_id_list(cpus)} by its OpenMP runtime's own word, the plan says"
+                f" {format_id_list(self._placement.places[thread])}",
+            )
+            for thread, cpus in sorted(said.items())
+            if thread < len(self._placement.places) and cpus != self._placement.places[thread]
+        ]
+        return self._best._replace(
+            runtime_says=said, differences=(*self._best.differences, *(differences if self._best.holds else ()))
+        )
+
+    def _listen(self, stream: IO[bytes]) -> None:
+        for line in stream:
+            text = line.decode(errors="replace")
+            _, _, rest = text.partition(MARK)
+            if not rest:
+                sys.stderr.write(text)
+                continue
+            words = rest.split()
+            try:
+                pid, thread, cpus = int(words[0]), int(words[1]), tuple(parse_id_list(words[2]))
+            except (ValueError, IndexError, IdListError):
+                continue
+            # The first team counts: nested ones number their threads anew.
+            self._said.setdefault(pid, {}).setdefault(thread, cpus)
+        stream.close()

@@ -1,0 +1,115 @@
+"""The user's own program under ``verify -- COMMAND``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ompaffinity.cli.main import main
+from ompaffinity.errors import RequestError
+from ompaffinity.openmp.manager import OMPProcessManager
+from ompaffinity.placement.plan import Plan, make_plan
+from ompaffinity.placement.request import PlacementRequest
+from ompaffinity.proof.command import verify_command
+from ompaffinity.topology.load import load_topology
+from tests.conftest import ROOT, run_command
+from tests.openmp.libraries import GOMP, INTEL, LLVM, NEWER_LLVM, needs_gomp, needs_intel, needs_llvm, needs_newer_llvm
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+CPUS = sorted(os.sched_getaffinity(0))
+LIBRARIES = {
+    "gomp": pytest.param("gomp", GOMP, marks=needs_gomp),
+    "llvm": pytest.param("iomp", LLVM, marks=needs_llvm),
+    "newer-llvm": pytest.param("iomp", NEWER_LLVM, marks=needs_newer_llvm),
+    "intel": pytest.param("iomp", INTEL, marks=needs_intel),
+}
+SERVER = f"""if True:
+    import sys, time
+    sys.path.insert(0, {str(ROOT)!r})
+    from tests.openmp.team import form_team
+    print("ready soon", flush=True)
+    form_team(sys.argv[1])
+    sys.stdout.flush()
+    time.sleep(60)
+"""
+
+
+def live_plan(runtime: str, **request: Any) -> Plan:
+    return make_plan(load_topology(), PlacementRequest(runtime=runtime, **request))
+
+
+def command(library: str, code: str = SERVER) -> list[str]:
+    return [sys.executable, "-c", code, library]
+
+
+@pytest.mark.parametrize(("runtime", "library"), LIBRARIES.values(), ids=LIBRARIES.keys())
+def test_a_server_is_seen_and_ended(runtime: str, library: str, capfd: pytest.CaptureFixture[str]) -> None:
+    plan = live_plan(runtime, tensor_parallel_size=min(2, len(CPUS)))
+    verdict = verify_command(OMPProcessManager(plan), command(library), 30)
+    assert verdict.holds, verdict
+    for rank, placement in zip(verdict.ranks, plan.ranks):
+        assert not rank.team_known
+        assert [thread.cpus for thread in rank.threads] == list(placement.places)
+        with pytest.raises(ProcessLookupError):
+            os.kill(rank.pid, 0)
+    assert "ready soon" in capfd.readouterr().err
+
+
+@needs_gomp
+def test_the_runtimes_own_word_is_heard() -> None:
+    plan = live_plan("gomp", reserve=0)
+    code = SERVER.replace("time.sleep(60)", "time.sleep(1)")
+    verdict = verify_command(OMPProcessManager(plan), command(GOMP, code), 30)
+    (rank,) = verdict.ranks
+    assert verdict.holds
+    assert rank.runtime_says == dict(enumerate(plan.ranks[0].places))
+    assert rank.to_document()["runtime_says"]["0"] == f"0-{CPUS[-1]}" or len(CPUS) != 4
+
+
+@needs_gomp
+@pytest.mark.skipif(len(CPUS) < 2, reason="two OpenMP threads need two CPUs")
+def test_a_program_that_goes_its_own_way_is_caught() -> None:
+    code = SERVER.replace("form_team(sys.argv[1])", "import ctypes; ctypes.CDLL(sys.argv[1]).omp_set_num_threads(1)")
+    verdict = verify_command(OMPProcessManager(live_plan("gomp", reserve=0)), command(GOMP, code), 2)
+    assert not verdict.holds
+    assert "said nothing of its threads" in " ".join(verdict.ranks[0].notes)
+
+
+def test_a_command_that_ends_at_once_or_cannot_start(tmp_path: Path) -> None:
+    manager = OMPProcessManager(live_plan("gomp"))
+    with pytest.raises(RequestError, match="cannot be started: No such file"):
+        verify_command(manager, [str(tmp_path / "missing")], 5)
+    with pytest.raises(RequestError, match="ended with status 3 before its threads could be seen"):
+        verify_command(manager, [sys.executable, "-c", "raise SystemExit(3)"], 5)
+
+
+@needs_gomp
+def test_the_command_line() -> None:
+    done = run_command("verify", "--runtime", "gomp", "--json", "--", *command(GOMP))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["holds"]
+    assert "ready soon" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        (["verify", "--"], "there is no command after --"),
+        (["verify", "--seconds", "0", "--", "true"], "--seconds is 0; it must be at least 1"),
+        (["verify", "--seconds", "5"], "--seconds is for a command"),
+        (["verify", "--library", "x", "--", "true"], "--library is for a team of our own"),
+        (["verify", "--pid", "1", "--", "true"], "--pid looks at workers that run already, so command cannot be met"),
+        (["plan", "--", "true"], "unrecognized arguments"),
+    ],
+)
+def test_what_cannot_be_done_is_one_line(arguments: list[str], match: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert match in error
+    assert error.count("\n") == 1
