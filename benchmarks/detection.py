@@ -18,11 +18,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.measure import ratio_table, ratios, table
+from benchmarks.measure import ratio_table, ratios, table, time_calls
 from benchmarks.trees import write_tree
 from ompaffinity.topology.load import load_topology
 
@@ -45,12 +44,12 @@ def main() -> None:
     for cpus, threads in sizes:
         with tempfile.TemporaryDirectory() as folder:
             tree = write_tree(Path(folder), cpus, threads)
-            measured = _interleaved(_contestants(tree, cpus), rounds)
+            measured = time_calls(_contestants(tree, cpus), rounds)
         times |= {f"{cpus} CPUs, {name}": seconds for name, seconds in measured.items()}
         for peer in ("lscpu", "lstopo"):
             if peer in measured:
                 rows[f"{cpus} CPUs, {peer} / ours"] = ratios(measured[peer], measured["ours"])
-    live = _interleaved({"ours": load_topology, "lscpu": lambda: _run(["lscpu"])}, rounds)
+    live = time_calls({"ours": load_topology, "lscpu": lambda: _run(["lscpu"])}, rounds)
     times |= {f"live, {name}": seconds for name, seconds in live.items()}
     rows["live, lscpu / ours"] = ratios(live["lscpu"], live["ours"])
     least, most = sizes[0][0], sizes[-1][0]
@@ -90,17 +89,6 @@ def _run(command: list[str], environment: dict[str, str] | None = None) -> None:
         env={**os.environ, **(environment or {})},
         check=True,
     )
-
-
-def _interleaved(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(rounds + 1):
-        for name, contestant in contestants.items():
-            start = time.perf_counter()
-            contestant()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return times
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 
 def time_commands(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[float]]:
@@ -18,6 +18,18 @@ def time_commands(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[st
         for name, command in commands.items():
             start = time.perf_counter()
             subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
+            if turn:
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def time_calls(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Return the seconds of every call, after one round that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(rounds + 1):
+        for name, contestant in contestants.items():
+            start = time.perf_counter()
+            contestant()
             if turn:
                 times[name].append(time.perf_counter() - start)
     return times

@@ -14,11 +14,10 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from benchmarks.measure import ratio_table, ratios, table
+from benchmarks.measure import ratio_table, ratios, table, time_calls
 from benchmarks.trees import write_tree
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
@@ -43,7 +42,7 @@ def main() -> None:
     for cpus, threads in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             tree = write_tree(Path(folder), cpus, threads)
-            measured = _interleaved(_contestants(tree, cpus // CPUS_PER_RANK), options.rounds)
+            measured = time_calls(_contestants(tree, cpus // CPUS_PER_RANK), options.rounds)
         times |= {f"{cpus} CPUs, {name}": seconds for name, seconds in measured.items()}
         rows[f"{cpus} CPUs, plan / lscpu"] = ratios(measured["plan"], measured["lscpu"])
         rows[f"{cpus} CPUs, plan of an odd number of ranks / lscpu"] = ratios(measured["odd"], measured["lscpu"])
@@ -71,17 +70,6 @@ def _contestants(tree: Path, ranks: int) -> dict[str, Callable[[], object]]:
         "odd": lambda: make_plan(topology, PlacementRequest(tensor_parallel_size=ranks - ranks // 3)),
         "lscpu": lambda: subprocess.run(command, stdout=subprocess.DEVNULL, check=True),
     }
-
-
-def _interleaved(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(rounds + 1):
-        for name, contestant in contestants.items():
-            start = time.perf_counter()
-            contestant()
-            if turn:
-                times[name].append(time.perf_counter() - start)
-    return times
 
 
 if __name__ == "__main__":

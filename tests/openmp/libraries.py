@@ -41,3 +41,11 @@ needs_intel = pytest.mark.skipif(INTEL is None, reason="intel-openmp is not inst
 needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None, reason="torch is not installed; [test-runtimes] brings it"
 )
+
+LIBRARIES = {
+    "gomp": pytest.param("gomp", GOMP, marks=needs_gomp),
+    "llvm": pytest.param("iomp", LLVM, marks=needs_llvm),
+    "newer-llvm": pytest.param("iomp", NEWER_LLVM, marks=needs_newer_llvm),
+    "intel": pytest.param("iomp", INTEL, marks=needs_intel),
+}
+"""(family, file) of each: parameters of a test."""

@@ -27,12 +27,11 @@ from tests.conftest import ROOT, run_command
 from tests.openmp.libraries import (
     GOMP,
     INTEL,
+    LIBRARIES,
     LLVM,
-    NEWER_LLVM,
     needs_gomp,
     needs_intel,
     needs_llvm,
-    needs_newer_llvm,
 )
 
 if TYPE_CHECKING:
@@ -40,13 +39,6 @@ if TYPE_CHECKING:
 
 CPUS = sorted(os.sched_getaffinity(0))
 needs_two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="two OpenMP threads need two CPUs")
-
-LIBRARIES = {
-    "gomp": pytest.param("gomp", GOMP, marks=needs_gomp),
-    "llvm": pytest.param("iomp", LLVM, marks=needs_llvm),
-    "newer-llvm": pytest.param("iomp", NEWER_LLVM, marks=needs_newer_llvm),
-    "intel": pytest.param("iomp", INTEL, marks=needs_intel),
-}
 
 
 def live_plan(runtime: str = "gomp", **request: Any) -> Plan:
