@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 MARK = "ompaffinity-affinity"
 DISPLAY = {"OMP_DISPLAY_AFFINITY": "TRUE", "OMP_AFFINITY_FORMAT": f"{MARK} %P %n %A"}
 PAUSE_SECONDS = 0.05
+SILENCE_SECONDS = 1
+"""How long a runtime may say nothing while the plan holds already."""
 PATIENCE_SECONDS = 5
 """How long a program that was asked to end may take."""
 
@@ -77,6 +79,8 @@ class _Run:
                 raise RequestError(f"{command[0]} cannot be started: {error.strerror}") from None
         self._said: dict[int, dict[int, tuple[int, ...]]] = {}
         self._best: RankVerdict | None = None
+        self._holds_since: float | None = None
+        self._seen = False
         self._listeners = [
             threading.Thread(target=self._listen, args=(stream,), daemon=True)
             for stream in (self._process.stdout, self._process.stderr)
@@ -88,7 +92,7 @@ class _Run:
     @property
     def done(self) -> bool:
         """Whether there is nothing more to see."""
-        return self._process.poll() is not None or (self._best is not None and self._best.holds)
+        return self._process.poll() is not None or self._seen
 
     def look(self) -> None:
         """Take another look, and keep what differs least; of equals the later one, for teams grow."""
@@ -102,6 +106,14 @@ class _Run:
         verdict = compare_with_placement(self._placement, state, None, self._environment)
         if self._best is None or len(verdict.differences) <= len(self._best.differences):
             self._best = verdict
+        # A rank of one thread holds before it has a team: its OpenMP runtime must be there, and be heard or silent.
+        if not (verdict.holds and verdict.runtimes):
+            self._holds_since = None
+        elif self._holds_since is None:
+            self._holds_since = time.monotonic()
+        else:
+            heard = len(self._said.get(self._process.pid, ())) >= len(self._placement.places)
+            self._seen = heard or time.monotonic() - self._holds_since > SILENCE_SECONDS
 
     def end(self) -> None:
         """End the process if it runs, and hear the rest of what it says."""
