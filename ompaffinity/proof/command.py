@@ -6,7 +6,9 @@ each thread when a team is formed (OpenMP 5.2, 21.2.2 and 21.2.3; GNU on stderr,
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -45,6 +47,9 @@ def verify_command(manager: OMPProcessManager, command: Sequence[str], seconds: 
         RequestError: the command cannot be started.
     """
     runs: list[_Run] = []
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    # Whoever ends us means the ranks as well.
+    handler = signal.signal(signal.SIGTERM, _interrupt) if in_main_thread else None
     try:
         for rank in range(len(manager.plan.ranks)):
             runs.append(_Run(manager, rank, command))
@@ -54,13 +59,27 @@ def verify_command(manager: OMPProcessManager, command: Sequence[str], seconds: 
             for run in runs:
                 run.look()
     finally:
-        for run in runs:
-            run.end()
+        try:
+            for run in runs:
+                run.signal(signal.SIGTERM)
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            for run in runs:
+                run.end(deadline)
+        finally:
+            # Also where a second interrupt ends the waiting.
+            for run in runs:
+                run.signal(signal.SIGKILL)
+            if in_main_thread:
+                signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
     return Verdict(tuple(run.verdict() for run in runs), tuple(manager.warnings))
 
 
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 class _Run:
-    """One rank's process, its best verdict so far, and what its runtime said of its threads."""
+    """One rank's process, the latest verdict on it, and what its runtime said of its threads."""
 
     def __init__(self, manager: OMPProcessManager, rank: int, command: Sequence[str]) -> None:
         with manager.configure_omp_envs(rank) as placement:
@@ -74,13 +93,16 @@ class _Run:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.PIPE,
                     env={**os.environ, **DISPLAY},
+                    # A group of its own, so that what it starts is ended with it.
+                    start_new_session=True,
                 )
             except OSError as error:
                 raise RequestError(f"{command[0]} cannot be started: {error.strerror}") from None
         self._said: dict[int, dict[int, tuple[int, ...]]] = {}
-        self._best: RankVerdict | None = None
+        self._latest: RankVerdict | None = None
         self._holds_since: float | None = None
         self._seen = False
+        self._most_threads = 0
         self._listeners = [
             threading.Thread(target=self._listen, args=(stream,), daemon=True)
             for stream in (self._process.stdout, self._process.stderr)
@@ -95,7 +117,7 @@ class _Run:
         return self._process.poll() is not None or self._seen
 
     def look(self) -> None:
-        """Take another look, and keep what differs least; of equals the later one, for teams grow."""
+        """Take another look."""
         if self._process.poll() is not None:
             return
         try:
@@ -104,8 +126,10 @@ class _Run:
             # It has ended meanwhile.
             return
         verdict = compare_with_placement(self._placement, state, None, self._environment)
-        if self._best is None or len(verdict.differences) <= len(self._best.differences):
-            self._best = verdict
+        # The latest look counts, unless the process is ending and loses its threads.
+        if len(state.threads) >= self._most_threads:
+            self._most_threads = len(state.threads)
+            self._latest = verdict
         # A rank of one thread holds before it has a team: its OpenMP runtime must be there, and be heard or silent.
         if not (verdict.holds and verdict.runtimes):
             self._holds_since = None
@@ -115,33 +139,35 @@ class _Run:
             heard = len(self._said.get(self._process.pid, ())) >= len(self._placement.places)
             self._seen = heard or time.monotonic() - self._holds_since > SILENCE_SECONDS
 
-    def end(self) -> None:
-        """End the process if it runs, and hear the rest of what it says."""
-        if self._process.poll() is None:
-            self._process.terminate()
-            try:
-                self._process.wait(PATIENCE_SECONDS)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
+    def signal(self, number: int) -> None:
+        """Send a signal to the process and to all that it started."""
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, number)
+
+    def end(self, deadline: float) -> None:
+        """Wait until the process ends, kill it at the deadline, and hear the rest of what it says."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(max(0.0, deadline - time.monotonic()))
+        self.signal(signal.SIGKILL)
         self._process.wait()
         for listener in self._listeners:
             listener.join(PATIENCE_SECONDS)
 
     def verdict(self) -> RankVerdict:
-        """Return the best verdict with the runtime's opinion.
+        """Return the latest verdict with the runtime's opinion.
 
         Raises:
             RequestError: the process ended before it could be looked at.
         """
-        if self._best is None:
+        if self._latest is None:
             raise RequestError(
                 f"the command of rank {self._placement.rank} ended with status {self._process.returncode} before"
                 " its threads could be seen; give one that runs for a second at least"
             )
-        said = self._said.get(self._best.pid)
+        said = self._said.get(self._latest.pid)
         if not said:
             note = "its OpenMP runtime said nothing of its threads (no parallel region, or one older than OpenMP 5.0)"
-            return self._best._replace(notes=(*self._best.notes, note))
+            return self._latest._replace(notes=(*self._latest.notes, note))
         differences = [
             Difference(
                 f"thread {thread}",
@@ -151,9 +177,17 @@ class _Run:
             for thread, cpus in sorted(said.items())
             if thread < len(self._placement.places) and cpus != self._placement.places[thread]
         ]
-        return self._best._replace(
-            runtime_says=said, differences=(*self._best.differences, *(differences if self._best.holds else ()))
-        )
+        if len(said) != len(self._placement.places):
+            differences.insert(
+                0,
+                Difference(
+                    "team",
+                    f"the team has {len(said)} threads by its OpenMP runtime's own word, the plan says"
+                    f" {len(self._placement.places)}",
+                    "the program set another number of threads (omp_set_num_threads, torch.set_num_threads)",
+                ),
+            )
+        return self._latest._replace(runtime_says=said, differences=(*self._latest.differences, *differences))
 
     def _listen(self, stream: IO[bytes]) -> None:
         for line in stream:

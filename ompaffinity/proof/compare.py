@@ -113,6 +113,8 @@ def compare_with_placement(
     differences: list[Difference] = []
     notes = list(state.problems)
     if placement.bound:
+        if state.runtimes_known and not state.runtimes:
+            differences.append(Difference("process", "no OpenMP runtime is loaded in it, so there is no team"))
         differences += _thread_differences(placement, state, threads, team)
         differences += _other_threads(placement, state, {thread.thread_id for thread in threads})
     policy = main_policy(state)
@@ -160,6 +162,16 @@ def _thread_differences(
 ) -> Iterator[Difference]:
     if team is not None and len(team) != len(placement.cpus):
         yield Difference("team", f"the team has {len(team)} threads, the plan says {len(placement.cpus)}")
+    for place in placement.places[1:]:
+        crowd = sum(thread.cpus == place for thread in state.threads)
+        if len(place) == 1 and crowd > 1:
+            kernel = format_id_list(place)
+            yield Difference(
+                "team",
+                f"{crowd} threads are bound to CPU {kernel}, the plan says one",
+                "the team is larger than the plan's (another OMP_NUM_THREADS, omp_set_num_threads), or a pinned"
+                " OpenMP thread started threads",
+            )
     for thread in threads:
         name = f"thread {thread.thread}"
         if thread.holds or not thread.place:

@@ -128,7 +128,11 @@ def _bytes_by_distance(topology: Topology, state: ProcessState) -> dict[int, int
 
 
 def _shared_cores(topology: Topology, states: list[ProcessState]) -> Iterator[Finding]:
-    """Find cores to which threads of two processes are pinned, each within that core."""
+    """Find cores to which threads of two processes are pinned, each within that core.
+
+    A process and those that it started count as one: children inherit the mask.
+    """
+    parents = {state.pid: state.parent for state in states}
     core_of = {cpu.id: (cpu.physical_core, cpu.numa_node) for cpu in topology.cpus if cpu.physical_core != UNKNOWN}
     pinned: dict[tuple[int, int], dict[int, set[int]]] = {}
     for state in states:
@@ -139,7 +143,7 @@ def _shared_cores(topology: Topology, states: list[ProcessState]) -> Iterator[Fi
                 pinned.setdefault(core, {}).setdefault(state.pid, set()).update(thread.cpus)
     by_pids: dict[tuple[int, ...], set[int]] = {}
     for processes in pinned.values():
-        if len(processes) > 1:
+        if len({_oldest(pid, parents) for pid in processes}) > 1:
             by_pids.setdefault(tuple(sorted(processes)), set()).update(*processes.values())
     for pids, cpus in sorted(by_pids.items()):
         names = ", ".join(map(str, pids))
@@ -149,6 +153,13 @@ def _shared_cores(topology: Topology, states: list[ProcessState]) -> Iterator[Fi
             f"processes {names} are pinned to the same cores (CPU {format_id_list(cpus)}) and take turns there;"
             " give each its own (plan --avoid keeps a second server off the first one's)",
         )
+
+
+def _oldest(pid: int, parents: dict[int, int]) -> int:
+    """Return the first ancestor of a process among those that are looked at, or itself."""
+    while parents.get(pid, 0) in parents and parents[pid] != pid:
+        pid = parents[pid]
+    return pid
 
 
 def _crowded_cpus(state: ProcessState) -> Iterator[Finding]:

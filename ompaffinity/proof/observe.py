@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from ompaffinity.placement.plan import RankPlacement
 
+ENDED_STATES = ("Z", "X")
 LAST_CPU_FIELD = 39
 """proc(5), /proc/pid/stat: "processor", counted from 1; the second field ends with the last parenthesis."""
 
@@ -54,7 +55,8 @@ class ProcessState(NamedTuple):
     """A process as the kernel shows it. `memory` is None where there is no numa_maps or it may not be read.
 
     `environment` is what the process was *started* with: later changes do not show there. `placement` is what
-    we gave it, if it was started by us.
+    we gave it, if it was started by us. `runtimes_known` is False where its libraries may not be read; `parent` is
+    the process that started it.
     """
 
     pid: int
@@ -65,6 +67,8 @@ class ProcessState(NamedTuple):
     runtimes: tuple[RuntimeLibrary, ...]
     memory: MappedMemory | None
     problems: tuple[str, ...]
+    runtimes_known: bool = True
+    parent: int = 0
 
 
 def observe_process(pid: int) -> ProcessState:
@@ -84,6 +88,8 @@ def observe_process(pid: int) -> ProcessState:
         ) from None
     if not threads:
         raise RequestError(f"there is no process {pid} (any more)")
+    if all(thread.state in ENDED_STATES for thread in threads):
+        raise RequestError(f"process {pid} has ended, and its parent has not asked for its exit status yet (zombie)")
     environment = _environment(pid, problems)
     placement = None
     if environment is not None and PLACEMENT_VARIABLE in environment:
@@ -92,12 +98,23 @@ def observe_process(pid: int) -> ProcessState:
         except RequestError as error:
             problems.append(str(error))
     runtimes: tuple[RuntimeLibrary, ...] = ()
+    known = True
     try:
         runtimes = runtimes_of_process(pid)
     except OSError as error:
+        known = False
         problems.append(f"its libraries cannot be read (/proc/{pid}/maps: {error.strerror})")
     return ProcessState(
-        pid, _command(pid), threads, environment, placement, runtimes, _memory(pid, problems), tuple(problems)
+        pid=pid,
+        command=_command(pid),
+        threads=threads,
+        environment=environment,
+        placement=placement,
+        runtimes=runtimes,
+        memory=_memory(pid, problems),
+        problems=tuple(problems),
+        runtimes_known=known,
+        parent=_parent(pid),
     )
 
 
@@ -125,6 +142,14 @@ def _last_cpu(path: str) -> int | None:
         fields = file.read().rpartition(")")[2].split()
     number = fields[LAST_CPU_FIELD - 3] if len(fields) > LAST_CPU_FIELD - 3 else ""
     return int(number) if number.isdigit() else None
+
+
+def _parent(pid: int) -> int:
+    try:
+        number = _status(f"/proc/{pid}/status").get("PPid", "")
+    except OSError:
+        return 0
+    return int(number) if number.isdigit() else 0
 
 
 def _command(pid: int) -> str:

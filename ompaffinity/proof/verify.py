@@ -8,7 +8,7 @@ import sys
 
 from ompaffinity.errors import RequestError
 from ompaffinity.openmp.runtimes import GOMP, IOMP, expected_runtimes, family_of_file, find_library
-from ompaffinity.proof.compare import RankVerdict, compare_with_placement
+from ompaffinity.proof.compare import Difference, RankVerdict, compare_with_placement
 from ompaffinity.proof.observe import observe_process
 from ompaffinity.records import NamedTuple
 
@@ -110,7 +110,13 @@ def _start_probe(
         environment = dict(os.environ)
         # This interpreter and our own module, and no shell.
         probe = subprocess.Popen(  # noqa: S603
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            # Its answer is a line on stdout, where LLVM's and Intel's runtimes would display things.
+            env={name: value for name, value in environment.items() if not name.startswith("OMP_DISPLAY_")},
         )
     return placement, environment, probe
 
@@ -152,10 +158,11 @@ def verify_processes(pids: Iterable[int], placements: Sequence[RankPlacement] | 
         RequestError: there is no such process, it was not started by us and there is no plan, or there are more
             processes than ranks.
     """
-    numbers = tuple(pids)
+    numbers = tuple(dict.fromkeys(pids))
     if placements is not None and len(numbers) > len(placements):
         raise RequestError(f"--pid names {len(numbers)} processes, but the plan has {len(placements)} ranks")
     verdicts = []
+    started: dict[int, int] = {}
     for position, pid in enumerate(numbers):
         state = observe_process(pid)
         placement = state.placement
@@ -167,5 +174,14 @@ def verify_processes(pids: Iterable[int], placements: Sequence[RankPlacement] | 
                 f"process {pid} was not started by ompaffinity (no OMPAFFINITY_PLACEMENT in its environment, or it"
                 " cannot be read); give its plan with --plan FILE"
             )
-        verdicts.append(compare_with_placement(placement, state))
+        verdict = compare_with_placement(placement, state)
+        first = started.setdefault(placement.local_rank, pid)
+        if first != pid:
+            twice = Difference(
+                "process",
+                f"{pid} was started as rank {placement.rank}, and so was process {first}",
+                "a fork server (multiprocessing's forkserver) gives every worker the first one's environment",
+            )
+            verdict = verdict._replace(differences=(*verdict.differences, twice))
+        verdicts.append(verdict)
     return Verdict(tuple(verdicts))

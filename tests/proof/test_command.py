@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,9 +24,6 @@ from tests.openmp.libraries import (
     LIBRARIES,
     needs_gomp,
 )
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 CPUS = sorted(os.sched_getaffinity(0))
 SERVER = f"""if True:
@@ -78,6 +77,39 @@ def test_a_program_that_goes_its_own_way_is_caught() -> None:
     verdict = verify_command(OMPProcessManager(live_plan("gomp", reserve=0)), command(GOMP, code), 2)
     assert not verdict.holds
     assert "said nothing of its threads" in " ".join(verdict.ranks[0].notes)
+
+
+def test_a_program_without_openmp_does_not_hold() -> None:
+    code = "import time; time.sleep(60)"
+    verdict = verify_command(OMPProcessManager(live_plan("gomp", cpus=(CPUS[0],))), command("", code), 1)
+    assert not verdict.holds
+    assert "no OpenMP runtime is loaded in it" in verdict.ranks[0].differences[0].message
+
+
+@needs_gomp
+@pytest.mark.skipif(len(CPUS) < 2, reason="two OpenMP threads need two CPUs")
+def test_a_team_that_is_too_large_is_caught() -> None:
+    form = f"import ctypes; ctypes.CDLL(sys.argv[1]).omp_set_num_threads({2 * len(CPUS)}); form_team(sys.argv[1])"
+    code = SERVER.replace("form_team(sys.argv[1])", form)
+    verdict = verify_command(OMPProcessManager(live_plan("gomp", reserve=0)), command(GOMP, code), 3)
+    messages = [difference.message for difference in verdict.ranks[0].differences]
+    assert any(message.startswith(f"the team has {2 * len(CPUS)} threads by its OpenMP") for message in messages)
+
+
+def test_what_the_command_started_is_ended_with_it() -> None:
+    child = "import time; time.sleep(61.25)"
+    code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {child!r}]); time.sleep(60)"
+    before = signal.getsignal(signal.SIGTERM)
+    verify_command(OMPProcessManager(live_plan("gomp")), command("", code), 1)
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert not [pid for pid in os.listdir("/proc") if pid.isdigit() and runs(pid, child)]
+
+
+def runs(pid: str, code: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[2:3] == [code.encode()]
+    except OSError:
+        return False
 
 
 def test_a_command_that_ends_at_once_or_cannot_start(tmp_path: Path) -> None:

@@ -51,6 +51,19 @@ def test_helper_threads_stay_within_the_rank() -> None:
     assert sentences == ["rank 1, thread id 102 (worker): may run on CPU 4,7, outside of the rank's 4-6"]
 
 
+def test_too_many_threads_of_a_live_worker() -> None:
+    (sentence,) = words(compare_with_placement(PLACEMENT, process((4, 6), (5,), (5,))))
+    assert sentence.startswith("rank 1, team: 2 threads are bound to CPU 5, the plan says one; likely cause: ")
+
+
+def test_a_process_without_a_runtime() -> None:
+    alone = PLACEMENT._replace(cpus=(4,), places=((4, 6),), affinity=(4, 6))
+    state = process((4, 6), heard=alone)._replace(runtimes=())
+    (sentence,) = words(compare_with_placement(alone, state))
+    assert sentence.startswith("rank 1, process: no OpenMP runtime is loaded in it")
+    assert compare_with_placement(alone, state._replace(runtimes_known=False)).holds
+
+
 def test_a_missing_thread_of_a_live_worker() -> None:
     sentences = words(compare_with_placement(PLACEMENT, process((4, 6), (4, 5, 6))))
     assert sentences == ["rank 1, thread 1: no thread of the process is bound to CPU 5"]

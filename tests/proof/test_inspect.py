@@ -49,6 +49,13 @@ def test_processes_that_are_pinned_to_one_core() -> None:
     assert codes(inspected(topology, process(10, (0,), (0,)), process(20, (2, 3)))) == []
 
 
+def test_a_process_and_its_children_are_one() -> None:
+    topology = synthetic("core:2 pu:1")
+    family = [process(10, (0,)), process(20, (0,))._replace(parent=10), process(30, (0,))._replace(parent=20)]
+    assert codes(inspected(topology, *family)) == []
+    assert codes(inspected(topology, *family, process(40, (0,)))) == [("core-shared", (10, 20, 30, 40))]
+
+
 def test_threads_that_crowd_on_one_cpu() -> None:
     topology = synthetic("core:4 pu:1")
     assert codes(inspected(topology, process(10, (0,), (0,), (0,), running=2))) == [("threads-on-one-cpu", (10,))]

@@ -223,7 +223,7 @@ def test_live_workers_are_judged_by_what_they_were_started_with(tmp_path: Path) 
         assert (document["schema"], document["holds"]) == ("ompaffinity.verify/1", True)
         assert [thread["holds"] for thread in document["ranks"][0]["threads"]] == [True] * len(CPUS)
         assert not document["ranks"][0]["team_known"]
-        done = run_command("verify", "--pid", str(pid), str(pid), "--plan", str(file))
+        done = run_command("verify", "--pid", str(pid), str(os.getpid()), "--plan", str(file))
         assert done.returncode == 2
         assert "names 2 processes, but the plan has 1 ranks" in done.stderr
 
@@ -319,3 +319,19 @@ def test_which_library_is_probed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     broken.write_bytes(b"")
     with pytest.raises(RequestError, match="cannot be used as an OpenMP runtime"):
         verify_plan(OMPProcessManager(live_plan()), str(broken))
+
+
+@needs_gomp
+@needs_two_cpus
+def test_two_workers_with_the_environment_of_one_rank() -> None:
+    plan = live_plan(tensor_parallel_size=2)
+    with worker(GOMP, plan) as (first, _), worker(GOMP, plan) as (second, _):
+        verdict = verify_processes([first, second, second], plan.ranks)
+        assert [rank.pid for rank in verdict.ranks] == [first, second]
+        assert "a fork server" in only_cause(verdict.ranks[1])
+
+
+@needs_intel
+def test_what_a_runtime_displays_does_not_disturb(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_DISPLAY_AFFINITY", "TRUE")
+    assert verify_plan(OMPProcessManager(live_plan("iomp")), str(INTEL)).holds
