@@ -37,4 +37,6 @@ class StartMethodError(OmpAffinityError, RuntimeError):
 
 
 class BindingError(OmpAffinityError, RuntimeError):
-    """The kernel refused to bind CPUs or memory, or did not do what it was told."""
+    """The kernel refused to bind CPUs or memory, or did not do what it was told; `code` is the message code."""
+
+    code = "affinity-not-permitted"

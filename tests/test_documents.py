@@ -56,7 +56,7 @@ def test_the_reference_names_every_option() -> None:
 
 def test_the_reference_names_every_message_reason_and_architecture() -> None:
     source = "".join(path.read_text() for path in (ROOT / "ompaffinity").rglob("*.py"))
-    codes = set(re.findall(r'(?:Message\(|code|yield Message\()\s*"([a-z]+(?:-[a-z]+)+)"', source))
+    codes = set(re.findall(r'(?:Message\(|code =|yield Message\()\s*"([a-z]+(?:-[a-z]+)+)"', source))
     codes |= set(re.findall(r'"((?:affinity|memory-policy)-not-permitted|libnuma-missing|runtime-unknown)"', source))
     assert len(codes) > 10
     for code in codes:

@@ -30,9 +30,13 @@ WORD_BITS = 8 * ctypes.sizeof(ctypes.c_ulong)
 class LibnumaMissingError(BindingError):
     """libnuma, or its Python module, is not installed."""
 
+    code = "libnuma-missing"
+
 
 class MemoryPolicyError(BindingError):
     """The kernel refused a memory policy, or did not take it."""
+
+    code = "memory-policy-not-permitted"
 
 
 class ThreadPolicy(NamedTuple):

@@ -52,17 +52,22 @@ def placement_of(document: dict[str, Any]) -> RankPlacement:
         rank=int(document["rank"]),
         local_rank=int(document["local_rank"]),
         bound=bool(document["bound"]),
-        cpus=tuple(_number(cpu) for cpu in document["cpus"]),
-        helper_cpus=tuple(_number(cpu) for cpu in document["helper_cpus"]),
+        cpus=tuple(id_number(cpu) for cpu in document["cpus"]),
+        helper_cpus=tuple(id_number(cpu) for cpu in document["helper_cpus"]),
         places=tuple(tuple(parse_id_list(place)) for place in document["places"]),
         affinity=tuple(parse_id_list(document["affinity"])),
-        nodes=tuple(_number(node) for node in document["nodes"]),
+        nodes=tuple(id_number(node) for node in document["nodes"]),
         memory_policy=str(document["memory_policy"]),
         device=None if device is None else int(device),
     )
 
 
-def _number(value: object) -> int:
+def id_number(value: object) -> int:
+    """Return a CPU or node number of a JSON document.
+
+    Raises:
+        ValueError: it is none.
+    """
     if type(value) is not int or not 0 <= value <= MAX_ID:
         raise ValueError(f"{value!r} is not a CPU or node number")
     return value

@@ -1,8 +1,7 @@
 """Bind a process that already runs: its threads from outside, its OpenMP team from inside, thread by thread.
 
 The variables of OpenMP are read when the runtime is loaded, so in a running process they do nothing. A parallel
-region, though, runs a function in each thread of the calling thread's team; libgomp, libomp and libiomp5 all export
-GCC's entry to one, ``GOMP_parallel(function, data, threads, flags)`` (libgomp manual, "Implementing PARALLEL").
+region, though, tells which threads are the calling thread's team.
 """
 
 from __future__ import annotations
@@ -13,8 +12,10 @@ from contextlib import suppress
 from threading import get_native_id
 
 from ompaffinity.errors import BindingError
-from ompaffinity.memory.policy import LibnumaMissingError, restore_thread_policy, set_thread_policy, thread_policy
+from ompaffinity.memory.policy import restore_thread_policy, set_thread_policy, thread_policy
+from ompaffinity.openmp.masks import set_mask
 from ompaffinity.openmp.runtimes import loaded_runtimes
+from ompaffinity.openmp.team import in_each_thread
 from ompaffinity.records import Message, NamedTuple
 from ompaffinity.topology.idlist import format_id_list
 
@@ -52,7 +53,7 @@ class ProcessBinding:
         """
         for number, mask in self._masks_before.items():
             # A thread that has ended needs no mask.
-            _set_mask(number, mask)
+            set_mask(number, mask)
         self._masks_before.clear()
         if self._policy_before is not None:
             restore_thread_policy(self._policy_before)
@@ -83,10 +84,10 @@ def bind_current_process(placement: RankPlacement) -> ProcessBinding:
     binding = ProcessBinding()
     if not placement.bound:
         return binding
-    if not hasattr(os, "sched_setaffinity"):
-        raise BindingError("this system cannot bind threads to CPUs")
     if _bindings:
         raise BindingError("this process is bound already; undo() that first, for it tells what was there before")
+    if not hasattr(os, "sched_getaffinity"):
+        raise BindingError("this system cannot bind threads to CPUs")
     inherited = os.sched_getaffinity(0)
     try:
         _bind_team(placement, binding)
@@ -104,13 +105,14 @@ def _bind_team(placement: RankPlacement, binding: ProcessBinding) -> None:
     libraries = loaded_runtimes()
     if not libraries:
         binding.team = (get_native_id(),)
+        binding._all_teams.add(get_native_id())
         _bind(get_native_id(), placement.places[0], binding, must=True)
         return
     for library in libraries:
         runtime = ctypes.CDLL(library.path)
         binding._runtimes.append((runtime, runtime.omp_get_max_threads()))
         runtime.omp_set_num_threads(len(placement.cpus))
-        team = _form_team(runtime, len(placement.cpus))
+        team = in_each_thread(runtime, threads=len(placement.cpus))
         if len(team) < len(placement.cpus):
             raise BindingError(
                 f"the OpenMP team of {library.path} has {len(team)} of {len(placement.cpus)} threads; look at"
@@ -122,19 +124,9 @@ def _bind_team(placement: RankPlacement, binding: ProcessBinding) -> None:
             _bind(number, place, binding, must=True)
 
 
-def _form_team(runtime: ctypes.CDLL, threads: int) -> tuple[int, ...]:
-    team: dict[int, int] = {}
-
-    def body(_data: object) -> None:
-        team[runtime.omp_get_thread_num()] = get_native_id()
-
-    runtime.GOMP_parallel(ctypes.CFUNCTYPE(None, ctypes.c_void_p)(body), None, threads, 0)
-    return tuple(team[place] for place in sorted(team))
-
-
 def _bind_other_threads(placement: RankPlacement, binding: ProcessBinding, inherited: set[int]) -> None:
     for number in sorted(map(int, os.listdir("/proc/self/task"))):
-        if number in binding.team or number in binding._all_teams:
+        if number in binding._all_teams:
             continue
         try:
             mask = os.sched_getaffinity(number)
@@ -154,10 +146,8 @@ def _set_memory_policy(placement: RankPlacement, binding: ProcessBinding) -> Non
     try:
         before = thread_policy()
         set_thread_policy(placement.memory_policy, placement.nodes)
-    except LibnumaMissingError as error:
-        binding.warnings.append(Message("libnuma-missing", "warning", str(error)))
     except BindingError as error:
-        binding.warnings.append(Message("memory-policy-not-permitted", "warning", str(error)))
+        binding.warnings.append(Message(error.code, "warning", str(error)))
     else:
         binding._policy_before = before
 
@@ -171,23 +161,13 @@ def _bind(number: int, cpus: tuple[int, ...], binding: ProcessBinding, *, must: 
     # If the thread has ended meanwhile, setting its mask says so.
     with suppress(OSError):
         binding._masks_before[number] = os.sched_getaffinity(number)
-    reason = _set_mask(number, set(cpus))
+    reason = set_mask(number, cpus)
     if reason is None:
         binding.bound[number] = cpus
     elif must:
         raise BindingError(f"thread {number} could not be bound to CPU {format_id_list(cpus)}: {reason}")
     else:
         binding.not_bound.append(UnboundThread(number, _name(number), reason))
-
-
-def _set_mask(number: int, cpus: set[int]) -> str | None:
-    """Set and read back a thread's mask; return why it does not hold, None if it does."""
-    try:
-        os.sched_setaffinity(number, cpus)
-        got = os.sched_getaffinity(number)
-    except OSError as error:
-        return str(error.strerror)
-    return None if got == cpus else f"the kernel gave CPU {format_id_list(got)}"
 
 
 def _name(number: int) -> str:

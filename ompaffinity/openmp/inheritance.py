@@ -14,6 +14,7 @@ from contextlib import ExitStack, contextmanager
 from ompaffinity.errors import BindingError, RequestError
 from ompaffinity.memory.policy import restore_thread_policy, set_thread_policy, thread_policy
 from ompaffinity.openmp.environment import MANAGED_VARIABLES, PLACEMENT_VARIABLE
+from ompaffinity.openmp.masks import set_mask
 from ompaffinity.topology.idlist import format_id_list
 
 TYPE_CHECKING = False
@@ -108,22 +109,13 @@ def take_affinity(cpus: tuple[int, ...], stack: ExitStack) -> None:
     if not hasattr(os, "sched_setaffinity"):
         raise BindingError("this system cannot bind threads to CPUs; the worker runs unbound")
     before = os.sched_getaffinity(0)
-    wanted = set(cpus)
     # Registered first: a mask that was half taken must not stay either.
     stack.callback(_give_back_affinity, before)
-    try:
-        os.sched_setaffinity(0, wanted)
-    except OSError as error:
+    reason = set_mask(0, cpus)
+    if reason is not None:
         raise BindingError(
-            f"the kernel refused CPU {format_id_list(wanted)} ({error.strerror});"
+            f"the kernel refused CPU {format_id_list(cpus)} ({reason});"
             " look for a seccomp profile, or a CPU or cpuset that is gone since the plan"
-        ) from None
-    got = os.sched_getaffinity(0)
-    if got != wanted:
-        os.sched_setaffinity(0, before)
-        raise BindingError(
-            f"of CPU {format_id_list(wanted)} the kernel gave only {format_id_list(got)};"
-            " the cpuset shrank since the plan"
         )
 
 

@@ -61,10 +61,10 @@ def for_runtimes(
 
 
 def _module_names(probe: str | Iterable[str]) -> tuple[str, ...]:
-    names = (probe,) if isinstance(probe, str) else tuple(probe) if isinstance(probe, (list, tuple)) else (None,)
-    if not all(isinstance(name, str) for name in names):
+    names = [probe] if isinstance(probe, str) else probe
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
         raise RequestError(f"probe is {probe!r}; it must be names of modules")
-    return tuple(str(name) for name in names)
+    return tuple(names)
 
 
 def runtime_messages(

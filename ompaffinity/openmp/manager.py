@@ -13,7 +13,6 @@ import sys
 from contextlib import ExitStack, contextmanager
 
 from ompaffinity.errors import BindingError, RequestError
-from ompaffinity.memory.policy import LibnumaMissingError
 from ompaffinity.openmp.document import worker_environment
 from ompaffinity.openmp.environment import BINDING_VARIABLES, PLACEMENT_VARIABLE, TEAM_BREAKERS
 from ompaffinity.openmp.inheritance import (
@@ -36,6 +35,12 @@ if TYPE_CHECKING:
     from typing import Any
 
 logger = logging.getLogger("ompaffinity")
+
+
+class NothingReservedError(BindingError):
+    """A process was to run on the reserved CPUs, but the plan has none."""
+
+    code = "nothing-reserved"
 
 
 class OMPProcessManager:
@@ -144,15 +149,14 @@ class OMPProcessManager:
             stack.enter_context(turn())
             stack.enter_context(restored_environment())
             stack.enter_context(refuse_unbindable_starts())
-            code = "affinity-not-permitted" if reserved else "nothing-reserved"
             try:
                 if not reserved:
-                    raise BindingError(
+                    raise NothingReservedError(
                         "the plan reserves no CPU for it, so it runs unbound; an automatic plan with --reserve N does"
                     )
                 take_affinity(reserved, stack)
             except BindingError as error:
-                self._refused(code, "the process beside the ranks", error)
+                self._refused("the process beside the ranks", error)
                 reserved = ()
             if any(placement.bound for placement in self.plan.ranks):
                 for name in (*BINDING_VARIABLES, PLACEMENT_VARIABLE):
@@ -171,24 +175,21 @@ class OMPProcessManager:
         try:
             take_affinity(placement.affinity, stack)
         except BindingError as error:
-            self._refused("affinity-not-permitted", f"rank {placement.rank}", error)
+            self._refused(f"rank {placement.rank}", error)
             return RankPlacement(placement.rank, placement.local_rank, bound=False)
         try:
             take_memory_policy(placement, stack)
-        except LibnumaMissingError as error:
-            self._refused("libnuma-missing", f"rank {placement.rank}", error)
         except BindingError as error:
-            self._refused("memory-policy-not-permitted", f"rank {placement.rank}", error)
-        else:
-            return placement
-        return placement._replace(memory_policy="none")
+            self._refused(f"rank {placement.rank}", error)
+            return placement._replace(memory_policy="none")
+        return placement
 
-    def _refused(self, code: str, whom: str, error: BindingError) -> None:
+    def _refused(self, whom: str, error: BindingError) -> None:
         if self.strict:
             raise error
-        message = Message(code, "warning", f"{whom}: {error}")
+        message = Message(error.code, "warning", f"{whom}: {error}")
         if message not in self.warnings:
-            logger.warning("%s: %s", code, message.message)
+            logger.warning("%s: %s", message.code, message.message)
             self.warnings.append(message)
 
 

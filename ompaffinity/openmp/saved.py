@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ompaffinity.errors import IdListError, RequestError
-from ompaffinity.openmp.current import placement_of
+from ompaffinity.openmp.current import id_number, placement_of
 from ompaffinity.placement.request import HeldCpus
 from ompaffinity.topology.idlist import parse_id_list
 
@@ -92,7 +92,7 @@ def _cpus_of(document: dict[str, Any]) -> tuple[set[int], set[int]]:
     _check_schema(document)
     held, known = set(parse_id_list(document["reserved"])), set()
     for rank in _list(document["ranks"]):
-        held |= {_cpu(cpu) for cpu in (*_list(rank["cpus"]), *_list(rank["helper_cpus"]))}
+        held |= {id_number(cpu) for cpu in (*_list(rank["cpus"]), *_list(rank["helper_cpus"]))}
         held |= set(parse_id_list(rank["affinity"]))
     for group in _list(document["left_out"]):
         known |= set(parse_id_list(group["cpus"]))
@@ -104,10 +104,4 @@ def _cpus_of(document: dict[str, Any]) -> tuple[set[int], set[int]]:
 def _list(value: object) -> list[Any]:
     if not isinstance(value, list):
         raise TypeError(f"{value!r} is not a list")
-    return value
-
-
-def _cpu(value: object) -> int:
-    if type(value) is not int or value < 0:
-        raise TypeError(f"{value!r} is not a CPU number")
     return value

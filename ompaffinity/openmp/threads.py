@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from ompaffinity.errors import BindingError
 from ompaffinity.openmp.current import current_placement
+from ompaffinity.openmp.masks import set_mask
 from ompaffinity.topology.idlist import format_id_list
 
 TYPE_CHECKING = False
@@ -74,16 +75,7 @@ def _bind(number: int, cpus: tuple[int, ...]) -> None:
     Raises:
         BindingError: the kernel refuses, or gives something else; then the thread keeps what it had.
     """
-    if not hasattr(os, "sched_setaffinity"):
-        raise BindingError("this system cannot bind threads to CPUs")
-    try:
-        before = os.sched_getaffinity(number)
-        os.sched_setaffinity(number, cpus)
-        got = os.sched_getaffinity(number)
-    except OSError as error:
-        raise BindingError(
-            f"thread {number or 'calling'} could not be bound to CPU {format_id_list(cpus)}: {error.strerror}"
-        ) from None
-    if got != set(cpus):
-        os.sched_setaffinity(number, before)
-        raise BindingError(f"thread {number or 'calling'} got CPU {format_id_list(got)} of {format_id_list(cpus)}")
+    reason = set_mask(number, cpus)
+    if reason is not None:
+        who = f"thread {number}" if number else "the calling thread"
+        raise BindingError(f"{who} could not be bound to CPU {format_id_list(cpus)}: {reason}")

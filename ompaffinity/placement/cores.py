@@ -34,7 +34,7 @@ class Pool(NamedTuple):
     These are the cores of one NUMA node; with a wider span those of a package or of the machine, under
     the lowest of its nodes; and under `UNKNOWN` those of a machine without NUMA information. `levels`
     are the preferred cut lines, the strongest first: each level of which there are several groups here.
-    A `whole` pool leaves no core idle.
+    A `whole` pool leaves no core idle but for an L3.
     """
 
     node: int
@@ -130,8 +130,10 @@ def usable_pools(
     pools = []
     for nodes in spans.values():
         per_rank = -(-len(sorted_cores) // ranks)
-        near = nodes if topology.equally_far else near_groups(nodes, per_rank, topology.distance)
-        cores = [core for node in near for core in sorted_cores[node]]
+        near = list(range(len(nodes)))
+        if not topology.equally_far:
+            near = near_order(nodes, [1] * len(nodes), per_rank, topology.distance)
+        cores = [core for place in near for core in sorted_cores[nodes[place]]]
         pools.append(_pool(min(nodes), cores, SPAN_LEVELS, whole=True))
     return sorted(pools, key=lambda pool: pool.node)
 
@@ -150,20 +152,25 @@ def has_node_pools(topology: Topology) -> bool:
     return bool(topology.nodes) and not (topology.architecture == "s390x" and len(topology.nodes) <= 1)
 
 
-def near_groups(nodes: list[int], size: int, distance: Callable[[int, int], int]) -> list[int]:
-    """Return the nodes so that each `size` of them in turn are near each other: the lowest, then its nearest, ..."""
-    left = sorted(nodes)
-    ordered: list[int] = []
-    apart: dict[int, int] = {}
+def near_order(nodes: list[int], counts: list[int], group: int, distance: Callable[[int, int], int]) -> list[int]:
+    """Return the places of `nodes` so that of `counts` ranks on each every `group` in turn are near each other.
+
+    Each group begins on the lowest node that is left, or on the one where the last group ended halfway.
+    """
+    left, order = list(range(len(nodes))), []
+    apart = [0] * len(nodes)
+    placed = 0
     while left:
-        if len(ordered) % size == 0:
-            apart = dict.fromkeys(left, 0)
-        chosen = min(left, key=lambda node: (apart[node], node))
+        chosen = min(left, key=lambda place: (apart[place], nodes[place]))
         left.remove(chosen)
-        ordered.append(chosen)
-        for node in left:
-            apart[node] += distance(chosen, node)
-    return ordered
+        order.append(chosen)
+        placed += counts[chosen]
+        # A group that ends with this node leaves nothing to be near to; one that began on it does.
+        fresh = placed // group > (placed - counts[chosen]) // group
+        for place in left:
+            apart[place] = 0 if fresh else apart[place]
+            apart[place] += distance(nodes[chosen], nodes[place]) if placed % group else 0
+    return order
 
 
 def _pool(node: int, cores: list[Core], levels: tuple[str, ...], *, whole: bool = False) -> Pool:

@@ -5,7 +5,6 @@ Each reason and each message says what the user can do about it.
 
 from __future__ import annotations
 
-from ompaffinity.placement.architecture import rule_for
 from ompaffinity.placement.cores import held_cpus
 from ompaffinity.placement.reserve import wanted_reserve
 from ompaffinity.records import Message
@@ -60,6 +59,7 @@ DETAILS = {
 def left_out_groups(
     topology: Topology,
     request: PlacementRequest,
+    rule: ArchitectureRule,
     unusable: dict[int, str],
     pools: list[Pool],
     idle: frozenset[Core],
@@ -87,16 +87,23 @@ def left_out_groups(
     for cpu in sorted(reasons):
         groups.setdefault(reasons[cpu], []).append(cpu)
     return [
-        (tuple(groups[reason]), reason, _detail(reason, topology, request, pools, groups[reason]))
+        (tuple(groups[reason]), reason, _detail(reason, topology, request, rule, pools, groups[reason]))
         for reason in REASONS
         if reason in groups
     ]
 
 
-def _detail(reason: str, topology: Topology, request: PlacementRequest, pools: list[Pool], cpus: list[int]) -> str:
+def _detail(
+    reason: str,
+    topology: Topology,
+    request: PlacementRequest,
+    rule: ArchitectureRule,
+    pools: list[Pool],
+    cpus: list[int],
+) -> str:
     if reason == "smt-sibling":
-        threads = threads_per_core(topology, request)
-        name = "one thread" if threads == 1 else f"{threads} threads"
+        count = rule.threads_per_core
+        name = "one thread" if count == 1 else f"{count} threads"
         where = "" if topology.architecture == "unknown" else f" on {topology.architecture}"
         return f"{name} per core{where}; --threads-per-core all uses them"
     if reason == "unused-node":
@@ -105,12 +112,6 @@ def _detail(reason: str, topology: Topology, request: PlacementRequest, pools: l
     if reason == "not-allowed" and request.avoid:
         return _about_held(topology, request, cpus)
     return DETAILS[reason]
-
-
-def threads_per_core(topology: Topology, request: PlacementRequest) -> int:
-    """Return how many CPUs of a core get OpenMP threads at most."""
-    asked = request.threads_per_core
-    return rule_for(topology.architecture).threads_per_core if asked is None else asked
 
 
 def _about_held(topology: Topology, request: PlacementRequest, cpus: list[int]) -> str:

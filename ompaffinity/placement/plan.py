@@ -101,7 +101,9 @@ def make_plan(topology: Topology, request: PlacementRequest) -> Plan:
         wait_policy=request.wait_policy,
         ranks=ranks,
         reserved=tuple(sorted(cpu for rank in ranks for cpu in rank.helper_cpus)),
-        left_out=tuple(LeftOut(*group) for group in left_out_groups(topology, request, unusable, pools, idle, ranks)),
+        left_out=tuple(
+            LeftOut(*group) for group in left_out_groups(topology, request, rule, unusable, pools, idle, ranks)
+        ),
         warnings=(*topology.messages, *plan_messages(topology, request, rule, pools, ranks, sharing=sharing)),
     )
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from itertools import combinations
 
 from ompaffinity.errors import PlacementError
+from ompaffinity.placement.cores import near_order
 from ompaffinity.placement.cut import PoolCuts
 from ompaffinity.records import NamedTuple
 
@@ -52,7 +53,7 @@ def split_cores(
     used = _choose_pools([pool for pool in pools if len(pool.cores) >= smallest], ranks, distance, spread)
     cuts = _best_cuts(used, ranks, smallest)
     if distance is not None and 0 < group < ranks:
-        order = _near_order(used, [len(cut.shares) for cut in cuts], group, distance)
+        order = near_order([pool.node for pool in used], [len(cut.shares) for cut in cuts], group, distance)
         cuts = [cuts[place] for place in order]
     return Split(
         tuple(share for cut in cuts for share in cut.shares),
@@ -184,21 +185,3 @@ def _best_cuts(pools: list[Pool], ranks: int, smallest: int) -> list[Cut]:
 def _cost(cut: Cut) -> list[int]:
     """Return [ranks that straddle an L3, a cluster, idle cores]."""
     return [cut.straddling("l3"), cut.straddling("cluster"), len(cut.idle)]
-
-
-def _near_order(pools: list[Pool], counts: list[int], group: int, distance: Callable[[int, int], int]) -> list[int]:
-    """Return the places of the pools so that the ranks of a tensor-parallel group are near each other."""
-    left, order = list(range(len(pools))), []
-    apart = [0] * len(pools)
-    placed = 0
-    while left:
-        chosen = min(left, key=lambda place: (apart[place], pools[place].node))
-        left.remove(chosen)
-        order.append(chosen)
-        placed += counts[chosen]
-        # A group that ends with this pool leaves nothing to be near to; one that began in it does.
-        fresh = placed // group > (placed - counts[chosen]) // group
-        for place in left:
-            apart[place] = 0 if fresh else apart[place]
-            apart[place] += distance(pools[chosen].node, pools[place].node) if placed % group else 0
-    return order

@@ -2,7 +2,7 @@
 
 As a program (``python -m ompaffinity.proof.probe LIBRARY``) it forms the library's OpenMP team, touches memory in
 every thread, writes one line of JSON, and waits for the end of its input, so that the kernel can be asked
-about it meanwhile. ``GOMP_parallel`` runs a function in each thread; libgomp, libomp and libiomp5 export it.
+about it meanwhile.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from threading import get_native_id
+
+from ompaffinity.openmp.team import in_each_thread
 
 TOUCHED_BYTES = 8 * 2**20
 """What each thread touches, in pages of its own."""
@@ -23,19 +24,15 @@ def form_team(library: str) -> tuple[list[int], list[mmap.mmap]]:
         OSError: the library cannot be loaded.
         AttributeError: it is no OpenMP runtime.
     """
-    runtime = ctypes.CDLL(library)
-    team: dict[int, int] = {}
     touched: list[mmap.mmap] = []
 
-    def body(_data: object) -> None:
-        team[runtime.omp_get_thread_num()] = get_native_id()
+    def touch() -> None:
         memory = mmap.mmap(-1, TOUCHED_BYTES)
         for start in range(0, TOUCHED_BYTES, mmap.PAGESIZE):
             memory[start] = 1
         touched.append(memory)
 
-    runtime.GOMP_parallel(ctypes.CFUNCTYPE(None, ctypes.c_void_p)(body), None, 0, 0)
-    return [team[number] for number in sorted(team)], touched
+    return list(in_each_thread(ctypes.CDLL(library), touch)), touched
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ompaffinity.placement.architecture import rule_for
-from ompaffinity.placement.cores import near_groups, unusable_cpus, usable_pools
+from ompaffinity.placement.cores import near_order, unusable_cpus, usable_pools
 from ompaffinity.placement.cut import cut_pool
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
@@ -193,8 +193,10 @@ def test_the_ranks_of_a_tensor_group_are_neighbours() -> None:
 
 @given(st.permutations(range(6)), st.integers(1, 6))
 def test_near_groups_name_each_node_once(nodes: list[int], size: int) -> None:
-    assert sorted(near_groups(nodes, size, lambda first, second: abs(first - second))) == list(range(6))
-    assert near_groups(nodes, size, lambda _first, _second: 20) == list(range(6))
+    order = near_order(nodes, [1] * 6, size, lambda first, second: abs(first - second))
+    assert sorted(order) == list(range(6))
+    even = near_order(nodes, [1] * 6, size, lambda _first, _second: 20)
+    assert [nodes[place] for place in even] == list(range(6))
 
 
 def test_many_nodes_are_chosen_without_trying_every_set() -> None:
