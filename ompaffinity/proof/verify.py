@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from ompaffinity.records import Message
 
 PROBE_SECONDS = 60
+END_SECONDS = 10
 SYSTEM_LIBRARIES = {GOMP: ("libgomp.so.1",), IOMP: ("libomp.so.5", "libiomp5.so")}
 
 
@@ -95,8 +95,7 @@ def verify_plan(manager: OMPProcessManager, library: str) -> Verdict:
         verdicts = [_judge(placement, environment, probe) for placement, environment, probe in probes]
     finally:
         for _, _, probe in probes:
-            with contextlib.suppress(OSError):
-                probe.communicate(timeout=PROBE_SECONDS)
+            _end(probe)
     return Verdict(tuple(verdicts), tuple(manager.warnings))
 
 
@@ -119,6 +118,20 @@ def _start_probe(
             env={name: value for name, value in environment.items() if not name.startswith("OMP_DISPLAY_")},
         )
     return placement, environment, probe
+
+
+def _end(probe: Popen[str]) -> None:
+    """Let a probe end, as the end of its input tells it to, or kill it."""
+    import subprocess
+
+    try:
+        probe.communicate(timeout=END_SECONDS)
+    except subprocess.TimeoutExpired:
+        probe.kill()
+        probe.communicate()
+    except (OSError, ValueError):
+        # It was killed, and its pipes are closed.
+        probe.wait()
 
 
 def _judge(placement: RankPlacement, environment: dict[str, str], probe: Popen[str]) -> RankVerdict:

@@ -244,10 +244,10 @@ def test_modules_to_probe_are_names(probe: Any) -> None:
 @needs_llvm
 def test_tokens_of_the_loader_are_expanded() -> None:
     path = os.path.realpath(found(LLVM))
-    token = found(LLVM).replace("/lib/", "/$LIB/", 1) if "/usr/lib/" in found(LLVM) else None
-    if token is not None:
-        token = re.sub(r"\$LIB/[^/]+-linux-gnu", "$LIB", token)
-        assert [os.path.realpath(file) for file in preloaded_files({"LD_PRELOAD": token})][:1] == [path]
+    folder, name = os.path.split(found(LLVM))
+    token = re.sub(r"/lib(64|/[^/]+-linux-gnu)?$", "/$LIB", folder)
+    assert "$LIB" in token
+    assert [os.path.realpath(file) for file in preloaded_files({"LD_PRELOAD": f"{token}/{name}"})][:1] == [path]
     relative = os.path.relpath(path, os.path.dirname(os.path.realpath(sys.executable)))
     names = {"LD_PRELOAD": f"$ORIGIN/{relative} ${{ORIGIN}}/{relative}"}
     assert [os.path.realpath(file) for file in preloaded_files(names)][:2] == [path, path]

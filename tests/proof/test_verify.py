@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from contextlib import contextmanager, nullcontext
@@ -19,6 +20,7 @@ from ompaffinity.openmp.document import plan_document, worker_environment
 from ompaffinity.openmp.manager import OMPProcessManager
 from ompaffinity.placement.plan import Plan, RankPlacement, make_plan
 from ompaffinity.placement.request import PlacementRequest
+from ompaffinity.proof import verify as verify_module
 from ompaffinity.proof.compare import RankVerdict, compare_with_placement
 from ompaffinity.proof.observe import observe_process
 from ompaffinity.proof.verify import library_to_probe, verify_plan, verify_processes
@@ -149,10 +151,11 @@ def test_a_second_runtime_is_the_cause(library: str) -> None:
 @needs_two_cpus
 def test_the_environment_of_another_rank_is_the_cause() -> None:
     plan = live_plan(tensor_parallel_size=2)
+    # On two CPUs both ranks have the same mask; the second one's own CPU alone is nobody's.
+    second = plan.ranks[1]._replace(places=((CPUS[1],), *plan.ranks[1].places[1:]))
     with worker(GOMP, plan) as (pid, team):
-        verdict = verdict_on(plan.ranks[1], pid, team)
-    if plan.ranks[0].places != plan.ranks[1].places:
-        assert "the environment of rank 0: a fork server" in only_cause(verdict)
+        verdict = verdict_on(second, pid, team)
+    assert "the environment of rank 0: a fork server" in only_cause(verdict)
 
 
 @needs_gomp
@@ -299,6 +302,24 @@ def test_what_cannot_be_done_is_one_line(arguments: list[str], match: str, capsy
     assert captured.err.count("\n") == 1
 
 
+def test_a_probe_that_does_not_answer_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[subprocess.Popen[str]] = []
+    start = verify_module._start_probe
+
+    def stuck(*arguments: Any) -> Any:
+        placement, environment, probe = start(*arguments)
+        os.kill(probe.pid, signal.SIGSTOP)
+        started.append(probe)
+        return placement, environment, probe
+
+    monkeypatch.setattr(verify_module, "_start_probe", stuck)
+    monkeypatch.setattr(verify_module, "PROBE_SECONDS", 0.2)
+    monkeypatch.setattr(verify_module, "END_SECONDS", 0.2)
+    with pytest.raises(RequestError, match="formed no team: no answer within"):
+        verify_plan(OMPProcessManager(live_plan(bind=((CPUS[0],),))), GOMP)
+    assert [probe.returncode for probe in started] == [-signal.SIGKILL]
+
+
 def test_a_process_that_is_not_ours_needs_a_plan() -> None:
     with pytest.raises(RequestError, match=r"was not started by ompaffinity .*; give its plan with --plan FILE"):
         verify_processes([os.getpid()])
@@ -306,13 +327,12 @@ def test_a_process_that_is_not_ours_needs_a_plan() -> None:
 
 def test_which_library_is_probed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from ompaffinity.openmp.runtimes import RuntimeLibrary
-    from ompaffinity.proof import verify
 
     preloaded = RuntimeLibrary("/x/libiomp5.so", "iomp", "preloaded")
-    monkeypatch.setattr(verify, "expected_runtimes", lambda _environ: (preloaded,))
+    monkeypatch.setattr(verify_module, "expected_runtimes", lambda _environ: (preloaded,))
     assert library_to_probe("auto", {}) == ("iomp", "/x/libiomp5.so")
-    monkeypatch.setattr(verify, "expected_runtimes", lambda _environ: ())
-    monkeypatch.setattr(verify, "find_library", lambda *_arguments: None)
+    monkeypatch.setattr(verify_module, "expected_runtimes", lambda _environ: ())
+    monkeypatch.setattr(verify_module, "find_library", lambda *_arguments: None)
     with pytest.raises(RequestError, match="no OpenMP runtime of the kind gomp is installed here"):
         library_to_probe("gomp", {})
     broken = tmp_path / "libgomp.so.1"
