@@ -10,6 +10,7 @@ __version__ = "0.1.0"
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ompaffinity.errors import BindingError as BindingError
+    from ompaffinity.errors import CapacityError as CapacityError
     from ompaffinity.errors import IdListError as IdListError
     from ompaffinity.errors import NoMemoryNodeError as NoMemoryNodeError
     from ompaffinity.errors import OmpAffinityError as OmpAffinityError
@@ -17,11 +18,18 @@ if TYPE_CHECKING:
     from ompaffinity.errors import RequestError as RequestError
     from ompaffinity.errors import StartMethodError as StartMethodError
     from ompaffinity.errors import TopologyError as TopologyError
+    from ompaffinity.memory.capacity import kv_cache_bytes as kv_cache_bytes
+    from ompaffinity.memory.capacity import memory_budget as memory_budget
+    from ompaffinity.memory.ladder import can_set_mempolicy as can_set_mempolicy
     from ompaffinity.openmp.current import current_placement as current_placement
+    from ompaffinity.openmp.current import determine_available_memory as determine_available_memory
+    from ompaffinity.openmp.current import get_device_total_memory as get_device_total_memory
     from ompaffinity.openmp.document import plan_document as plan_document
     from ompaffinity.openmp.in_process import ProcessBinding as ProcessBinding
     from ompaffinity.openmp.in_process import bind_current_process as bind_current_process
     from ompaffinity.openmp.manager import OMPProcessManager as OMPProcessManager
+    from ompaffinity.openmp.process_memory import MemoryBinding as MemoryBinding
+    from ompaffinity.openmp.process_memory import init_cpu_memory_env as init_cpu_memory_env
     from ompaffinity.openmp.threads import helper_threads as helper_threads
     from ompaffinity.openmp.threads import move_to_helper_cpus as move_to_helper_cpus
     from ompaffinity.placement.plan import Plan as Plan
@@ -44,6 +52,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "errors": (
         "BindingError",
+        "CapacityError",
         "IdListError",
         "NoMemoryNodeError",
         "OmpAffinityError",
@@ -52,10 +61,13 @@ _HOMES = {
         "StartMethodError",
         "TopologyError",
     ),
-    "openmp.current": ("current_placement",),
+    "memory.capacity": ("kv_cache_bytes", "memory_budget"),
+    "memory.ladder": ("can_set_mempolicy",),
+    "openmp.current": ("current_placement", "determine_available_memory", "get_device_total_memory"),
     "openmp.document": ("plan_document",),
     "openmp.in_process": ("ProcessBinding", "bind_current_process"),
     "openmp.manager": ("OMPProcessManager",),
+    "openmp.process_memory": ("MemoryBinding", "init_cpu_memory_env"),
     "openmp.threads": ("helper_threads", "move_to_helper_cpus"),
     "placement.plan": ("Plan", "RankPlacement", "make_plan"),
     "placement.request": ("PlacementRequest",),

@@ -28,6 +28,10 @@ class NoMemoryNodeError(PlacementError):
     """No allowed NUMA node has memory."""
 
 
+class CapacityError(OmpAffinityError):
+    """There is less memory for a rank than was asked for."""
+
+
 class StartMethodError(OmpAffinityError, RuntimeError):
     """A worker was to be started in a way that cannot be bound; `code` is the message code."""
 

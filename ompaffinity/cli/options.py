@@ -20,6 +20,7 @@ from ompaffinity.topology.load import SOURCES
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 FORMATS = ("table", "json", "env")
@@ -132,6 +133,13 @@ PLAN_OPTIONS = (
         "memory policy of a rank (default auto: by the nodes it uses)",
         MEMORY_POLICIES,
     ),
+    Option(
+        "--utilization",
+        "utilization",
+        "fraction",
+        "tell each rank's memory budget: this part of what it shares with the others, as in 0.9",
+        metavar="F",
+    ),
 )
 OUTPUT_OPTIONS = (Option("--json", "json", "flag", "print JSON"),)
 TOPOLOGY_OPTIONS = (
@@ -240,8 +248,6 @@ def option_value(option: Option, text: Any) -> Any:
         if text not in option.choices:
             raise RequestError(f"{option.flag} is {text!r}; it must be one of {', '.join(option.choices)}")
         return text
-    if option.kind == "bind":
-        return parse_bind(text)
     if option.kind == "ids":
         try:
             ids = tuple(parse_ordered_id_list(text))
@@ -250,8 +256,8 @@ def option_value(option: Option, text: Any) -> Any:
         if not ids:
             raise RequestError(f"{option.flag} names nothing; leave it out to plan with everything")
         return ids
-    if option.kind == "pids":
-        return tuple(_process_number(option, word) for word in text)
+    if option.kind in _READERS:
+        return _READERS[option.kind](option, text)
     if text == "auto" and option.kind in ("threads", "auto-number"):
         return None
     if text == "all" and option.kind == "threads":
@@ -265,7 +271,26 @@ def option_value(option: Option, text: Any) -> Any:
     return int(text)
 
 
+def _fraction(option: Option, text: str) -> float:
+    try:
+        # float() would take nan, underscores and digits of every script, too.
+        plain = text.isascii() and "_" not in text
+        number = float(text) if plain else 0.0
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= 1:
+        raise RequestError(f"{option.flag} is {text!r}; it must be above 0 and at most 1, as in 0.9")
+    return number
+
+
 def _process_number(option: Option, word: str) -> int:
     if not (word.isascii() and word.isdigit() and len(word) < 10 and int(word) > 0):
         raise RequestError(f"{option.flag} is {word!r}; it must be process numbers")
     return int(word)
+
+
+_READERS: dict[str, Callable[[Option, Any], Any]] = {
+    "bind": lambda _option, text: parse_bind(text),
+    "fraction": _fraction,
+    "pids": lambda option, words: tuple(_process_number(option, word) for word in words),
+}

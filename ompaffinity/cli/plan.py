@@ -52,6 +52,10 @@ def plan_from_values(values: dict[str, Any]) -> tuple[Topology, Plan]:
     plan = make_plan(topology, request)
     if request.bind != "none" and not machine.keys() & {"machine", "synthetic"}:
         plan = plan._replace(warnings=(*plan.warnings, *environment_messages(os.environ)))
+        if any(rank.memory_policy != "none" for rank in plan.ranks):
+            from ompaffinity.openmp.granted import with_granted_memory
+
+            plan = with_granted_memory(plan)
     return topology, plan
 
 

@@ -32,7 +32,9 @@ def print_plan(topology: Topology, plan: Plan, rank: int | None = None) -> None:
     console.print(_machine_line(topology))
     console.print(f"variables for {_RUNTIME_NAMES[plan.runtime]}, {_GRANULARITY_NAMES[plan.granularity]}", style="dim")
     console.print()
-    ranks = _table("rank", "threads", "CPUs", "helper CPUs", "memory", right=("rank", "threads"))
+    budgets = any(placement.memory_budget is not None for placement in plan.ranks)
+    headings = ("rank", "threads", "CPUs", "helper CPUs", "memory", *(("budget",) if budgets else ()))
+    ranks = _table(*headings, right=("rank", "threads", "budget"))
     for placement in plan.ranks:
         if rank is None or placement.rank == rank:
             memory = f"{placement.memory_policy} {format_id_list(placement.nodes)}"
@@ -44,7 +46,8 @@ def print_plan(topology: Topology, plan: Plan, rank: int | None = None) -> None:
                 format_id_list(placement.helper_cpus) or "none",
                 memory,
             )
-            ranks.add_row(str(placement.rank), *(cells if placement.bound else ("", "not bound", "", "")))
+            budget = (_bytes(placement.memory_budget),) if budgets else ()
+            ranks.add_row(str(placement.rank), *(cells if placement.bound else ("", "not bound", "", "")), *budget)
     console.print(ranks)
     if plan.left_out:
         console.print()

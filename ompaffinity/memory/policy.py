@@ -4,24 +4,34 @@ A thread that is started inherits the policy of the thread that starts it. Sourc
 set_mempolicy(2), get_mempolicy(2), the kernel's Documentation/admin-guide/mm/numa_memory_policy.rst.
 The system calls are reached through the library handle of py-libnuma; masks are as long as the
 largest node number asks for, and the kernel is always asked what it did: libnuma's own setters
-return nothing.
+return nothing, and py-libnuma's end the process for a node that is not there.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 
 from ompaffinity.errors import BindingError
 from ompaffinity.records import NamedTuple
 from ompaffinity.topology.idlist import format_id_list
+from ompaffinity.topology.limits import mems_allowed
+from ompaffinity.topology.nodes import NODE_ROOT
+from ompaffinity.topology.text import read_id_list
+from ompaffinity.topology.tree import DirectoryTree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MPOL_DEFAULT, MPOL_PREFERRED, MPOL_BIND, MPOL_INTERLEAVE, MPOL_PREFERRED_MANY = 0, 1, 2, 3, 5
-MODES = {"bind": MPOL_BIND, "preferred": MPOL_PREFERRED, "interleave": MPOL_INTERLEAVE}
+MODES = {
+    "bind": MPOL_BIND,
+    "preferred": MPOL_PREFERRED,
+    "preferred-many": MPOL_PREFERRED_MANY,
+    "interleave": MPOL_INTERLEAVE,
+}
 MASK_BITS = 16384
 """get_mempolicy(2) refuses masks shorter than the kernel's own; MAX_NUMNODES is at most 1024 today."""
 WORD_BITS = 8 * ctypes.sizeof(ctypes.c_ulong)
@@ -67,37 +77,40 @@ def thread_policy() -> ThreadPolicy:
 
     Raises:
         LibnumaMissingError: there is no libnuma.
-        MemoryPolicyError: the kernel refuses to tell (seccomp).
+        MemoryPolicyError: the kernel refuses to tell (seccomp), or knows no memory policies.
     """
     mode = ctypes.c_int()
     mask = (ctypes.c_ulong * (MASK_BITS // WORD_BITS))()
     library = load_libnuma()
     if library.get_mempolicy(ctypes.byref(mode), mask, ctypes.c_ulong(MASK_BITS), None, ctypes.c_ulong(0)) != 0:
-        raise MemoryPolicyError(f"the kernel refused to tell the memory policy ({os.strerror(ctypes.get_errno())})")
-    words = [(position * WORD_BITS, word) for position, word in enumerate(mask) if word]
-    return ThreadPolicy(
-        mode.value, tuple(start + bit for start, word in words for bit in range(WORD_BITS) if word >> bit & 1)
-    )
+        code = ctypes.get_errno()
+        raise MemoryPolicyError(f"the kernel refused to tell the memory policy ({os.strerror(code)}){_remedy(code)}")
+    return ThreadPolicy(mode.value, mask_nodes(mask))
 
 
 def set_thread_policy(policy: str, nodes: Iterable[int]) -> None:
-    """Set the policy (``"bind"``, ``"preferred"`` or ``"interleave"``) of the calling thread and read it back.
+    """Set the policy (a key of `MODES`) of the calling thread and read it back.
 
-    `nodes` must be allowed nodes with memory. Several preferred nodes need Linux 5.15
-    (MPOL_PREFERRED_MANY).
+    `nodes` must be allowed nodes with memory. ``"preferred"`` takes one node; ``"preferred-many"``
+    needs Linux 5.15 (MPOL_PREFERRED_MANY).
 
     Raises:
         LibnumaMissingError: there is no libnuma.
-        MemoryPolicyError: the kernel refuses, or says afterwards that something else holds.
+        MemoryPolicyError: a node cannot be used, the kernel refuses, or says afterwards that something else holds.
     """
-    wanted = tuple(sorted(set(nodes)))
-    mode = MPOL_PREFERRED_MANY if policy == "preferred" and len(wanted) > 1 else MODES[policy]
-    _set(ThreadPolicy(mode, wanted))
-    got = thread_policy()
-    if got != ThreadPolicy(mode, wanted):
+    wanted = ThreadPolicy(MODES[policy], tuple(sorted(set(nodes))))
+    whole = f"the memory policy {policy} on node {format_id_list(wanted.nodes)}"
+    try:
+        _set(wanted)
+        got = thread_policy()
+    except MemoryPolicyError as error:
+        reason = why_unusable(wanted.nodes)
+        raise error if reason is None else MemoryPolicyError(f"{whole} is not to be had: {reason}") from None
+    if got != wanted:
+        reason = why_unusable(wanted.nodes) or "look at cpuset.mems"
         raise MemoryPolicyError(
-            f"the memory policy {policy} on node {format_id_list(wanted)} was not taken:"
-            f" the kernel says mode {got.mode}, node {format_id_list(got.nodes) or 'none'}; look at cpuset.mems"
+            f"{whole} was not taken: the kernel says mode {got.mode},"
+            f" node {format_id_list(got.nodes) or 'none'}; {reason}"
         )
 
 
@@ -110,15 +123,66 @@ def restore_thread_policy(policy: ThreadPolicy) -> None:
     _set(policy)
 
 
-def _set(policy: ThreadPolicy) -> None:
-    words = max(policy.nodes, default=0) // WORD_BITS + 1
+def why_unusable(nodes: Iterable[int]) -> str | None:
+    """Return why this process cannot have memory of one of these nodes, None if nothing is known against it."""
+    online, with_memory, allowed = _known_nodes()
+    for node in nodes:
+        if online is not None and node not in online:
+            return f"this machine has no node {node}; its nodes are {format_id_list(online)}"
+        if with_memory is not None and node not in with_memory:
+            return f"node {node} has no memory; those that have some are {format_id_list(with_memory)}"
+        if allowed is not None and node not in allowed:
+            return (
+                f"this process may not use the memory of node {node}, only that of {format_id_list(allowed)};"
+                " widen cpuset.mems (docker: --cpuset-mems)"
+            )
+    return None
+
+
+def allowed_memory_nodes() -> tuple[int, ...]:
+    """Return the nodes that have memory which this process may use, ascending; none without NUMA information."""
+    online, with_memory, allowed = _known_nodes()
+    nodes = with_memory if with_memory is not None else online or ()
+    return tuple(node for node in nodes if allowed is None or node in allowed)
+
+
+def _known_nodes() -> tuple[list[int] | None, list[int] | None, tuple[int, ...] | None]:
+    """Return the nodes that are online, have memory, and whose memory is allowed; None where it is not known."""
+    with DirectoryTree("/") as tree:
+        online, with_memory = (read_id_list(tree, f"{NODE_ROOT}/{name}") for name in ("online", "has_memory"))
+        return online, with_memory, mems_allowed(tree)
+
+
+def node_mask(nodes: Iterable[int]) -> tuple[ctypes.Array[ctypes.c_ulong], int]:
+    """Return (mask, number of bits to tell the kernel) of these nodes."""
+    wanted = tuple(nodes)
+    words = max(wanted, default=0) // WORD_BITS + 1
     mask = (ctypes.c_ulong * words)()
-    for node in policy.nodes:
+    for node in wanted:
         mask[node // WORD_BITS] |= 1 << node % WORD_BITS
     # The kernel reads one bit less than it is told (set_mempolicy(2), "maxnode").
-    pointer, bits = (mask, words * WORD_BITS + 1) if policy.nodes else (None, 0)
+    return mask, words * WORD_BITS + 1
+
+
+def mask_nodes(mask: ctypes.Array[ctypes.c_ulong]) -> tuple[int, ...]:
+    """Return the nodes in a mask, ascending."""
+    words = [(position * WORD_BITS, word) for position, word in enumerate(mask) if word]
+    return tuple(start + bit for start, word in words for bit in range(WORD_BITS) if word >> bit & 1)
+
+
+def _set(policy: ThreadPolicy) -> None:
+    pointer, bits = node_mask(policy.nodes) if policy.nodes else (None, 0)
     if load_libnuma().set_mempolicy(ctypes.c_int(policy.mode), pointer, ctypes.c_ulong(bits)) != 0:
+        code = ctypes.get_errno()
         raise MemoryPolicyError(
             f"the kernel refused to set the memory policy on node {format_id_list(policy.nodes) or 'none'}"
-            f" ({os.strerror(ctypes.get_errno())}); in a container add --cap-add SYS_NICE, and look at cpuset.mems"
+            f" ({os.strerror(code)}){_remedy(code)}"
         )
+
+
+def _remedy(code: int) -> str:
+    if code in (errno.EPERM, errno.EACCES):
+        return "; in a container add --cap-add SYS_NICE, or a seccomp profile that allows set_mempolicy"
+    if code == errno.ENOSYS:
+        return "; this kernel is built without NUMA, so there is no policy to set"
+    return "; look at cpuset.mems"

@@ -24,6 +24,35 @@ def current_placement() -> RankPlacement | None:
     return None if text is None else parse_placement(text)
 
 
+def get_device_total_memory(device_id: int = 0) -> int:  # noqa: ARG001
+    """Return this worker's part of the memory that its nodes have, in bytes (a server's name for it).
+
+    `device_id` is there for servers that give one; a CPU worker has one device.
+
+    Raises:
+        CapacityError: this machine does not tell how much memory it has.
+    """
+    from ompaffinity.memory.capacity import memory_budget
+
+    return memory_budget(_current_or_alone(), utilization=1.0)
+
+
+def determine_available_memory(utilization: float = 0.9, explicit: int | None = None) -> int:
+    """Return the bytes for this worker's KV cache after its model was loaded (a server's name for `kv_cache_bytes`).
+
+    Raises:
+        RequestError, CapacityError: as `kv_cache_bytes`.
+    """
+    from ompaffinity.memory.capacity import kv_cache_bytes
+
+    return kv_cache_bytes(_current_or_alone(), utilization, explicit=explicit)
+
+
+def _current_or_alone() -> RankPlacement:
+    """Return this process's placement; outside of a worker that of one rank on all that there is."""
+    return current_placement() or RankPlacement(0, 0, bound=False)
+
+
 def parse_placement(text: str) -> RankPlacement:
     """Return the placement in the JSON text of OMPAFFINITY_PLACEMENT.
 
@@ -59,7 +88,17 @@ def placement_of(document: dict[str, Any]) -> RankPlacement:
         nodes=tuple(id_number(node) for node in document["nodes"]),
         memory_policy=str(document["memory_policy"]),
         device=None if device is None else int(device),
+        # Plans of the first release did not say.
+        node_ranks=tuple(_count(ranks) for ranks in document.get("node_ranks", [1] * len(document["nodes"]))),
+        local_world_size=_count(document.get("local_world_size", 1)),
+        memory_budget=None if (budget := document.get("memory_budget_bytes")) is None else int(budget),
     )
+
+
+def _count(value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{value!r} is not a number of ranks")
+    return value
 
 
 def id_number(value: object) -> int:

@@ -46,6 +46,9 @@ def placement_document(placement: RankPlacement) -> dict[str, Any]:
         "nodes": list(placement.nodes),
         "memory_policy": placement.memory_policy,
         "device": placement.device,
+        "node_ranks": list(placement.node_ranks),
+        "local_world_size": placement.local_world_size,
+        "memory_budget_bytes": placement.memory_budget,
     }
 
 

@@ -12,8 +12,9 @@ from contextlib import suppress
 from threading import get_native_id
 
 from ompaffinity.errors import BindingError
-from ompaffinity.memory.policy import restore_thread_policy, set_thread_policy, thread_policy
+from ompaffinity.openmp.granted import refusal_message
 from ompaffinity.openmp.masks import set_mask
+from ompaffinity.openmp.process_memory import give_back_team_policy, take_team_policy
 from ompaffinity.openmp.runtimes import loaded_runtimes
 from ompaffinity.openmp.team import in_each_thread
 from ompaffinity.records import Message, NamedTuple
@@ -42,12 +43,12 @@ class ProcessBinding:
         self.not_bound: list[UnboundThread] = []
         self.warnings: list[Message] = []
         self._masks_before: dict[int, set[int]] = {}
-        self._policy_before: ThreadPolicy | None = None
+        self._policies_before: dict[int, ThreadPolicy] = {}
         self._runtimes: list[tuple[ctypes.CDLL, int]] = []
         self._all_teams: set[int] = set()
 
     def undo(self) -> None:
-        """Give each thread that still runs its mask back, and the calling thread its memory policy and team size.
+        """Give each thread that still runs its mask back, the team its memory policy, the calling thread its team size.
 
         Call it in the thread that called `bind_current_process`; a second call does nothing.
         """
@@ -55,9 +56,8 @@ class ProcessBinding:
             # A thread that has ended needs no mask.
             set_mask(number, mask)
         self._masks_before.clear()
-        if self._policy_before is not None:
-            restore_thread_policy(self._policy_before)
-            self._policy_before = None
+        give_back_team_policy(self._policies_before)
+        self._policies_before = {}
         for runtime, size in self._runtimes:
             runtime.omp_set_num_threads(size)
         self._runtimes.clear()
@@ -74,8 +74,8 @@ def bind_current_process(placement: RankPlacement) -> ProcessBinding:
     The calling thread's OpenMP team, of every runtime that is loaded, gets the placement's size and places; a
     library that keeps a thread count of its own (MKL in torch) must be told, too: ``torch.set_num_threads``. Of
     the other threads those get the placement's affinity whose mask is that of the calling thread; somebody
-    bound the rest, which is left alone. The memory policy is set for the calling thread only, and moves no
-    page; where it is refused, `warnings` says so.
+    bound the rest, which is left alone. The memory policy is set for the calling thread and its
+    team, and moves no page (`init_cpu_memory_env` does); where it is refused, `warnings` says so.
 
     Raises:
         BindingError: the calling thread or its team cannot be bound, or the process is bound in this way already;
@@ -143,13 +143,10 @@ def _bind_other_threads(placement: RankPlacement, binding: ProcessBinding, inher
 def _set_memory_policy(placement: RankPlacement, binding: ProcessBinding) -> None:
     if placement.memory_policy == "none" or not placement.nodes:
         return
-    try:
-        before = thread_policy()
-        set_thread_policy(placement.memory_policy, placement.nodes)
-    except BindingError as error:
-        binding.warnings.append(Message(error.code, "warning", str(error)))
-    else:
-        binding._policy_before = before
+    granted, binding._policies_before = take_team_policy(placement.memory_policy, placement.nodes)
+    if granted.refusal is not None:
+        message = refusal_message("this process", placement, granted.refusal, granted)
+        binding.warnings.append(message)
 
 
 def _bind(number: int, cpus: tuple[int, ...], binding: ProcessBinding, *, must: bool) -> None:

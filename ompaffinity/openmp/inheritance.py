@@ -12,7 +12,8 @@ import threading
 from contextlib import ExitStack, contextmanager
 
 from ompaffinity.errors import BindingError, RequestError
-from ompaffinity.memory.policy import restore_thread_policy, set_thread_policy, thread_policy
+from ompaffinity.memory.ladder import GrantedPolicy, take_policy
+from ompaffinity.memory.policy import restore_thread_policy, thread_policy
 from ompaffinity.openmp.environment import MANAGED_VARIABLES, PLACEMENT_VARIABLE
 from ompaffinity.openmp.masks import set_mask
 from ompaffinity.topology.idlist import format_id_list
@@ -126,10 +127,13 @@ def _give_back_affinity(before: set[int]) -> None:
         logger.warning("the calling thread could not get CPU %s back: %s", format_id_list(before), error.strerror)
 
 
-def take_memory_policy(placement: RankPlacement, stack: ExitStack) -> None:
-    """Give the calling thread the memory policy of a worker until the stack unwinds."""
+def take_memory_policy(placement: RankPlacement, stack: ExitStack) -> GrantedPolicy:
+    """Give the calling thread the memory policy of a worker until the stack unwinds, or the next best; returns it."""
     if placement.memory_policy == "none" or not placement.nodes:
-        return
-    before = thread_policy()
+        return GrantedPolicy("none", ())
+    try:
+        before = thread_policy()
+    except BindingError as error:
+        return GrantedPolicy("none", (), error)
     stack.callback(restore_thread_policy, before)
-    set_thread_policy(placement.memory_policy, placement.nodes)
+    return take_policy(placement.memory_policy, placement.nodes)

@@ -15,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from ompaffinity.errors import BindingError, RequestError
 from ompaffinity.openmp.document import worker_environment
 from ompaffinity.openmp.environment import BINDING_VARIABLES, PLACEMENT_VARIABLE, TEAM_BREAKERS
+from ompaffinity.openmp.granted import refusal_message, with_granted_memory, with_memory_policy
 from ompaffinity.openmp.inheritance import (
     is_inside,
     restored_environment,
@@ -67,9 +68,11 @@ class OMPProcessManager:
             raise RequestError(f"give a plan or {', '.join(given)}, not both")
         if plan is not None and not isinstance(plan, Plan):
             raise RequestError(f"the plan is {plan!r}; it must be what make_plan returns")
-        self.plan = live_plan(request, probe) if plan is None else with_live_messages(plan)
+        planned = live_plan(request, probe) if plan is None else with_live_messages(plan)
+        # A strict manager fails when it comes to bind, so it plans for what was asked for.
+        self.plan = planned if strict else with_granted_memory(planned)
         self.strict = strict
-        self._environments: dict[tuple[int, int, bool, str], tuple[dict[str, str], tuple[str, ...]]] = {}
+        self._environments: dict[tuple[object, ...], tuple[dict[str, str], tuple[str, ...]]] = {}
         self.warnings: list[Message] = list(self.plan.warnings)
         for message in self.warnings:
             if message.level == "warning":
@@ -165,7 +168,7 @@ class OMPProcessManager:
 
     def _environment(self, placement: RankPlacement) -> tuple[dict[str, str], tuple[str, ...]]:
         """Return what a worker hears, worked out once for each placement."""
-        key = (placement.local_rank, placement.rank, placement.bound, placement.memory_policy)
+        key = (placement.local_rank, placement.rank, placement.bound, placement.memory_policy, placement.nodes)
         if key not in self._environments:
             self._environments[key] = worker_environment(self.plan, placement)
         return self._environments[key]
@@ -177,17 +180,20 @@ class OMPProcessManager:
         except BindingError as error:
             self._refused(f"rank {placement.rank}", error)
             return RankPlacement(placement.rank, placement.local_rank, bound=False)
-        try:
-            take_memory_policy(placement, stack)
-        except BindingError as error:
-            self._refused(f"rank {placement.rank}", error)
-            return placement._replace(memory_policy="none")
-        return placement
+        granted = take_memory_policy(placement, stack)
+        if granted.refusal is None:
+            return placement
+        if self.strict:
+            raise granted.refusal
+        self._warn(refusal_message(f"rank {placement.rank}", placement, granted.refusal, granted))
+        return with_memory_policy(placement, granted)
 
     def _refused(self, whom: str, error: BindingError) -> None:
         if self.strict:
             raise error
-        message = Message(error.code, "warning", f"{whom}: {error}")
+        self._warn(Message(error.code, "warning", f"{whom}: {error}"))
+
+    def _warn(self, message: Message) -> None:
         if message not in self.warnings:
             logger.warning("%s: %s", message.code, message.message)
             self.warnings.append(message)

@@ -27,7 +27,9 @@ class RankPlacement(NamedTuple):
     `cpus[i]` is the CPU meant for OpenMP thread i, and `places[i]` the mask that this thread gets.
     Thread 0's is wider, for later threads inherit it: all of `affinity` that the other threads
     leave. `affinity` is the mask of the process and of all its other threads. `nodes` are its
-    memory nodes, also where `memory_policy` is ``"none"``.
+    memory nodes, also where `memory_policy` is ``"none"``; `node_ranks[i]` is the number of local ranks that
+    use `nodes[i]`, this one included, and `local_world_size` that of all local ranks. `memory_budget` is in
+    bytes, None where no utilization was asked for or the machine does not tell its memory.
     """
 
     rank: int
@@ -40,6 +42,9 @@ class RankPlacement(NamedTuple):
     nodes: tuple[int, ...] = ()
     memory_policy: str = "none"
     device: int | None = None
+    node_ranks: tuple[int, ...] = ()
+    local_world_size: int = 1
+    memory_budget: int | None = None
 
 
 class LeftOut(NamedTuple):
@@ -93,6 +98,13 @@ def make_plan(topology: Topology, request: PlacementRequest) -> Plan:
         used = [pool for pool in pools if not given.isdisjoint(pool.cores)]
         idle = frozenset(core for pool in used for core in pool.cores) - given
         ranks = _placements(topology, request, _within_quota(topology, shares), granularity)
+    ranks = with_sharing(ranks)
+    if request.utilization is not None:
+        from ompaffinity.placement.budget import planned_budget
+
+        ranks = tuple(
+            rank._replace(memory_budget=planned_budget(topology, rank, request.utilization)) for rank in ranks
+        )
     return Plan(
         architecture=topology.architecture,
         machine=topology.machine,
@@ -105,6 +117,18 @@ def make_plan(topology: Topology, request: PlacementRequest) -> Plan:
             LeftOut(*group) for group in left_out_groups(topology, request, rule, unusable, pools, idle, ranks)
         ),
         warnings=(*topology.messages, *plan_messages(topology, request, rule, pools, ranks, sharing=sharing)),
+    )
+
+
+def with_sharing(ranks: tuple[RankPlacement, ...]) -> tuple[RankPlacement, ...]:
+    """Return the placements with how many ranks use each of their nodes."""
+    users: dict[int, int] = {}
+    for rank in ranks:
+        for node in rank.nodes:
+            users[node] = users.get(node, 0) + 1
+    return tuple(
+        rank._replace(node_ranks=tuple(users[node] for node in rank.nodes), local_world_size=len(ranks))
+        for rank in ranks
     )
 
 

@@ -20,7 +20,7 @@ SPANS = ("node", "package", "machine")
 RUNTIMES = (AUTO, "gomp", "iomp", "omp")
 GRANULARITIES = (AUTO, "thread", "team")
 WAIT_POLICIES = ("keep", "active", "passive")
-MEMORY_POLICIES = (AUTO, "bind", "preferred", "interleave", "none")
+MEMORY_POLICIES = (AUTO, "bind", "preferred", "preferred-many", "interleave", "none")
 
 
 class HeldCpus(NamedTuple):
@@ -41,7 +41,8 @@ class PlacementRequest(NamedTuple):
     tensor fastest. `bind` is ``"auto"``, ``"none"`` or one tuple of CPUs per rank, in thread order.
     `cpus` and `nodes` plan within these only. `threads_per_core` of None and `reserve` of None mean:
     by architecture; `reserve` is in cores for all ranks, `reserve_per_rank` in cores for each.
-    `avoid` is what other plans hold; their cores are left alone whole.
+    `avoid` is what other plans hold; their cores are left alone whole. `utilization` (above 0, at most 1) is the
+    part of the memory that the ranks may use; with it the plan tells each rank's budget.
     """
 
     tensor_parallel_size: int = 1
@@ -63,6 +64,7 @@ class PlacementRequest(NamedTuple):
     granularity: str = AUTO
     wait_policy: str = "keep"
     memory_policy: str = AUTO
+    utilization: float | None = None
 
     @property
     def ranks(self) -> int:
@@ -83,6 +85,8 @@ def check_request(request: PlacementRequest) -> PlacementRequest:
             type, or lists that do not match the ranks, overlap, or stand beside options that they make void.
     """
     _check_values(request)
+    if request.utilization is not None:
+        check_utilization(request.utilization)
     request = request._replace(
         cpus=None if request.cpus is None else _ids("--cpus (cpus)", request.cpus),
         nodes=None if request.nodes is None else _ids("--nodes (nodes)", request.nodes),
@@ -122,6 +126,19 @@ def _check_values(request: PlacementRequest) -> None:
             raise RequestError(f"{option} ({flag}) is {getattr(request, flag)!r}; it must be True or False")
     if not isinstance(request.avoid, tuple) or not all(isinstance(plan, HeldCpus) for plan in request.avoid):
         raise RequestError(f"--avoid (avoid) is {request.avoid!r}; it must be what held_by_plans returns")
+
+
+def check_utilization(utilization: object) -> float:
+    """Return the part of the memory that ranks may use.
+
+    Raises:
+        RequestError: it is not a number above 0 and at most 1.
+    """
+    if isinstance(utilization, bool) or not isinstance(utilization, (int, float)) or not 0 < utilization <= 1:
+        raise RequestError(
+            f"--utilization (utilization) is {utilization!r}; it must be above 0 and at most 1, as in 0.9"
+        )
+    return float(utilization)
 
 
 _NUMBERS = {

@@ -18,7 +18,12 @@ if TYPE_CHECKING:
     from ompaffinity.placement.plan import RankPlacement
     from ompaffinity.proof.observe import ProcessState, ThreadState
 
-POLICY_WORDS = {"bind": ("bind",), "preferred": ("prefer", "prefer (many)"), "interleave": ("interleave",)}
+POLICY_WORDS = {
+    "bind": ("bind",),
+    "preferred": ("prefer", "prefer (many)"),
+    "preferred-many": ("prefer (many)",),
+    "interleave": ("interleave",),
+}
 """What numa_maps calls a policy (numa(7), mempolicy.c); flags follow after ``=``, nodes after ``:``."""
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 
 from ompaffinity.errors import IdListError, RequestError
+from ompaffinity.memory.pages import MappedMemory, mapped_memory
 from ompaffinity.openmp.current import parse_placement
 from ompaffinity.openmp.environment import PLACEMENT_VARIABLE
 from ompaffinity.openmp.runtimes import RuntimeLibrary, runtimes_of_process
@@ -34,21 +35,6 @@ class ThreadState(NamedTuple):
     state: str
     cpus: tuple[int, ...]
     last_cpu: int | None
-
-
-class MappedMemory(NamedTuple):
-    """Memory of a process: {policy as numa_maps words it: {node: bytes}}."""
-
-    bytes_by_policy: dict[str, dict[int, int]]
-
-    @property
-    def bytes_by_node(self) -> dict[int, int]:
-        """Return {node: bytes} over all policies."""
-        total: dict[int, int] = {}
-        for nodes in self.bytes_by_policy.values():
-            for node, size in nodes.items():
-                total[node] = total.get(node, 0) + size
-        return total
 
 
 class ProcessState(NamedTuple):
@@ -174,27 +160,9 @@ def _environment(pid: int, problems: list[str]) -> dict[str, str] | None:
 
 def _memory(pid: int, problems: list[str]) -> MappedMemory | None:
     try:
-        with open(f"/proc/{pid}/numa_maps", encoding="utf-8", errors="replace") as file:
-            return parse_numa_maps(file)
+        return mapped_memory(pid)
     except FileNotFoundError:
         problems.append("where its pages are is not known: this kernel has no numa_maps (CONFIG_NUMA)")
     except OSError as error:
         problems.append(f"where its pages are cannot be read (/proc/{pid}/numa_maps: {error.strerror})")
     return None
-
-
-def parse_numa_maps(lines: Iterator[str] | list[str]) -> MappedMemory:
-    """Return the memory that lines of /proc/pid/numa_maps tell of (numa(7)); pages of a file count as well."""
-    found: dict[str, dict[int, int]] = {}
-    for line in lines:
-        words = line.split()
-        if len(words) < 2:
-            continue
-        page = next((word.partition("=")[2] for word in words if word.startswith("kernelpagesize_kB=")), "4")
-        size = 1024 * int(page) if page.isdigit() else 4096
-        for word in words[2:]:
-            node, equals, count = word[1:].partition("=")
-            if word[0] == "N" and equals and node.isdigit() and count.isdigit():
-                nodes = found.setdefault(words[1], {})
-                nodes[int(node)] = nodes.get(int(node), 0) + size * int(count)
-    return MappedMemory(found)

@@ -47,7 +47,10 @@ def read_limits(tree: Tree, affinity: tuple[int, ...] | None = None) -> Limits:
 
 
 def memory_left(tree: Tree) -> int | None:
-    """Return how many bytes the control groups still leave to this process, None where they set no limit."""
+    """Return how many bytes the control groups still leave to this process, None where they set no limit.
+
+    The cache of files counts as free, as it does on a node.
+    """
     return _ControlGroups(tree).memory_left()
 
 
@@ -122,8 +125,18 @@ class _ControlGroups:
         for limit, directory in self._memory_limits():
             usage = self._usage(directory)
             if usage is not None:
-                left.append(max(0, limit - usage))
+                left.append(max(0, limit - max(0, usage - self._reclaimable(directory))))
         return min(left, default=None)
+
+    def _reclaimable(self, directory: str) -> int:
+        """Return what of a group's usage the kernel takes back when memory is wanted: the cache of files, in bytes."""
+        fields = {}
+        for line in (read_text(self._tree, f"{directory}/memory.stat") or "").splitlines():
+            name, _, value = line.partition(" ")
+            fields[name] = plain_number(value) or 0
+        # v1 counts the groups below under names of their own, v2 always.
+        prefix = "total_" if "total_inactive_file" in fields else ""
+        return sum(fields.get(prefix + name, 0) for name in ("active_file", "inactive_file", "slab_reclaimable"))
 
     def _directories(self, controller: str) -> Iterator[tuple[str, int]]:
         """Yield (directory, cgroup version) of the process's groups for a controller, innermost first."""

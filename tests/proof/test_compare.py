@@ -7,11 +7,12 @@ import json
 import pytest
 
 from ompaffinity.jsontext import to_json
+from ompaffinity.memory.pages import MappedMemory
 from ompaffinity.openmp.document import placement_document
 from ompaffinity.openmp.runtimes import RuntimeLibrary
 from ompaffinity.placement.plan import RankPlacement
 from ompaffinity.proof.compare import RankVerdict, compare_with_placement, difference_in_words
-from ompaffinity.proof.observe import MappedMemory, ProcessState, ThreadState
+from ompaffinity.proof.observe import ProcessState, ThreadState
 
 PLACEMENT = RankPlacement(
     1, 1, cpus=(4, 5), helper_cpus=(6,), places=((4, 6), (5,)), affinity=(4, 5, 6), nodes=(1,), memory_policy="bind"

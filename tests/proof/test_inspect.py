@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ompaffinity.cli.main import main
+from ompaffinity.memory.pages import MappedMemory
 from ompaffinity.proof import inspect as inspect_module
 from ompaffinity.proof.inspect import Inspection, inspect_all, inspect_processes
-from ompaffinity.proof.observe import MappedMemory, ProcessState, ThreadState
+from ompaffinity.proof.observe import ProcessState, ThreadState
 from ompaffinity.topology.load import load_topology
 from tests.placement.machines import synthetic, with_distances
 

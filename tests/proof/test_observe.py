@@ -6,34 +6,11 @@ import sys
 import threading
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ompaffinity.errors import RequestError
+from ompaffinity.memory import pages
 from ompaffinity.proof import observe
-from ompaffinity.proof.observe import observe_process, parse_numa_maps
-
-NUMA_MAPS = """\
-00400000 default file=/usr/bin/python3 mapped=20 active=0 N0=12 N1=8 kernelpagesize_kB=4
-7f0000000000 bind:1 anon=512 dirty=512 N1=512 kernelpagesize_kB=4
-7f0040000000 bind:1 huge anon=2 dirty=2 N0=1 N1=1 kernelpagesize_kB=2048
-7ffd00000000 interleave:0-1 stack
-short
-"""
-
-
-def test_pages_by_policy_and_node() -> None:
-    memory = parse_numa_maps(NUMA_MAPS.splitlines())
-    assert memory.bytes_by_policy == {
-        "default": {0: 12 * 4096, 1: 8 * 4096},
-        "bind:1": {0: 2**21, 1: 2**21 + 512 * 4096},
-    }
-    assert memory.bytes_by_node == {0: 2**21 + 12 * 4096, 1: 2**21 + 520 * 4096}
-
-
-@given(st.lists(st.text(max_size=60), max_size=5))
-def test_any_text_is_read(lines: list[str]) -> None:
-    parse_numa_maps(lines)
+from ompaffinity.proof.observe import observe_process
 
 
 def test_this_process() -> None:
@@ -79,7 +56,8 @@ def test_what_may_not_be_read_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
             raise PermissionError(13, "Permission denied", path)
         return open(path, *arguments, **keywords)  # type: ignore[call-overload]
 
-    monkeypatch.setattr(observe, "open", refuse, raising=False)
+    for module in (observe, pages):
+        monkeypatch.setattr(module, "open", refuse, raising=False)
     monkeypatch.setattr(observe, "runtimes_of_process", lambda pid: refuse(f"/proc/{pid}/maps"))
     state = observe_process(os.getpid())
     assert (state.environment, state.memory, state.runtimes) == (None, None, ())

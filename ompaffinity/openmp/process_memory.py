@@ -1,0 +1,160 @@
+"""The memory of a process that already runs: the policy of its threads, and the pages that it has touched."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from contextlib import suppress
+from threading import get_native_id
+
+from ompaffinity.errors import BindingError, RequestError
+from ompaffinity.memory.ladder import GrantedPolicy, take_policy
+from ompaffinity.memory.pages import NoRoomError, mapped_memory, migrate_process_pages
+from ompaffinity.memory.policy import MODES, restore_thread_policy, thread_policy, why_unusable
+from ompaffinity.openmp.runtimes import loaded_runtimes
+from ompaffinity.openmp.team import in_each_thread
+from ompaffinity.records import Message, NamedTuple
+from ompaffinity.topology.idlist import format_id_list
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ompaffinity.memory.policy import ThreadPolicy
+
+POLICIES = ("auto", *MODES, "none")
+
+
+class MemoryBinding(NamedTuple):
+    """What `init_cpu_memory_env` did.
+
+    `policy` and `nodes` are what the kernel granted, `threads` the kernel's ids of those that have it.
+    `moved_bytes` were moved to the nodes, `anonymous` is where the process's own pages are now, {node: bytes}.
+    """
+
+    policy: str
+    nodes: tuple[int, ...]
+    threads: tuple[int, ...] = ()
+    moved_bytes: int = 0
+    anonymous: dict[int, int] = {}
+    warnings: tuple[Message, ...] = ()
+
+
+def init_cpu_memory_env(nodes: Iterable[int], policy: str = "auto", migrate: bool = True) -> MemoryBinding:
+    """Take the memory of this process from these nodes: what comes, and with `migrate` what is there already.
+
+    ``"auto"`` binds to one node and interleaves over several. The calling thread and its OpenMP team get the
+    policy, as will threads that they start; other threads of the process keep theirs. What the kernel does
+    not grant (a container without SYS_NICE) leaves the next best policy and a warning. No nodes: nothing happens.
+
+    Raises:
+        RequestError: `nodes` are no node numbers, or a node that cannot be used; an unknown policy.
+    """
+    wanted = _checked_nodes(nodes)
+    if policy not in POLICIES:
+        raise RequestError(f"policy is {policy!r}; it must be one of {', '.join(POLICIES)}")
+    if not wanted:
+        return MemoryBinding("none", ())
+    if policy == "auto":
+        policy = "bind" if len(wanted) == 1 else "interleave"
+    granted, before = take_team_policy(policy, wanted)
+    warnings = []
+    if granted.refusal is not None:
+        instead = "none" if granted.policy == "none" else f"{granted.policy} {format_id_list(granted.nodes)}"
+        text = f"memory policy {instead} instead of {policy} {format_id_list(wanted)}, for {granted.refusal}"
+        warnings.append(Message(granted.refusal.code, "warning", text))
+    moved = 0
+    if migrate:
+        try:
+            moved = _migrate(wanted)
+        except BindingError as error:
+            warnings.append(Message(error.code, "warning", str(error)))
+    return MemoryBinding(granted.policy, granted.nodes, tuple(sorted(before)), moved, _anonymous(), tuple(warnings))
+
+
+def take_team_policy(policy: str, nodes: tuple[int, ...]) -> tuple[GrantedPolicy, dict[int, ThreadPolicy]]:
+    """Give the calling thread and its OpenMP team a policy; return what was granted and {thread: policy before}.
+
+    A team is asked only where there can be one: a runtime is loaded, and the process has several threads.
+    """
+    before: dict[int, ThreadPolicy] = {}
+    try:
+        before[get_native_id()] = thread_policy()
+    except BindingError as error:
+        return GrantedPolicy("none", (), error), {}
+    granted = take_policy(policy, nodes)
+
+    def follow() -> None:
+        if get_native_id() not in before:
+            before[get_native_id()] = thread_policy()
+            take_policy(granted.policy, granted.nodes)
+
+    if granted.policy != "none":
+        for runtime in _team_runtimes():
+            in_each_thread(runtime, follow)
+    return granted, before
+
+
+def give_back_team_policy(before: dict[int, ThreadPolicy]) -> None:
+    """Give the calling thread and its OpenMP team back what `take_team_policy` returned."""
+    left = dict(before)
+
+    def restore() -> None:
+        policy = left.pop(get_native_id(), None)
+        if policy is not None:
+            restore_thread_policy(policy)
+
+    restore()
+    if left:
+        for runtime in _team_runtimes():
+            in_each_thread(runtime, restore)
+
+
+def _team_runtimes() -> list[ctypes.CDLL]:
+    try:
+        if len(os.listdir("/proc/self/task")) < 2:
+            return []
+    except OSError:
+        return []
+    return [ctypes.CDLL(library.path) for library in loaded_runtimes()]
+
+
+def _checked_nodes(nodes: Iterable[int]) -> tuple[int, ...]:
+    numbers = tuple(nodes) if isinstance(nodes, (list, tuple, set, frozenset, range)) else (nodes,)
+    if not all(isinstance(node, int) and not isinstance(node, bool) and node >= 0 for node in numbers):
+        raise RequestError(f"nodes is {nodes!r}; it must be a list of node numbers")
+    wanted = tuple(sorted(set(numbers)))
+    reason = why_unusable(wanted)
+    if reason is not None:
+        raise RequestError(f"memory of node {format_id_list(wanted)} is not to be had: {reason}")
+    return wanted
+
+
+def _migrate(nodes: tuple[int, ...]) -> int:
+    """Move the pages of this process to these nodes; return how many bytes have moved.
+
+    Raises:
+        BindingError: the kernel refuses, or the nodes have no room.
+    """
+    from ompaffinity.memory.capacity import machine_memory
+
+    before = _anonymous()
+    elsewhere = {node: size for node, size in before.items() if node not in nodes}
+    if not elsewhere:
+        return 0
+    available = machine_memory().available
+    room = sum(available.get(node, 0) for node in nodes)
+    if room < sum(elsewhere.values()):
+        raise NoRoomError(
+            f"{sum(elsewhere.values()) / 2**20:.0f} MiB of this process are elsewhere, but node {format_id_list(nodes)}"
+            f" has {room / 2**20:.0f} MiB available, so no page is moved; stop what uses its memory, or name more nodes"
+        )
+    migrate_process_pages(elsewhere, nodes)
+    after = _anonymous()
+    return max(0, sum(elsewhere.values()) - sum(size for node, size in after.items() if node not in nodes))
+
+
+def _anonymous() -> dict[int, int]:
+    with suppress(OSError):
+        return mapped_memory().anonymous
+    return {}

@@ -1,0 +1,15 @@
+"""A machine with more CPUs than a word has bits: large teams, and masks that say more than 32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.guests.inside.common import ompaffinity
+
+
+def test_a_large_team_is_where_its_plan_says(guest: dict[str, Any]) -> None:
+    verdict = ompaffinity("verify", "--tp", "2", "--library", "libgomp.so.1")
+    assert verdict["holds"]
+    for rank in verdict["ranks"]:
+        # Half of the machine's cores, but for the one that is kept for helper threads.
+        assert len(rank["threads"]) == guest["packages"] * guest["cores"] // 2 - 1
