@@ -62,6 +62,10 @@ def _run(arguments: list[str]) -> int:
         from ompaffinity.cli.inspect import run_inspect
 
         return run_inspect(values)
+    if verb == "doctor":
+        from ompaffinity.cli.doctor import run_doctor
+
+        return run_doctor(values)
     from ompaffinity.cli.topology import run_topology
 
     return run_topology(values)

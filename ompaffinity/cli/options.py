@@ -193,11 +193,24 @@ INSPECT_OPTIONS = (
     Option("--strict", "strict", "flag", "exit with status 1 if something is wrong"),
 )
 
+DOCTOR_OPTIONS = (
+    Option(
+        "--python",
+        "python",
+        "text",
+        "look for OpenMP runtimes in this interpreter's environment (default: the one that runs)",
+        metavar="PATH",
+    ),
+    *OUTPUT_OPTIONS,
+    Option("--strict", "strict", "flag", "exit with status 1 for a warning, too"),
+)
+
 VERBS: dict[str, tuple[Option, ...]] = {
     "plan": (*PLAN_OPTIONS, *MACHINE_OPTIONS, *PLAN_OUTPUT_OPTIONS),
     "topology": (*MACHINE_OPTIONS, *TOPOLOGY_OPTIONS, *OUTPUT_OPTIONS),
     "verify": (*PLAN_OPTIONS, *VERIFY_OPTIONS),
     "inspect": INSPECT_OPTIONS,
+    "doctor": DOCTOR_OPTIONS,
 }
 WITH_COMMAND = ("verify",)
 """Verbs that take a command after ``--``."""
@@ -207,8 +220,13 @@ SUMMARIES = {
     "topology": "what was read: CPUs, nodes, limits",
     "verify": "proof: start an OpenMP team per rank, or look at live workers, and compare what the kernel says",
     "inspect": "where the threads and the pages of live processes are, and what is wrong with that",
+    "doctor": "what on this machine stands in the way of binding, and the fix",
 }
 EXAMPLES = {
+    "doctor": """examples:
+  ompaffinity doctor
+  ompaffinity doctor --python .venv/bin/python --json
+""",
     "inspect": """examples:
   ompaffinity inspect 4711 4712
   ompaffinity inspect --all --json

@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ompaffinity.doctor.check import Diagnosis
     from ompaffinity.placement.plan import Plan
     from ompaffinity.proof.compare import RankVerdict
     from ompaffinity.proof.inspect import Inspection
@@ -160,6 +161,25 @@ def print_inspection(inspection: Inspection) -> None:
         console.print(Text(f"note: process {numbers} may not be looked at, or ended meanwhile", style="cyan"))
     if not inspection.findings:
         console.print(Text("Nothing wrong was found.", style="bold green"))
+
+
+def print_diagnosis(diagnosis: Diagnosis) -> None:
+    """Print one row per check: how it is, what was found, and the fix."""
+    console = _console()
+    table = _table("", "check", "what was found, and what to do about it")
+    styles = {"ok": "green", "warning": "bold yellow", "problem": "bold red"}
+    for check in diagnosis.checks:
+        text = Text(check.message)
+        if check.fix is not None:
+            text.append(f"; {check.fix}", style="dim")
+        table.add_row(Text(check.level, style=styles[check.level]), check.name, text)
+    console.print(table)
+    console.print()
+    if diagnosis.problems:
+        count = _counted(len(diagnosis.problems), "problem")
+        console.print(Text(f"{count}: workers cannot be bound as planned here.", style="bold red"))
+    else:
+        console.print(Text("Nothing keeps workers from being bound.", style="bold green"))
 
 
 def _memory_line(rank: RankVerdict) -> str:

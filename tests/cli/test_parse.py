@@ -72,7 +72,7 @@ def test_what_is_not_understood_is_one_sentence(arguments: list[str], match: str
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments in (["--help"], ["plan", "--help"], ["topology", "-h"], ["verify", "--help"], ["inspect", "--help"]):
+    for arguments in (["--help"], ["topology", "-h"], *([verb, "--help"] for verb in VERBS)):
         with pytest.raises(SystemExit) as caught:
             parse_command_line(arguments)
         assert caught.value.code == 0

@@ -1,0 +1,26 @@
+"""``doctor``: what stands in the way here, and the fix."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ompaffinity.doctor.check import diagnose
+from ompaffinity.jsontext import to_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def run_doctor(values: dict[str, Any]) -> int:
+    """Print what each check says; 1 if there is a problem (under --strict also with a warning), else 0."""
+    diagnosis = diagnose(os.environ, values.get("python"))
+    if values.get("json"):
+        sys.stdout.write(to_json(diagnosis.to_document()) + "\n")
+    else:
+        from ompaffinity.cli.tables import print_diagnosis
+
+        print_diagnosis(diagnosis)
+    warned = any(check.level != "ok" for check in diagnosis.checks)
+    return int(bool(diagnosis.problems) or (bool(values.get("strict")) and warned))

@@ -1,0 +1,99 @@
+"""Software: variables and libraries that would break a binding."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from ompaffinity.doctor.record import OK, WARNING, Check
+from ompaffinity.errors import RequestError
+from ompaffinity.openmp.environment import overridden_variables
+from ompaffinity.openmp.runtimes import family_of_file, find_library, preloaded_files
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+ASK_SECONDS = 30
+FOLDERS = (
+    "import sys, sysconfig; print(sysconfig.get_path('purelib'), sysconfig.get_path('platlib'), sys.prefix, sep='\\n')"
+)
+GPU_LIBRARIES = {"NVIDIA": "libnvidia-ml.so.1", "AMD": "libamd_smi.so", "Intel": "libze_loader.so.1"}
+
+
+def software_checks(environ: Mapping[str, str], python: str | None = None) -> Iterator[Check]:
+    """Yield what there is to say of the environment and of the libraries that workers load.
+
+    Raises:
+        RequestError: `python` is no Python interpreter.
+    """
+    yield _variables(environ)
+    yield _preloaded(environ)
+    yield _runtimes(sys.executable if python is None else python)
+    yield _gpus(environ)
+
+
+def _variables(environ: Mapping[str, str]) -> Check:
+    stale = overridden_variables(environ)
+    if stale:
+        text = ", ".join(f"{name}={value}" for name, value in stale.items())
+        fix = f"workers of ours start without; for others: unset {' '.join(stale)}"
+        return Check("OpenMP variables", WARNING, text, fix)
+    return Check("OpenMP variables", OK, "none that would break a binding")
+
+
+def _preloaded(environ: Mapping[str, str]) -> Check:
+    families = {path: family for path in preloaded_files(environ) if (family := family_of_file(path))}
+    if len(families) > 1:
+        text = f"LD_PRELOAD loads {' and '.join(families)}: the first to start narrows what the other sees"
+        return Check("LD_PRELOAD", WARNING, text, "preload one OpenMP runtime only")
+    return Check("LD_PRELOAD", OK, next(iter(families), "no OpenMP runtime"))
+
+
+def _runtimes(python: str) -> Check:
+    found: dict[str, str] = {}
+    for folder in _library_folders(python):
+        for path in _openmp_files(folder):
+            real = os.path.realpath(path)
+            family = family_of_file(real)
+            if family is not None:
+                found.setdefault(real, family)
+    names = ", ".join(f"{path} ({family})" for path, family in sorted(found.items()))
+    if len(found) > 1:
+        fix = (
+            "a process that loads two of them binds wrongly, one after the other; see which a worker loads with"
+            " ompaffinity verify -- COMMAND, and name the one that counts with --runtime"
+        )
+        return Check("OpenMP runtimes", WARNING, f"{len(found)} in the environment of {python}: {names}", fix)
+    return Check("OpenMP runtimes", OK, names or f"none in the environment of {python}; the system's is used")
+
+
+def _library_folders(python: str) -> list[str]:
+    """Return the folders in which packages of a Python interpreter lie, and its own ``lib``."""
+    try:
+        # The user's own interpreter, as argv: no shell.
+        done = subprocess.run(  # noqa: S603
+            [python, "-I", "-c", FOLDERS], capture_output=True, text=True, timeout=ASK_SECONDS, check=False
+        )
+    except (OSError, ValueError, subprocess.TimeoutExpired) as error:
+        raise RequestError(f"--python {python} cannot be asked: {getattr(error, 'strerror', None) or error}") from None
+    lines = done.stdout.splitlines()
+    if done.returncode != 0 or len(lines) != 3:
+        raise RequestError(f"--python {python} is no Python interpreter; name one, as in .venv/bin/python")
+    purelib, platlib, prefix = lines
+    return list(dict.fromkeys((purelib, platlib, os.path.join(prefix, "lib"))))
+
+
+def _openmp_files(folder: str) -> Iterator[str]:
+    """Yield the shared libraries below a folder whose names say OpenMP; what counts is what they export."""
+    for directory, _, names in os.walk(folder):
+        for name in names:
+            if ".so" in name and "omp" in name and name.startswith("lib"):
+                yield os.path.join(directory, name)
+
+
+def _gpus(environ: Mapping[str, str]) -> Check:
+    paths = {vendor: find_library(name, environ) for vendor, name in GPU_LIBRARIES.items()}
+    found = [f"{vendor} ({path})" for vendor, path in paths.items() if path is not None]
+    return Check("GPU libraries", OK, ", ".join(found) or "none; GPUs are told by sysfs alone")
