@@ -205,10 +205,10 @@ def _download(environment: dict[str, str], packages: list[str], folder: Path) ->
 
 def _unpack(package: Path, root: Path) -> None:
     """Unpack a package, into the folders behind the links of a merged /usr."""
-    reader = subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE)
     tar = ["tar", "-x", "--no-same-owner", "--keep-directory-symlink", "-C", str(root)]
-    subprocess.run(tar, stdin=reader.stdout, check=True)
-    if reader.wait() != 0:
+    with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE) as reader:
+        subprocess.run(tar, stdin=reader.stdout, check=True)
+    if reader.returncode != 0:
         raise NoGuestError(f"{package.name} cannot be unpacked")
 
 

@@ -223,7 +223,7 @@ GUESTS = {
         Guest(
             "s390x-drawers",
             "s390x",
-            packages=16,
+            packages=8,
             cores=1,
             threads=1,
             mebibytes=1024,

@@ -1,7 +1,7 @@
 """Give an s390x guest drawers, books and packages: ``python -m tests.guests.inside.drawers``.
 
 Emulation has no topology facility, so the kernel shows every CPU in a drawer of its own. A copy of the CPUs' folder of
-sysfs, with 2 drawers x 2 books x 2 packages x 2 cores, is mounted over the real one. The scheduler stays real.
+sysfs, with 2 drawers x 2 books x 2 packages, is mounted over the real one. The scheduler stays real.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from pathlib import Path
 from ompaffinity.topology.idlist import format_id_list
 
 REAL, COPY = Path("/sys/devices/system"), Path("/tmp/system")
-SIZES = {"core": 1, "physical_package": 2, "book": 4, "drawer": 8}
+SIZES = {"core": 1, "physical_package": 1, "book": 2, "drawer": 4}
 SIBLINGS = {
     "thread_siblings": 1,
     "core_cpus": 1,
-    "core_siblings": 2,
-    "package_cpus": 2,
-    "book_siblings": 4,
-    "drawer_siblings": 8,
+    "core_siblings": 1,
+    "package_cpus": 1,
+    "book_siblings": 2,
+    "drawer_siblings": 4,
 }
 """CPUs per unit of each level, and of each list of neighbours."""
 

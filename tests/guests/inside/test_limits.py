@@ -119,7 +119,12 @@ def test_the_tightest_limit_is_shared_by_the_ranks(group: Path) -> None:
     assert cache <= 64 * MIB
 
 
-def test_a_cpu_that_goes_off_line_is_never_pinned_to(guest: dict[str, Any]) -> None:
+def test_a_cpu_that_goes_off_line_is_never_pinned_to() -> None:
+    # In a child, for a mask that is given back while a CPU is off line stays without it.
+    assert in_child(_start_without_a_cpu) == "bound where it may be"
+
+
+def _start_without_a_cpu() -> str:
     plan = make_plan(load_topology(), PlacementRequest(tensor_parallel_size=2))
     gone = plan.ranks[1].cpus[-1]
     switch = Path(f"/sys/devices/system/cpu/cpu{gone}/online")
@@ -140,3 +145,4 @@ def test_a_cpu_that_goes_off_line_is_never_pinned_to(guest: dict[str, Any]) -> N
         switch.write_text("1")
     with OMPProcessManager(plan, strict=True).configure_omp_envs(1) as placement:
         assert placement.bound
+    return "bound where it may be"
