@@ -66,6 +66,10 @@ def _run(arguments: list[str]) -> int:
         from ompaffinity.cli.doctor import run_doctor
 
         return run_doctor(values)
+    if verb == "exec":
+        from ompaffinity.cli.launch import run_exec
+
+        return run_exec(values)
     from ompaffinity.cli.topology import run_topology
 
     return run_topology(values)

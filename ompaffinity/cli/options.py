@@ -193,6 +193,15 @@ INSPECT_OPTIONS = (
     Option("--strict", "strict", "flag", "exit with status 1 if something is wrong"),
 )
 
+EXEC_OPTIONS = (
+    Option(
+        "--local-rank", "local_rank", "number", "which rank of this machine this is (default: what the launcher says)"
+    ),
+    Option("--local-world-size", "local_world_size", "number", "how many ranks there are on this machine"),
+    Option("--override", "override", "flag", "use all CPUs of the cpuset, whatever mask the launcher has set"),
+    Option("--strict", "strict", "flag", "do not start the command if there is a warning: status 1"),
+)
+
 DOCTOR_OPTIONS = (
     Option(
         "--python",
@@ -211,8 +220,9 @@ VERBS: dict[str, tuple[Option, ...]] = {
     "verify": (*PLAN_OPTIONS, *VERIFY_OPTIONS),
     "inspect": INSPECT_OPTIONS,
     "doctor": DOCTOR_OPTIONS,
+    "exec": (*PLAN_OPTIONS, *EXEC_OPTIONS),
 }
-WITH_COMMAND = ("verify",)
+WITH_COMMAND = ("verify", "exec")
 """Verbs that take a command after ``--``."""
 
 SUMMARIES = {
@@ -221,8 +231,14 @@ SUMMARIES = {
     "verify": "proof: start an OpenMP team per rank, or look at live workers, and compare what the kernel says",
     "inspect": "where the threads and the pages of live processes are, and what is wrong with that",
     "doctor": "what on this machine stands in the way of binding, and the fix",
+    "exec": "bind this process by the rank that its launcher gave it, then become the command after --",
 }
 EXAMPLES = {
+    "exec": """examples:
+  mpirun -n 4 ompaffinity exec -- ./worker
+  srun ompaffinity exec --runtime gomp -- python worker.py
+  torchrun --nproc-per-node 2 --no-python ompaffinity exec -- python worker.py
+""",
     "doctor": """examples:
   ompaffinity doctor
   ompaffinity doctor --python .venv/bin/python --json

@@ -29,7 +29,7 @@ def parse_command_line(arguments: list[str]) -> tuple[str, dict[str, Any]]:
         cut = arguments.index("--")
         arguments, command = arguments[:cut], tuple(arguments[cut + 1 :])
         if not command:
-            raise RequestError("there is no command after --; write ompaffinity verify -- python worker.py")
+            raise RequestError(f"there is no command after --; write ompaffinity {arguments[0]} -- python worker.py")
     plain = scan(arguments)
     verb, texts = plain if plain is not None else parse_with_argparse(arguments)
     options = {option.field: option for option in VERBS[verb]}

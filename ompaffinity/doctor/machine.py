@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 
 from ompaffinity.doctor.record import OK, PROBLEM, WARNING, Check
 from ompaffinity.errors import TopologyError
@@ -69,8 +70,9 @@ def _affinity() -> Check:
         reasons[0] = set_mask(0, os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else "no such call here"
 
     thread = threading.Thread(target=work)
-    thread.start()
-    thread.join()
+    with suppress(RuntimeError):
+        thread.start()
+        thread.join()
     if reasons[0] is not None:
         fix = "workers run unbound here; look for a seccomp profile that forbids sched_setaffinity"
         return Check("affinity", PROBLEM, f"threads cannot be bound to CPUs: {reasons[0]}", fix)

@@ -59,7 +59,8 @@ def _policy(several: bool) -> Check:
 
 
 def _nodes(topology: Topology) -> Check:
-    hidden = [node.id for node in topology.nodes if not node.allowed]
+    # The kernel allows nobody a node that has no memory.
+    hidden = [node.id for node in topology.nodes if not node.allowed and node.has_memory is not False]
     full = [text for node in allowed_memory_nodes() if (text := full_nodes((node,))) is not None]
     if full:
         return Check("memory nodes", WARNING, "; ".join(full), "stop what uses it, or plan without: --nodes LIST")
@@ -105,7 +106,9 @@ def _huge(tree: Tree) -> Check:
     told, idle = [], 0
     for pages in found:
         where = "" if pages.node == WHOLE_MACHINE else f"node {pages.node}: "
-        told.append(f"{where}{pages.total} of {pages.page_bytes // 2**20} MiB, {pages.free} free")
+        kibibytes = pages.page_bytes // 1024
+        size = f"{kibibytes // 1024} MiB" if kibibytes >= 1024 else f"{kibibytes} KiB"
+        told.append(f"{where}{pages.total} of {size}, {pages.free} free")
         idle += pages.free * pages.page_bytes
     text = "; ".join(told)
     if idle >= 2**30:

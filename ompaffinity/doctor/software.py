@@ -53,8 +53,10 @@ def _preloaded(environ: Mapping[str, str]) -> Check:
 
 def _runtimes(python: str) -> Check:
     found: dict[str, str] = {}
-    for folder in _library_folders(python):
-        for path in _openmp_files(folder):
+    folders, lib = _library_folders(python)
+    for folder in (*folders, lib):
+        # Below a system's lib are the libraries of everybody.
+        for path in _openmp_files(folder, deep=folder != lib):
             real = os.path.realpath(path)
             family = family_of_file(real)
             if family is not None:
@@ -69,8 +71,8 @@ def _runtimes(python: str) -> Check:
     return Check("OpenMP runtimes", OK, names or f"none in the environment of {python}; the system's is used")
 
 
-def _library_folders(python: str) -> list[str]:
-    """Return the folders in which packages of a Python interpreter lie, and its own ``lib``."""
+def _library_folders(python: str) -> tuple[list[str], str]:
+    """Return the folders in which packages of a Python interpreter lie, and its own ``lib``, where some put theirs."""
     try:
         # The user's own interpreter, as argv: no shell.
         done = subprocess.run(  # noqa: S603
@@ -82,12 +84,14 @@ def _library_folders(python: str) -> list[str]:
     if done.returncode != 0 or len(lines) != 3:
         raise RequestError(f"--python {python} is no Python interpreter; name one, as in .venv/bin/python")
     purelib, platlib, prefix = lines
-    return list(dict.fromkeys((purelib, platlib, os.path.join(prefix, "lib"))))
+    return list(dict.fromkeys((purelib, platlib))), os.path.join(prefix, "lib")
 
 
-def _openmp_files(folder: str) -> Iterator[str]:
-    """Yield the shared libraries below a folder whose names say OpenMP; what counts is what they export."""
-    for directory, _, names in os.walk(folder):
+def _openmp_files(folder: str, *, deep: bool) -> Iterator[str]:
+    """Yield the shared libraries in a folder (and below) whose names say OpenMP; what counts is what they export."""
+    for directory, below, names in os.walk(folder):
+        if not deep:
+            below.clear()
         for name in names:
             if ".so" in name and "omp" in name and name.startswith("lib"):
                 yield os.path.join(directory, name)

@@ -7,14 +7,14 @@ others it shares. Nothing is guessed of other processes; what they use is not av
 from __future__ import annotations
 
 from ompaffinity.errors import CapacityError, RequestError
-from ompaffinity.placement.budget import share_of
+from ompaffinity.placement.budget import node_shares, share_of
 from ompaffinity.placement.request import check_utilization
 from ompaffinity.records import NamedTuple
 from ompaffinity.topology.idlist import format_id_list
 from ompaffinity.topology.limits import memory_left, read_limits
 from ompaffinity.topology.model import UNKNOWN
-from ompaffinity.topology.nodes import NODE_ROOT, node_memory
-from ompaffinity.topology.text import numbered, read_id_list
+from ompaffinity.topology.nodes import NODE_ROOT, read_nodes
+from ompaffinity.topology.text import read_id_list
 from ompaffinity.topology.tree import DirectoryTree
 
 TYPE_CHECKING = False
@@ -37,61 +37,58 @@ class MachineMemory(NamedTuple):
     left: int | None
 
 
-def memory_budget(placement: RankPlacement, utilization: float = DEFAULT_UTILIZATION) -> int:
+def memory_budget(placement: RankPlacement, utilization: float | None = None) -> int:
     """Return how many bytes the rank with this placement may use in all.
 
     That is `utilization` of its part of its nodes' total memory, or of its part of the tightest limit of
-    the control groups, whichever is less.
+    the control groups, whichever is less. Without it, what the plan said (``--utilization``), else a part of 0.9.
 
     Raises:
         RequestError: `utilization` is not above 0 and at most 1.
         CapacityError: this machine does not tell how much memory it has.
     """
-    return _budget(placement, check_utilization(utilization), machine_memory())
+    return _budget(placement, utilization, machine_memory())
 
 
 def kv_cache_bytes(
     placement: RankPlacement,
-    utilization: float = DEFAULT_UTILIZATION,
-    *,
+    utilization: float | None = None,
     model_bytes: int | None = None,
     explicit: int | None = None,
 ) -> int:
     """Return how many bytes this process, the worker with this placement, may use for its KV cache.
 
-    That is its budget, but never more than its part of what is available now, without what the
-    model takes: `model_bytes`, or by default all that is resident in this process (call it
-    after a warm-up then). Call it in every rank before any of them takes its cache, for they all divide what
-    is available at that moment. `explicit` is a size that the user wants: it is returned if it fits.
+    That is its budget (as `memory_budget`) without what the model takes: `model_bytes`, or by default all that is
+    resident in this process (call it after a warm-up then). And it is never more than its part of what is
+    available now, without what of the model is still to be loaded. Call it in every rank before any of them takes its
+    cache, for they all divide what is available at that moment. `explicit` is a size that the user wants: it is
+    returned if it fits.
 
     Raises:
         RequestError: an argument is no number of bytes.
         CapacityError: nothing is left, or less than `explicit`; it says what there is, who shares it and what to do.
     """
-    utilization = check_utilization(utilization)
     for name, size in (("model_bytes", model_bytes), ("explicit", explicit)):
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 0):
             raise RequestError(f"{name} is {size!r}; it must be a number of bytes")
     memory, resident = machine_memory(), resident_bytes()
     used = resident if model_bytes is None else model_bytes
-    budget = _budget(placement, utilization, memory)
+    by_budget = _budget(placement, utilization, memory) - used
     now = share_of(placement, memory.available, memory.left)
-    room = (budget if now is None else min(budget, now + resident)) - used
+    room = by_budget if now is None else min(by_budget, now - max(0, used - resident))
     if room <= 0 or (explicit is not None and explicit > room):
-        raise CapacityError(_too_little(placement, utilization, memory, used, max(0, room), explicit))
+        raise CapacityError(_too_little(placement, memory, used, max(0, room), explicit, by_budget=room == by_budget))
     return room if explicit is None else explicit
 
 
 def machine_memory() -> MachineMemory:
-    """Return what memory this process may use: of each allowed node, and within its control groups."""
+    """Return what memory this process may use: of each allowed node but GPUs' own, and within its control groups."""
     with DirectoryTree("/") as tree:
         limits = read_limits(tree)
-        allowed = limits.cpuset_nodes
-        total, available = {}, {}
-        for node in numbered(tree.names(NODE_ROOT), "node"):
-            if allowed is None or node in allowed:
-                total[node], available[node] = node_memory(tree, node)
-        if not total or all(size == UNKNOWN for size in total.values()):
+        nodes = [node for node in read_nodes(tree, (), limits) if node.allowed and not node.device_memory]
+        total = {node.id: node.total_memory for node in nodes}
+        available = {node.id: node.available_memory for node in nodes}
+        if all(size == UNKNOWN for size in total.values()):
             total, available = _whole_machine(tree, tuple(total))
         return MachineMemory(total, available, limits.memory_limit_bytes, memory_left(tree))
 
@@ -113,21 +110,24 @@ def _whole_machine(tree: Tree, nodes: tuple[int, ...]) -> tuple[dict[int, int], 
     return dict.fromkeys(names, int(memory.total) // parts), dict.fromkeys(names, int(memory.available) // parts)
 
 
-def _budget(placement: RankPlacement, utilization: float, memory: MachineMemory) -> int:
+def _budget(placement: RankPlacement, utilization: float | None, memory: MachineMemory) -> int:
+    if utilization is None and placement.memory_budget is not None:
+        return placement.memory_budget
+    part = DEFAULT_UTILIZATION if utilization is None else check_utilization(utilization)
     share = share_of(placement, memory.total, memory.limit)
     if share is None:
-        raise CapacityError("this machine does not tell how much memory it has; say how much with explicit=")
-    return int(share * utilization)
+        raise CapacityError("this machine does not tell how much memory it has, so there is no budget to give")
+    return int(share * part)
 
 
 def _too_little(
-    placement: RankPlacement, utilization: float, memory: MachineMemory, used: int, room: int, explicit: int | None
+    placement: RankPlacement, memory: MachineMemory, used: int, room: int, explicit: int | None, *, by_budget: bool
 ) -> str:
     """Return one sentence: what there is, what was asked, who shares it, and which knob to turn."""
     wanted = "any" if explicit is None else _in_words(explicit)
     nodes = placement.nodes or tuple(memory.total)
     there = []
-    for node, ranks in zip(nodes, placement.node_ranks or (placement.local_world_size,) * len(nodes)):
+    for node, ranks in zip(nodes, node_shares(placement, nodes)):
         size, free = memory.total.get(node, UNKNOWN), memory.available.get(node, UNKNOWN)
         there.append(
             f"node {node} has {_in_words(size)}, {_in_words(free)} of it available, for {ranks} {_ranks(ranks)}"
@@ -137,18 +137,14 @@ def _too_little(
             f"the control group allows {_in_words(memory.limit)}, {_in_words(memory.left)} of it left,"
             f" for {placement.local_world_size} {_ranks(placement.local_world_size)}"
         )
+    why = "of its budget" if by_budget else "of its part of what is available"
     knobs = ["ask for less"] if explicit is not None else []
-    knobs += ["raise the utilization"] if utilization < 1 else []
-    knobs += [
-        "start fewer ranks",
-        "give the ranks more nodes (--span, --memory-policy interleave)",
-        "stop what else uses the memory",
-    ]
+    knobs += ["raise the utilization"] if by_budget else ["stop what else uses the memory"]
+    knobs += ["start fewer ranks", "give the ranks more nodes (--span, --memory-policy interleave)"]
     knobs += ["raise the limit of the control group (memory.max)"] if memory.limit is not None else []
     return (
-        f"rank {placement.rank} has no room for {wanted} KV cache: {_in_words(room)} are left at a utilization of"
-        f" {utilization:g} beside {_in_words(used)} for the model; {'; '.join(there)};"
-        f" {', '.join(knobs[:-1])} or {knobs[-1]}"
+        f"rank {placement.rank} has no room for {wanted} KV cache: {_in_words(room)} are left {why}"
+        f" beside {_in_words(used)} for the model; {'; '.join(there)}; {', '.join(knobs[:-1])} or {knobs[-1]}"
     )
 
 

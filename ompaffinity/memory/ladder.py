@@ -7,10 +7,15 @@ What is granted is found out by setting it, for a kernel that tells the policy m
 from __future__ import annotations
 
 import threading
-from contextlib import suppress
 
 from ompaffinity.errors import BindingError
-from ompaffinity.memory.policy import MemoryPolicyError, allowed_memory_nodes, set_thread_policy, thread_policy
+from ompaffinity.memory.policy import (
+    MemoryPolicyError,
+    allowed_memory_nodes,
+    restore_thread_policy,
+    set_thread_policy,
+    thread_policy,
+)
 from ompaffinity.records import NamedTuple
 
 TYPE_CHECKING = False
@@ -40,11 +45,16 @@ def take_policy(policy: str, nodes: Iterable[int]) -> GrantedPolicy:
     first = "preferred-many" if policy == "preferred" and len(asked) > 1 else policy
     refusal: BindingError | None = None
     for step in (first, *LADDER[LADDER.index(first) + 1 if first in LADDER else 0 :]):
-        taken = asked[:1] if step == "preferred" else asked
+        taken = _one_of(asked) if step == "preferred" else asked
         try:
             # A policy that cannot be read back, or given back, is not set.
-            thread_policy()
-            set_thread_policy(step, taken)
+            before = thread_policy()
+            try:
+                set_thread_policy(step, taken)
+            except MemoryPolicyError:
+                # The kernel may have taken something else than was asked.
+                restore_thread_policy(before)
+                raise
         except BindingError as error:
             refusal = refusal or error
             if not isinstance(error, MemoryPolicyError):
@@ -52,6 +62,12 @@ def take_policy(policy: str, nodes: Iterable[int]) -> GrantedPolicy:
         else:
             return GrantedPolicy(step, taken, refusal)
     return GrantedPolicy("none", (), refusal)
+
+
+def _one_of(asked: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the first of these nodes that may be used, the first one if none may."""
+    usable = set(allowed_memory_nodes())
+    return (next((node for node in asked if node in usable), asked[0]),)
 
 
 def granted_policy(policy: str, nodes: Iterable[int]) -> GrantedPolicy:
@@ -73,11 +89,21 @@ def can_set_mempolicy() -> bool:
 
 
 def _in_thread(work: Callable[[], GrantedPolicy]) -> GrantedPolicy:
-    results: list[GrantedPolicy] = []
-    thread = threading.Thread(target=lambda: results.append(work()), name="memory policy probe")
-    with suppress(RuntimeError):
+    results: list[GrantedPolicy | BaseException] = []
+
+    def body() -> None:
+        try:
+            results.append(work())
+        except BaseException as error:  # noqa: BLE001
+            results.append(error)
+
+    thread = threading.Thread(target=body, name="memory policy probe")
+    try:
         thread.start()
-        thread.join()
-    if results:
-        return results[0]
-    return GrantedPolicy("none", (), MemoryPolicyError("no thread could be started to try the memory policy in"))
+    except RuntimeError:
+        return GrantedPolicy("none", (), MemoryPolicyError("no thread could be started to try the memory policy in"))
+    thread.join()
+    (result,) = results
+    if isinstance(result, BaseException):
+        raise result
+    return result

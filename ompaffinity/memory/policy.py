@@ -56,6 +56,9 @@ class ThreadPolicy(NamedTuple):
     nodes: tuple[int, ...] = ()
 
 
+DEFAULT_POLICY = ThreadPolicy(MPOL_DEFAULT)
+
+
 def load_libnuma() -> ctypes.CDLL:
     """Return libnuma, with errno kept.
 
@@ -64,12 +67,13 @@ def load_libnuma() -> ctypes.CDLL:
     """
     try:
         import numa
+
+        return ctypes.CDLL(numa.LIBNUMA._name, use_errno=True)
     except (ImportError, AttributeError, OSError):
-        # py-libnuma raises AttributeError where libnuma.so.1 is missing.
+        # py-libnuma raises AttributeError where libnuma.so.1 is missing; so does another module of that name.
         raise LibnumaMissingError(
             "libnuma cannot be loaded; install libnuma1 (Debian, Ubuntu) or numactl-libs (Fedora, RHEL)"
         ) from None
-    return ctypes.CDLL(numa.LIBNUMA._name, use_errno=True)
 
 
 def thread_policy() -> ThreadPolicy:

@@ -37,7 +37,7 @@ def get_device_total_memory(device_id: int = 0) -> int:  # noqa: ARG001
     return memory_budget(_current_or_alone(), utilization=1.0)
 
 
-def determine_available_memory(utilization: float = 0.9, explicit: int | None = None) -> int:
+def determine_available_memory(utilization: float | None = None, explicit: int | None = None) -> int:
     """Return the bytes for this worker's KV cache after its model was loaded (a server's name for `kv_cache_bytes`).
 
     Raises:
@@ -77,6 +77,10 @@ def placement_of(document: dict[str, Any]) -> RankPlacement:
         ValueError, KeyError, TypeError, AttributeError: it is no such object.
     """
     device = document["device"]
+    # Plans of the first release did not say.
+    shares = document.get("node_ranks", [1] * len(document["nodes"]))
+    if len(shares) != len(document["nodes"]):
+        raise ValueError("node_ranks and nodes differ in length")
     return RankPlacement(
         rank=int(document["rank"]),
         local_rank=int(document["local_rank"]),
@@ -88,8 +92,7 @@ def placement_of(document: dict[str, Any]) -> RankPlacement:
         nodes=tuple(id_number(node) for node in document["nodes"]),
         memory_policy=str(document["memory_policy"]),
         device=None if device is None else int(device),
-        # Plans of the first release did not say.
-        node_ranks=tuple(_count(ranks) for ranks in document.get("node_ranks", [1] * len(document["nodes"]))),
+        node_ranks=tuple(_count(ranks) for ranks in shares),
         local_world_size=_count(document.get("local_world_size", 1)),
         memory_budget=None if (budget := document.get("memory_budget_bytes")) is None else int(budget),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ompaffinity.memory.capacity import full_nodes
 from ompaffinity.memory.ladder import granted_policy
 from ompaffinity.records import Message
 from ompaffinity.topology.idlist import format_id_list
@@ -15,10 +16,11 @@ if TYPE_CHECKING:
     from ompaffinity.placement.plan import Plan, RankPlacement
 
 
-def with_granted_memory(plan: Plan) -> Plan:
+def with_granted_memory(plan: Plan, *, replace: bool = True) -> Plan:
     """Return the plan with the memory policies that the kernel grants, and a warning for what it does not.
 
-    Each policy is tried in a thread that ends with it. Nodes that are nearly full under ``bind`` are told of as well.
+    Each policy is tried in a thread that ends with it. The nodes of a rank, and what it shares there, stay as planned.
+    Nodes that are nearly full under ``bind`` are told of as well. Without `replace` there are only the warnings.
     """
     found: dict[tuple[str, tuple[int, ...]], GrantedPolicy] = {}
     ranks = []
@@ -26,24 +28,14 @@ def with_granted_memory(plan: Plan) -> Plan:
         asked = (rank.memory_policy, rank.nodes)
         if rank.memory_policy != "none" and rank.nodes and asked not in found:
             found[asked] = granted_policy(*asked)
-        ranks.append(with_memory_policy(rank, found[asked]) if asked in found else rank)
-    return plan._replace(ranks=tuple(ranks), warnings=(*plan.warnings, *_messages(plan, found)))
+        ranks.append(with_memory_policy(rank, found[asked]) if replace and asked in found else rank)
+    new = [message for message in _messages(plan, found) if message not in plan.warnings]
+    return plan._replace(ranks=tuple(ranks), warnings=(*plan.warnings, *new))
 
 
 def with_memory_policy(placement: RankPlacement, granted: GrantedPolicy) -> RankPlacement:
-    """Return the placement with the policy that was granted; without any it still names its nodes."""
-    if granted.policy == "none":
-        return placement._replace(memory_policy="none")
-    if granted.nodes == placement.nodes:
-        # Which of the two forms of "preferred" the kernel was told says nothing new.
-        kept = granted.refusal is None
-        return placement if kept else placement._replace(memory_policy=granted.policy)
-    ranks = dict(zip(placement.nodes, placement.node_ranks))
-    return placement._replace(
-        memory_policy=granted.policy,
-        nodes=granted.nodes,
-        node_ranks=tuple(ranks[node] for node in granted.nodes if node in ranks),
-    )
+    """Return the placement with the policy that was granted."""
+    return placement if granted.refusal is None else placement._replace(memory_policy=granted.policy)
 
 
 def refusal_message(whom: str, placement: RankPlacement, refusal: BindingError, granted: GrantedPolicy) -> Message:
@@ -53,26 +45,40 @@ def refusal_message(whom: str, placement: RankPlacement, refusal: BindingError, 
     return Message(refusal.code, "warning", f"{whom}: memory policy {instead} instead of {wanted}, for {refusal}")
 
 
+def full_message(whom: str, granted: GrantedPolicy) -> Message | None:
+    """Return the warning that the nodes which somebody is bound to are nearly full, None if they are not."""
+    if granted.policy != "bind":
+        return None
+    text = full_nodes(granted.nodes)
+    return None if text is None else Message("memory-nearly-full", "warning", f"{whom}: {text}")
+
+
 def _messages(plan: Plan, found: dict[tuple[str, tuple[int, ...]], GrantedPolicy]) -> Iterator[Message]:
-    told = set()
+    """Yield one message for all ranks that are refused the same policy for the same kind of reason."""
+    told: set[tuple[str, str, str]] = set()
     for (policy, nodes), granted in found.items():
         alike = [rank for rank in plan.ranks if (rank.memory_policy, rank.nodes) == (policy, nodes)]
-        if granted.refusal is not None:
-            # One reason for all, as a rule: it is told once.
-            if granted.refusal.code not in told:
-                told.add(granted.refusal.code)
-                refused = [rank for rank in plan.ranks if _is_refused(found.get((rank.memory_policy, rank.nodes)))]
-                yield refusal_message(_called(refused), alike[0], granted.refusal, granted)
-        elif granted.policy == "bind":
-            from ompaffinity.memory.capacity import full_nodes
-
-            text = full_nodes(nodes)
-            if text is not None:
-                yield Message("memory-nearly-full", "warning", f"{_called(alike)}: {text}")
+        full = full_message(_called(alike), granted)
+        if full is not None:
+            yield full
+        if granted.refusal is None:
+            continue
+        kind = _kind(policy, granted)
+        if kind not in told:
+            told.add(kind)
+            refused = [rank for rank in plan.ranks if _kind_of(rank, found) == kind]
+            yield refusal_message(_called(refused), alike[0], granted.refusal, granted)
 
 
-def _is_refused(granted: GrantedPolicy | None) -> bool:
-    return granted is not None and granted.refusal is not None
+def _kind_of(
+    rank: RankPlacement, found: dict[tuple[str, tuple[int, ...]], GrantedPolicy]
+) -> tuple[str, str, str] | None:
+    granted = found.get((rank.memory_policy, rank.nodes))
+    return None if granted is None or granted.refusal is None else _kind(rank.memory_policy, granted)
+
+
+def _kind(asked: str, granted: GrantedPolicy) -> tuple[str, str, str]:
+    return asked, granted.policy, "" if granted.refusal is None else granted.refusal.code
 
 
 def _called(ranks: list[RankPlacement]) -> str:

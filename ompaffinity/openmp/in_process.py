@@ -12,7 +12,7 @@ from contextlib import suppress
 from threading import get_native_id
 
 from ompaffinity.errors import BindingError
-from ompaffinity.openmp.granted import refusal_message
+from ompaffinity.openmp.granted import full_message, refusal_message
 from ompaffinity.openmp.masks import set_mask
 from ompaffinity.openmp.process_memory import give_back_team_policy, take_team_policy
 from ompaffinity.openmp.runtimes import loaded_runtimes
@@ -56,13 +56,15 @@ class ProcessBinding:
             # A thread that has ended needs no mask.
             set_mask(number, mask)
         self._masks_before.clear()
-        give_back_team_policy(self._policies_before)
-        self._policies_before = {}
-        for runtime, size in self._runtimes:
-            runtime.omp_set_num_threads(size)
-        self._runtimes.clear()
-        if self in _bindings:
-            _bindings.remove(self)
+        policies, self._policies_before = self._policies_before, {}
+        try:
+            give_back_team_policy(policies)
+        finally:
+            for runtime, size in self._runtimes:
+                runtime.omp_set_num_threads(size)
+            self._runtimes.clear()
+            if self in _bindings:
+                _bindings.remove(self)
 
 
 _bindings: list[ProcessBinding] = []
@@ -147,6 +149,9 @@ def _set_memory_policy(placement: RankPlacement, binding: ProcessBinding) -> Non
     if granted.refusal is not None:
         message = refusal_message("this process", placement, granted.refusal, granted)
         binding.warnings.append(message)
+    full = full_message("this process", granted)
+    if full is not None:
+        binding.warnings.append(full)
 
 
 def _bind(number: int, cpus: tuple[int, ...], binding: ProcessBinding, *, must: bool) -> None:

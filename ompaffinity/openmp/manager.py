@@ -70,7 +70,7 @@ class OMPProcessManager:
             raise RequestError(f"the plan is {plan!r}; it must be what make_plan returns")
         planned = live_plan(request, probe) if plan is None else with_live_messages(plan)
         # A strict manager fails when it comes to bind, so it plans for what was asked for.
-        self.plan = planned if strict else with_granted_memory(planned)
+        self.plan = with_granted_memory(planned, replace=not strict)
         self.strict = strict
         self._environments: dict[tuple[object, ...], tuple[dict[str, str], tuple[str, ...]]] = {}
         self.warnings: list[Message] = list(self.plan.warnings)
@@ -179,7 +179,10 @@ class OMPProcessManager:
             take_affinity(placement.affinity, stack)
         except BindingError as error:
             self._refused(f"rank {placement.rank}", error)
-            return RankPlacement(placement.rank, placement.local_rank, bound=False)
+            # What it shares with the other ranks stays: its memory is still its part only.
+            return placement._replace(
+                bound=False, cpus=(), helper_cpus=(), places=(), affinity=(), memory_policy="none"
+            )
         granted = take_memory_policy(placement, stack)
         if granted.refusal is None:
             return placement

@@ -8,9 +8,18 @@ from contextlib import suppress
 from threading import get_native_id
 
 from ompaffinity.errors import BindingError, RequestError
+from ompaffinity.memory.capacity import machine_memory
 from ompaffinity.memory.ladder import GrantedPolicy, take_policy
 from ompaffinity.memory.pages import NoRoomError, mapped_memory, migrate_process_pages
-from ompaffinity.memory.policy import MODES, restore_thread_policy, thread_policy, why_unusable
+from ompaffinity.memory.policy import (
+    DEFAULT_POLICY,
+    MODES,
+    allowed_memory_nodes,
+    restore_thread_policy,
+    thread_policy,
+    why_unusable,
+)
+from ompaffinity.openmp.granted import full_message
 from ompaffinity.openmp.runtimes import loaded_runtimes
 from ompaffinity.openmp.team import in_each_thread
 from ompaffinity.records import Message, NamedTuple
@@ -23,6 +32,8 @@ if TYPE_CHECKING:
     from ompaffinity.memory.policy import ThreadPolicy
 
 POLICIES = ("auto", *MODES, "none")
+NEGLIGIBLE = 0.01
+"""The part of the pages that may stay without a word."""
 
 
 class MemoryBinding(NamedTuple):
@@ -44,7 +55,8 @@ def init_cpu_memory_env(nodes: Iterable[int], policy: str = "auto", migrate: boo
     """Take the memory of this process from these nodes: what comes, and with `migrate` what is there already.
 
     ``"auto"`` binds to one node and interleaves over several. The calling thread and its OpenMP team get the
-    policy, as will threads that they start; other threads of the process keep theirs. What the kernel does
+    policy (``"none"``: the kernel's default), as will threads that they start; other threads of the process keep
+    theirs. What the kernel does
     not grant (a container without SYS_NICE) leaves the next best policy and a warning. No nodes: nothing happens.
 
     Raises:
@@ -58,18 +70,26 @@ def init_cpu_memory_env(nodes: Iterable[int], policy: str = "auto", migrate: boo
     if policy == "auto":
         policy = "bind" if len(wanted) == 1 else "interleave"
     granted, before = take_team_policy(policy, wanted)
-    warnings = []
+    full = full_message("this process", granted)
+    warnings = [] if full is None else [full]
     if granted.refusal is not None:
         instead = "none" if granted.policy == "none" else f"{granted.policy} {format_id_list(granted.nodes)}"
         text = f"memory policy {instead} instead of {policy} {format_id_list(wanted)}, for {granted.refusal}"
         warnings.append(Message(granted.refusal.code, "warning", text))
+    threads = tuple(sorted(before)) if granted.policy != "none" or policy == "none" else ()
     moved = 0
     if migrate:
         try:
-            moved = _migrate(wanted)
+            moved, stayed = _migrate(wanted)
+            if stayed > NEGLIGIBLE * (moved + stayed):
+                text = (
+                    f"{stayed / 2**20:.0f} MiB of this process stayed where they were: pages that other processes share"
+                    " do not move, nor do pages into a full node; bind before they are touched"
+                )
+                warnings.append(Message("pages-not-moved", "warning", text))
         except BindingError as error:
             warnings.append(Message(error.code, "warning", str(error)))
-    return MemoryBinding(granted.policy, granted.nodes, tuple(sorted(before)), moved, _anonymous(), tuple(warnings))
+    return MemoryBinding(granted.policy, granted.nodes, threads, moved, _anonymous(), tuple(warnings))
 
 
 def take_team_policy(policy: str, nodes: tuple[int, ...]) -> tuple[GrantedPolicy, dict[int, ThreadPolicy]]:
@@ -81,15 +101,20 @@ def take_team_policy(policy: str, nodes: tuple[int, ...]) -> tuple[GrantedPolicy
     try:
         before[get_native_id()] = thread_policy()
     except BindingError as error:
-        return GrantedPolicy("none", (), error), {}
+        return GrantedPolicy("none", (), None if policy == "none" else error), {}
     granted = take_policy(policy, nodes)
+    if policy == "none":
+        restore_thread_policy(DEFAULT_POLICY)
 
     def follow() -> None:
         if get_native_id() not in before:
             before[get_native_id()] = thread_policy()
-            take_policy(granted.policy, granted.nodes)
+            if granted.policy == "none":
+                restore_thread_policy(DEFAULT_POLICY)
+            else:
+                take_policy(granted.policy, granted.nodes)
 
-    if granted.policy != "none":
+    if granted.policy != "none" or policy == "none":
         for runtime in _team_runtimes():
             in_each_thread(runtime, follow)
     return granted, before
@@ -107,7 +132,8 @@ def give_back_team_policy(before: dict[int, ThreadPolicy]) -> None:
     restore()
     if left:
         for runtime in _team_runtimes():
-            in_each_thread(runtime, restore)
+            # The team may have another size by now.
+            in_each_thread(runtime, restore, threads=len(before))
 
 
 def _team_runtimes() -> list[ctypes.CDLL]:
@@ -130,31 +156,31 @@ def _checked_nodes(nodes: Iterable[int]) -> tuple[int, ...]:
     return wanted
 
 
-def _migrate(nodes: tuple[int, ...]) -> int:
-    """Move the pages of this process to these nodes; return how many bytes have moved.
+def _migrate(nodes: tuple[int, ...]) -> tuple[int, int]:
+    """Move the pages of this process to these nodes; return how many bytes have moved, and how many have not.
 
     Raises:
         BindingError: the kernel refuses, or the nodes have no room.
     """
-    from ompaffinity.memory.capacity import machine_memory
-
     before = _anonymous()
-    elsewhere = {node: size for node, size in before.items() if node not in nodes}
-    if not elsewhere:
-        return 0
+    elsewhere = sum(size for node, size in before.items() if node not in nodes)
+    sources = [node for node in (before or allowed_memory_nodes()) if node not in nodes]
+    if not sources:
+        return 0, 0
     available = machine_memory().available
     room = sum(available.get(node, 0) for node in nodes)
-    if room < sum(elsewhere.values()):
+    if room < elsewhere:
         raise NoRoomError(
-            f"{sum(elsewhere.values()) / 2**20:.0f} MiB of this process are elsewhere, but node {format_id_list(nodes)}"
+            f"{elsewhere / 2**20:.0f} MiB of this process are elsewhere, but node {format_id_list(nodes)}"
             f" has {room / 2**20:.0f} MiB available, so no page is moved; stop what uses its memory, or name more nodes"
         )
-    migrate_process_pages(elsewhere, nodes)
-    after = _anonymous()
-    return max(0, sum(elsewhere.values()) - sum(size for node, size in after.items() if node not in nodes))
+    migrate_process_pages(sources, nodes)
+    stayed = sum(size for node, size in _anonymous().items() if node not in nodes)
+    return max(0, elsewhere - stayed), stayed
 
 
 def _anonymous() -> dict[int, int]:
+    """Return where the process's own pages are, {node: bytes}; {} where the kernel does not tell."""
     with suppress(OSError):
         return mapped_memory().anonymous
     return {}

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from ompaffinity.topology.model import Topology
 
 
+def node_shares(placement: RankPlacement, nodes: tuple[int, ...]) -> tuple[int, ...]:
+    """Return how many ranks share each of these nodes; all local ranks where the placement does not say."""
+    known = dict(zip(placement.nodes, placement.node_ranks))
+    return tuple(known.get(node, placement.local_world_size) for node in nodes)
+
+
 def share_of(placement: RankPlacement, by_node: Mapping[int, int], limit: int | None) -> int | None:
     """Return this rank's part of {node: bytes} and of a limit on all local ranks, in bytes.
 
@@ -22,9 +28,8 @@ def share_of(placement: RankPlacement, by_node: Mapping[int, int], limit: int | 
     of a node are not known (`UNKNOWN`) and there is no limit either.
     """
     nodes = placement.nodes or tuple(by_node)
-    ranks = placement.node_ranks if placement.nodes else (placement.local_world_size,) * len(nodes)
     known = bool(nodes) and all(by_node.get(node, UNKNOWN) != UNKNOWN for node in nodes)
-    parts = [sum(by_node[node] // sharing for node, sharing in zip(nodes, ranks))] if known else []
+    parts = [sum(by_node[node] // ranks for node, ranks in zip(nodes, node_shares(placement, nodes)))] if known else []
     if limit is not None:
         parts.append(limit // placement.local_world_size)
     return min(parts, default=None)
@@ -32,6 +37,12 @@ def share_of(placement: RankPlacement, by_node: Mapping[int, int], limit: int | 
 
 def planned_budget(topology: Topology, placement: RankPlacement, utilization: float) -> int | None:
     """Return how many bytes a rank may use on this machine, None where the machine does not say."""
-    totals = {node.id: node.total_memory for node in topology.nodes if node.allowed and node.has_memory is not False}
+    totals = {
+        node.id: node.total_memory
+        for node in topology.nodes
+        if node.allowed and node.has_memory is not False and not node.device_memory
+    }
+    if not topology.nodes:
+        totals = {0: topology.total_memory}
     share = share_of(placement, totals, topology.limits.memory_limit_bytes)
     return None if share is None else int(share * utilization)

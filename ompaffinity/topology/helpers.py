@@ -11,6 +11,7 @@ from ompaffinity.topology.limits import memory_left, mems_allowed, read_limits
 from ompaffinity.topology.load import load_topology
 from ompaffinity.topology.model import LogicalCPUInfo, MemoryNodeInfo
 from ompaffinity.topology.nodes import NODE_ROOT, node_memory
+from ompaffinity.topology.text import numbered
 from ompaffinity.topology.tree import DirectoryTree
 
 VISIBLE_NODES_VARIABLE = "CPU_VISIBLE_MEMORY_NODES"
@@ -61,21 +62,22 @@ def get_memory_node_info(node: int = 0) -> MemoryNodeInfo:
     """Return the total and the available memory of a node, in bytes.
 
     Available is MemFree + Active(file) + Inactive(file) + SReclaimable. Both are clamped by the
-    tightest memory limit of the control groups. Without node information, the whole machine's.
+    tightest memory limit of the control groups. A node that does not tell has an even part of the machine's.
 
     Raises:
         TopologyError: the machine has nodes, but not this one.
     """
     with DirectoryTree("/") as tree:
-        if tree.names(NODE_ROOT):
-            total, available = node_memory(tree, node)
-            if total < 0:
-                raise TopologyError(f"this machine has no memory node {node}")
-        else:
+        nodes = numbered(tree.names(NODE_ROOT), "node")
+        if nodes and node not in nodes:
+            raise TopologyError(f"this machine has no memory node {node}")
+        total, available = node_memory(tree, node)
+        if total < 0:
             import psutil
 
             memory = psutil.virtual_memory()
-            total, available = int(memory.total), int(memory.available)
+            parts = max(1, len(nodes))
+            total, available = int(memory.total) // parts, int(memory.available) // parts
         limit, left = read_limits(tree).memory_limit_bytes, memory_left(tree)
     return MemoryNodeInfo(
         total if limit is None else min(total, limit), available if left is None else min(available, left), node

@@ -97,7 +97,7 @@ def _by_lscpu(
     """What lscpu says; dies, clusters, kinds and isolated CPUs, which it does not know, from sysfs."""
     from ompaffinity.topology.limits import read_limits
     from ompaffinity.topology.lscpu import read_lscpu
-    from ompaffinity.topology.nodes import read_nodes
+    from ompaffinity.topology.nodes import read_nodes, whole_memory
     from ompaffinity.topology.reconcile import disagreement
 
     rows = read_lscpu(architecture, root)
@@ -110,7 +110,8 @@ def _by_lscpu(
         by_sysfs = Topology(architecture, "sysfs", machine, rows)
     known = {cpu.id: cpu for cpu in by_sysfs.cpus}
     cpus = tuple(_added(row, known.get(row.id, row))._replace(allowed=row.id in allowed) for row in rows)
-    topology = Topology(architecture, "lscpu", machine, cpus, read_nodes(tree, online, limits), limits)
+    nodes = read_nodes(tree, online, limits)
+    topology = Topology(architecture, "lscpu", machine, cpus, nodes, limits, (), whole_memory(tree, nodes))
     return topology._replace(messages=tuple(disagreement(topology, by_sysfs)))
 
 

@@ -114,13 +114,15 @@ class _TopologyFields(NamedTuple):
     nodes: tuple[MemoryNodeInfo, ...] = ()
     limits: Limits = Limits()
     messages: tuple[Message, ...] = ()
+    total_memory: int = UNKNOWN
 
 
 class Topology(_TopologyFields):
     """A machine as this process may use it: every present CPU and every node, ascending.
 
     `architecture` is what ``uname -m`` says there, ``"unknown"`` if the record does not tell;
-    `source` names the reader; `machine` is a label, never a path.
+    `source` names the reader; `machine` is a label, never a path. `total_memory` is in bytes, and told
+    only of a machine that shows no nodes.
     """
 
     @cached_property
@@ -172,6 +174,7 @@ class Topology(_TopologyFields):
             "machine": self.machine,
             "cpus": [_cpu_document(cpu) for cpu in self.cpus],
             "nodes": [_node_document(node) for node in self.nodes],
+            "total_bytes": None if self.total_memory == UNKNOWN else self.total_memory,
             "limits": _limits_document(self.limits),
             "devices": [],
             "warnings": [message._asdict() for message in self.messages],

@@ -61,6 +61,13 @@ def node_memory(tree: Tree, node: int) -> tuple[int, int]:
     return memory.get("MemTotal", UNKNOWN), available
 
 
+def whole_memory(tree: Tree, nodes: tuple[MemoryNodeInfo, ...]) -> int:
+    """Return the total bytes of a machine that shows no nodes, else `UNKNOWN`, for then each node tells its own."""
+    if nodes:
+        return UNKNOWN
+    return parse_meminfo(read_text(tree, "proc/meminfo") or "").get("MemTotal", UNKNOWN)
+
+
 def _gpu_memory_nodes(tree: Tree) -> set[int]:
     """Return the nodes that NVIDIA's driver made of its GPUs' memory (coherent links: POWER9, Grace)."""
     nodes = set()

@@ -54,6 +54,7 @@ def parse_capture(document: dict[str, Any]) -> Topology:
             nodes,
             _limits(document["limits"]),
             tuple(_message(row) for row in document.get("warnings", [])),
+            _count(document.get("total_bytes"), UNKNOWN),
         )
     except (KeyError, TypeError, AttributeError, ValueError, IdListError) as error:
         raise TopologyError(f"this capture is damaged ({type(error).__name__}: {error})") from None

@@ -16,7 +16,7 @@ from ompaffinity.errors import TopologyError
 from ompaffinity.topology.kinds import CPU_ROOT, read_kinds
 from ompaffinity.topology.limits import read_limits
 from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, Topology
-from ompaffinity.topology.nodes import read_nodes
+from ompaffinity.topology.nodes import read_nodes, whole_memory
 from ompaffinity.topology.text import ids_in, numbered, read_id_list, read_mask, read_number, read_text
 
 TYPE_CHECKING = False
@@ -53,7 +53,7 @@ def read_sysfs(tree: Tree, *, architecture: str, machine: str, affinity: tuple[i
     columns = [map(labels.get, present, repeat(UNKNOWN)) for labels in groups]
     flags = [map(members.__contains__, present) for members in (alive, allowed, isolated)]
     cpus = tuple(map(LogicalCPUInfo._make, zip(present, *columns, map(kinds.get, present), *flags)))
-    return Topology(architecture, "sysfs", machine, cpus, nodes, limits)
+    return Topology(architecture, "sysfs", machine, cpus, nodes, limits, (), whole_memory(tree, nodes))
 
 
 def allowed_cpus(online: Iterable[int], limits: Limits) -> set[int]:

@@ -148,7 +148,9 @@ def test_what_the_kernel_does_with_memory(tmp_path: Path, monkeypatch: pytest.Mo
         "sys/fs/cgroup/here/memory.current": "999000\n",
     }
     machine = synthetic("package:2 [numa] core:2 pu:1")
-    nodes = (machine.nodes[0], machine.nodes[1]._replace(allowed=False))
+    hidden = machine.nodes[1]._replace(allowed=False)
+    # A node without memory is allowed to nobody, and nobody misses it.
+    nodes = (machine.nodes[0], hidden, hidden._replace(id=2, cpus=(), has_memory=False))
     machine = machine._replace(nodes=nodes, limits=machine.limits._replace(memory_limit_bytes=1000000))
     with tree_of(tmp_path, files) as tree:
         found = checked(memory_checks(machine, tree))
@@ -168,9 +170,14 @@ def test_what_the_kernel_does_with_memory(tmp_path: Path, monkeypatch: pytest.Mo
 def test_huge_pages_of_a_machine_without_nodes(tmp_path: Path) -> None:
     folder = "sys/kernel/mm/hugepages/hugepages-2048kB"
     files = {f"{folder}/nr_hugepages": "4", f"{folder}/free_hugepages": "4", "proc/self/cgroup": ""}
+    small = folder.replace("2048", "64")
+    files |= {f"{small}/nr_hugepages": "3", f"{small}/free_hugepages": "1"}
     with tree_of(tmp_path, files) as tree:
         found = checked(memory_checks(synthetic("core:2 pu:1"), tree))
-    assert (found["huge pages"].level, found["huge pages"].message) == ("ok", "4 of 2 MiB, 4 free")
+    assert (found["huge pages"].level, found["huge pages"].message) == (
+        "ok",
+        "4 of 2 MiB, 4 free; 3 of 64 KiB, 1 free",
+    )
     assert found["NUMA balancing"].message == "not in this kernel"
     assert found["transparent huge pages"].message == "not in this kernel"
 

@@ -187,7 +187,14 @@ GUESTS = {
             tests=(*READS, "many_cpus"),
         ),
         Guest(
-            "arm-four-nodes", "arm64", 2, 8, 1, nodes=FOUR_NODES, distances=UNEVEN, tests=(*READS, "proof", "memory")
+            "arm-four-nodes",
+            "arm64",
+            2,
+            8,
+            1,
+            nodes=FOUR_NODES,
+            distances=UNEVEN,
+            tests=(*READS, "proof"),
         ),
         Guest(
             "arm-smt2",
@@ -196,7 +203,7 @@ GUESTS = {
             cores=2,
             threads=2,
             nodes={0: Node("0-3", 512), 1: Node("4-7", 512)},
-            tests=(*READS, "proof", "limits", "smt"),
+            tests=(*READS, "limits", "smt"),
         ),
         Guest(
             "power-smt8",
@@ -218,6 +225,16 @@ GUESTS = {
             nodes={0: Node("0-7", 768), 8: Node("8-15", 512), 70: Node("16-23", 512)},
             tests=(*READS, "memory"),
             minimal_qemu=SMT_QEMU,
+        ),
+        Guest(
+            "arm-memory",
+            "arm64",
+            packages=2,
+            cores=2,
+            threads=1,
+            nodes={0: Node("0-1", 384), 1: Node("2-3", 384)},
+            tests=("memory",),
+            in_ci=False,
         ),
         # Emulation has no drawers and books; what is mounted over sysfs has.
         Guest(

@@ -13,6 +13,7 @@ from ompaffinity.memory.capacity import MachineMemory, full_nodes, kv_cache_byte
 from ompaffinity.openmp.document import placement_document
 from ompaffinity.placement.budget import share_of
 from ompaffinity.placement.plan import RankPlacement, with_sharing
+from ompaffinity.topology import nodes
 from ompaffinity.topology.model import UNKNOWN
 
 GIB = 2**30
@@ -59,6 +60,36 @@ def test_the_model_is_taken_off(machine: Any) -> None:
     assert kv_cache_bytes(TWO_ON_A_NODE[0], 0.5, explicit=3 * GIB) == 3 * GIB
 
 
+def test_what_of_the_model_is_still_to_come_is_not_given_away(machine: Any) -> None:
+    machine(MachineMemory({0: 64 * GIB}, {0: 4 * GIB}, None, None), resident=30 * GIB)
+    # 2 GiB are this rank's part of what is available; what is resident here is not available again.
+    assert kv_cache_bytes(TWO_ON_A_NODE[0], 1, model_bytes=0) == 2 * GIB
+    assert kv_cache_bytes(TWO_ON_A_NODE[0], 1, model_bytes=31 * GIB) == GIB
+
+
+def test_the_plans_budget_counts_unless_another_utilization_is_given(machine: Any) -> None:
+    machine(MachineMemory({0: 64 * GIB}, {0: 60 * GIB}, None, None), resident=GIB)
+    planned = TWO_ON_A_NODE[0]._replace(memory_budget=5 * GIB)
+    assert memory_budget(planned) == 5 * GIB
+    assert kv_cache_bytes(planned) == 4 * GIB
+    assert memory_budget(planned, 0.5) == 16 * GIB
+    assert memory_budget(TWO_ON_A_NODE[0]) == int(0.9 * 32 * GIB)
+
+
+def test_a_placement_that_does_not_say_who_shares_its_nodes(machine: Any) -> None:
+    machine(MachineMemory({0: 64 * GIB}, {0: 60 * GIB}, None, None))
+    assert memory_budget(RankPlacement(0, 0, nodes=(0,), local_world_size=4), 1) == 16 * GIB
+
+
+def test_what_limits_decides_what_to_do(machine: Any) -> None:
+    machine(MachineMemory({0: 64 * GIB}, {0: 4 * GIB}, None, None), resident=2 * GIB)
+    with pytest.raises(CapacityError) as error:
+        kv_cache_bytes(TWO_ON_A_NODE[0], 0.9, explicit=3 * GIB)
+    assert "of its part of what is available" in str(error.value)
+    assert "stop what else uses the memory" in str(error.value)
+    assert "raise the utilization" not in str(error.value)
+
+
 def test_what_others_use_is_not_available(machine: Any) -> None:
     machine(MachineMemory({0: 64 * GIB}, {0: 8 * GIB}, None, None), resident=2 * GIB)
     # Half of what is available; what is resident here is in use already.
@@ -77,8 +108,7 @@ def test_too_little_says_what_there_is_who_shares_it_and_what_to_do(machine: Any
     text = str(error.value)
     for part in (
         "rank 1 has no room for 40.00 GiB",
-        "3.00 GiB are left",
-        "utilization of 0.5",
+        "3.00 GiB are left of its budget",
         "1.00 GiB for the model",
         "node 0 has 64.00 GiB, 60.00 GiB of it available, for 2 ranks",
         "control group allows 16.00 GiB, 6.00 GiB of it left, for 2 ranks",
@@ -102,7 +132,7 @@ def test_a_machine_that_does_not_tell_its_memory(machine: Any) -> None:
         memory_budget(TWO_ON_A_NODE[0])
 
 
-@pytest.mark.parametrize("utilization", [0, -1, 1.5, "0.9", None, True, float("nan")])
+@pytest.mark.parametrize("utilization", [0, -1, 1.5, "0.9", True, float("nan")])
 def test_a_utilization_is_a_part(utilization: Any) -> None:
     with pytest.raises(RequestError, match="above 0 and at most 1"):
         memory_budget(TWO_ON_A_NODE[0], utilization)
@@ -184,10 +214,35 @@ def test_this_machine() -> None:
 
 
 def test_a_machine_whose_nodes_do_not_tell_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(capacity, "node_memory", lambda tree, node: (UNKNOWN, UNKNOWN))
+    monkeypatch.setattr(nodes, "node_memory", lambda tree, node: (UNKNOWN, UNKNOWN))
     memory = machine_memory()
     assert all(size > 0 for size in memory.total.values())
     assert memory.total
+
+
+def test_planned_budgets_count_host_memory_that_may_be_used_and_the_limit() -> None:
+    from ompaffinity.placement.plan import make_plan
+    from ompaffinity.placement.request import PlacementRequest
+    from tests.placement.machines import synthetic, without_nodes
+
+    machine = synthetic("package:4 [numa(memory=64GiB)] core:2 pu:1")
+    first, second, third, fourth = machine.nodes
+    machine = machine._replace(
+        nodes=(
+            first,
+            second._replace(allowed=False),
+            third._replace(has_memory=False),
+            fourth._replace(device_memory=True),
+        )
+    )
+
+    def budget(topology: Any) -> int | None:
+        return make_plan(topology, PlacementRequest(bind="none", utilization=1)).ranks[0].memory_budget
+
+    assert budget(machine) == 64 * GIB
+    assert budget(machine._replace(limits=machine.limits._replace(memory_limit_bytes=GIB))) == GIB
+    assert budget(without_nodes(machine)) is None
+    assert budget(without_nodes(machine)._replace(total_memory=7 * GIB)) == 7 * GIB
 
 
 def test_the_plan_tells_each_rank_its_budget() -> None:

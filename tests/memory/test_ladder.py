@@ -195,3 +195,42 @@ def test_why_a_node_cannot_be_used_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     for node, reason in ((3, "has no node 3"), (2, "node 2 has no memory"), (1, "widen cpuset.mems")):
         with pytest.raises(MemoryPolicyError, match=reason):
             in_thread(lambda node=node: policy.set_thread_policy("bind", [node]))
+
+
+@needs_libnuma
+def test_what_the_kernel_took_instead_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that leaves one of the nodes out, as it does for those outside of the cpuset."""
+    node = ompaffinity.get_memory_affinity()[0]
+    original = policy._set
+
+    def narrowed(wanted: ThreadPolicy) -> None:
+        original(ThreadPolicy(wanted.mode, (node,) if wanted.nodes else ()))
+
+    monkeypatch.setattr(policy, "_set", narrowed)
+
+    def work() -> Any:
+        granted = take_policy("bind", (node, node + 1))
+        return granted.policy, granted.nodes, thread_policy()
+
+    granted, nodes, there = in_thread(work)
+    assert (granted, nodes) == ("preferred", (node,))
+    assert there == ThreadPolicy(1, (node,))
+    monkeypatch.setattr(ladder, "LADDER", ())
+    granted, nodes, there = in_thread(work)
+    assert (granted, nodes, there) == ("none", (), ThreadPolicy(0))
+
+
+def test_an_error_of_ours_is_not_taken_for_a_missing_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(policy: str, nodes: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(ladder, "take_policy", broken)
+    with pytest.raises(ZeroDivisionError):
+        granted_policy("bind", (0,))
+
+
+def test_another_module_called_numa_is_no_libnuma(tmp_path: Any) -> None:
+    (tmp_path / "numa.py").write_text("x = 1\n")
+    code = "import ompaffinity, sys; print(ompaffinity.can_set_mempolicy())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert (done.stdout, done.stderr) == ("False\n", "")

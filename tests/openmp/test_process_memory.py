@@ -127,10 +127,129 @@ def test_what_cannot_be_moved_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_a_full_node_is_not_filled_further(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ompaffinity.memory import capacity
     from ompaffinity.memory.capacity import MachineMemory
 
     monkeypatch.setattr(process_memory, "_anonymous", lambda: {0: 2**30})
-    monkeypatch.setattr(capacity, "machine_memory", lambda: MachineMemory({}, {1: 2**29}, None, None))
+    monkeypatch.setattr(process_memory, "machine_memory", lambda: MachineMemory({}, {1: 2**29}, None, None))
     with pytest.raises(NoRoomError, match="1024 MiB of this process are elsewhere, but node 1 has 512 MiB"):
         process_memory._migrate((1,))
+
+
+def test_pages_that_stay_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_memory, "_migrate", lambda nodes: (0, 2**30))
+    monkeypatch.setattr(process_memory, "why_unusable", lambda nodes: None)
+    binding = in_thread(lambda: init_cpu_memory_env([0], policy="none"))
+    assert [message.code for message in binding.warnings] == ["pages-not-moved"]
+    assert "1024 MiB of this process stayed" in binding.warnings[0].message
+
+
+@needs_libnuma
+def test_no_policy_is_the_kernels_default() -> None:
+    nodes = ompaffinity.get_memory_affinity()[:1]
+
+    def work() -> Any:
+        init_cpu_memory_env(nodes, policy="bind", migrate=False)
+        binding = init_cpu_memory_env(nodes, policy="none", migrate=False)
+        return binding, thread_policy()
+
+    binding, policy = in_thread(work)
+    assert (binding.policy, len(binding.threads), binding.warnings) == ("none", 1, ())
+    assert (policy.mode, policy.nodes) == (0, ())
+
+
+def test_a_node_that_is_nearly_full_is_told_of_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ompaffinity.memory.ladder import GrantedPolicy
+    from ompaffinity.openmp import granted
+    from ompaffinity.openmp.in_process import bind_current_process
+
+    monkeypatch.setattr(granted, "full_nodes", lambda nodes: "node 0 is nearly full")
+    monkeypatch.setattr(granted, "granted_policy", lambda policy, nodes: GrantedPolicy(policy, nodes))
+    monkeypatch.setattr(process_memory, "take_policy", lambda policy, nodes: GrantedPolicy(policy, tuple(nodes)))
+    monkeypatch.setattr(process_memory, "why_unusable", lambda nodes: None)
+    for strict in (False, True):
+        manager = ompaffinity.OMPProcessManager(
+            tensor_parallel_size=1, runtime="gomp", memory_policy="bind", strict=strict
+        )
+        assert [message.code for message in manager.warnings].count("memory-nearly-full") == 1
+        again = ompaffinity.OMPProcessManager(manager.plan)
+        assert [message.code for message in again.warnings].count("memory-nearly-full") == 1
+    binding = in_thread(lambda: init_cpu_memory_env([0], migrate=False))
+    assert "memory-nearly-full" in [message.code for message in binding.warnings]
+    process = bind_current_process(manager.plan.ranks[0])
+    process.undo()
+    assert "memory-nearly-full" in [message.code for message in process.warnings]
+
+
+@needs_libnuma
+@needs_gomp
+def test_a_team_that_shrank_meanwhile_gets_its_policy_back() -> None:
+    before, after = in_new_python(f"""
+        import ctypes, json
+        import ompaffinity
+        from ompaffinity.memory.policy import thread_policy
+        from ompaffinity.openmp.process_memory import give_back_team_policy, take_team_policy
+        from ompaffinity.openmp.team import in_each_thread
+        runtime = ctypes.CDLL({GOMP!r})
+        runtime.omp_set_num_threads(3)
+        in_each_thread(runtime)
+        granted, before = take_team_policy("bind", tuple(ompaffinity.get_memory_affinity()[:1]))
+        runtime.omp_set_num_threads(1)
+        give_back_team_policy(before)
+        after = []
+        in_each_thread(runtime, lambda: after.append(thread_policy().mode), threads=3)
+        print(json.dumps([len(before), after]))
+    """)
+    assert (before, after) == (3, [0] * 3)
+
+
+class TestWhatThePlanSays:
+    """Two ranks on two nodes, and a kernel that grants one of them less."""
+
+    def plan(self, monkeypatch: pytest.MonkeyPatch, grant: Any) -> Any:
+        from ompaffinity.openmp import granted
+        from tests.placement.machines import plan_for
+
+        monkeypatch.setattr(granted, "granted_policy", grant)
+        monkeypatch.setattr(granted, "full_nodes", lambda nodes: None)
+        return granted.with_granted_memory(plan_for("package:2 [numa(memory=64GiB)] core:4 pu:1", 2, utilization=1.0))
+
+    def test_nodes_and_budgets_stay_and_each_refusal_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from ompaffinity.memory.ladder import GrantedPolicy
+        from ompaffinity.memory.policy import MemoryPolicyError
+
+        def grant(policy: str, nodes: Any) -> GrantedPolicy:
+            return GrantedPolicy("preferred" if nodes == (1,) else "none", nodes, MemoryPolicyError("refused"))
+
+        plan = self.plan(monkeypatch, grant)
+        assert [rank.memory_policy for rank in plan.ranks] == ["none", "preferred"]
+        assert [(rank.nodes, rank.node_ranks, rank.memory_budget) for rank in plan.ranks] == [
+            ((0,), (1,), 64 * 2**30),
+            ((1,), (1,), 64 * 2**30),
+        ]
+        told = [message.message for message in plan.warnings if message.code == "memory-policy-not-permitted"]
+        assert told == [
+            "rank 0: memory policy none instead of bind 0, for refused",
+            "rank 1: memory policy preferred 1 instead of bind 1, for refused",
+        ]
+
+    def test_one_reason_for_all_is_told_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from ompaffinity.memory.ladder import GrantedPolicy
+        from ompaffinity.memory.policy import MemoryPolicyError
+
+        plan = self.plan(monkeypatch, lambda policy, nodes: GrantedPolicy("none", (), MemoryPolicyError("refused")))
+        told = [message.message for message in plan.warnings if message.code == "memory-policy-not-permitted"]
+        assert told == ["rank 0-1: memory policy none instead of bind 0, for refused"]
+
+
+def test_a_worker_whose_cpus_are_refused_still_shares_its_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ompaffinity.openmp import inheritance
+
+    monkeypatch.setattr(inheritance, "set_mask", lambda number, cpus: "refused")
+    manager = ompaffinity.OMPProcessManager(tensor_parallel_size=2, oversubscribe=True, runtime="gomp")
+    with manager.configure_omp_envs(1) as placement:
+        here = ompaffinity.current_placement()
+    assert here == placement
+    assert not placement.bound
+    assert (placement.cpus, placement.places, placement.affinity, placement.memory_policy) == ((), (), (), "none")
+    assert placement.local_world_size == 2
+    assert placement.node_ranks == manager.plan.ranks[1].node_ranks

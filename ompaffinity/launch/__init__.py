@@ -1,0 +1,1 @@
+"""Start ranks bound from birth, or bind the one that somebody else starts."""

@@ -1,0 +1,126 @@
+"""Bind this process by the rank that its launcher gave it, then become the command."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from ompaffinity.errors import RequestError
+from ompaffinity.launch.ranks import LauncherRank, local_world
+from ompaffinity.openmp.manager import OMPProcessManager
+from ompaffinity.records import Message
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from typing import Any
+
+logger = logging.getLogger("ompaffinity")
+
+NOT_STARTED = 127
+MOST_CPUS = 8192
+"""NR_CPUS is at most this in any kernel today."""
+SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+
+
+def exec_bound(
+    command: Sequence[str],
+    options: Mapping[str, Any],
+    *,
+    local_rank: int | None = None,
+    local_world_size: int | None = None,
+    override: bool = False,
+    strict: bool = False,
+) -> int:
+    """Become `command`, bound as the local rank that the launcher (or the arguments) say; returns only if not.
+
+    `options` are those of a plan. Where each rank has been bound apart by its launcher, the plan is for one rank within
+    that mask; else for all local ranks within the mask that they share. `override` plans with all that the cpuset
+    leaves.
+    The status is 1 where `strict` forbids a warning, 127 where the command cannot be started.
+
+    Raises:
+        RequestError, PlacementError, TopologyError: there can be no such plan here.
+        BindingError: the kernel refuses to bind, under `strict`.
+    """
+    place = local_world(os.environ, local_rank, local_world_size)
+    said = []
+    if place is None:
+        text = (
+            "no launcher says which rank this is (torchrun, mpirun, srun ...), so it is taken for rank 0 of 1;"
+            " say it with --local-rank and --local-world-size"
+        )
+        said.append(Message("rank-unknown", "warning", text))
+        logger.warning("%s: %s", said[0].code, text)
+        place = LauncherRank("nobody", 0, 1, 0, 1)
+    if override:
+        widen_to_cpuset()
+    apart = not override and is_bound_apart(os.environ, place)
+    ranks = 1 if apart else place.local_world_size or 1
+    manager = OMPProcessManager(strict=strict, **_with_sizes(options, place, ranks))
+    if strict and any(message.level == "warning" for message in (*said, *manager.warnings)):
+        return 1
+    seat = 0 if apart else place.local_rank
+    rank = place.local_rank if place.rank is None else place.rank
+    with manager.configure_omp_envs(rank, seat):
+        return _become(command)
+
+
+def widen_to_cpuset() -> None:
+    """Give this process every CPU that its cpuset leaves it, whoever bound it."""
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    # The kernel takes what the cpuset allows of them (sched_setaffinity(2)).
+    os.sched_setaffinity(0, range(MOST_CPUS))
+
+
+def is_bound_apart(environ: Mapping[str, str], place: LauncherRank) -> bool:
+    """Return whether the launcher has bound each of its ranks apart, so that this mask is this rank's own.
+
+    Open MPI and Slurm say so; of others it is known by the parent, the launcher, having other CPUs.
+    """
+    if (place.local_world_size or 1) == 1 or not hasattr(os, "sched_getaffinity"):
+        return False
+    mine = os.sched_getaffinity(0)
+    try:
+        parents = os.sched_getaffinity(os.getppid())
+    except OSError:
+        parents = mine
+    if mine < parents:
+        return True
+    if place.launcher == "Open MPI" and environ.get("OMPI_MCA_orte_bound_at_launch") == "1":
+        return True
+    kind = environ.get("SLURM_CPU_BIND_TYPE", "")
+    return place.launcher == "Slurm" and kind.startswith(("mask_cpu", "map_cpu", "rank"))
+
+
+def _with_sizes(options: Mapping[str, Any], place: LauncherRank, ranks: int) -> dict[str, Any]:
+    """Return the options of a plan for so many local ranks.
+
+    Raises:
+        RequestError: sizes were asked for that are another number of ranks.
+    """
+    given = dict(options)
+    sizes = {name: given.pop(name) for name in SIZES if name in given}
+    product = 1
+    for size in sizes.values():
+        product *= size
+    if sizes and product != (place.local_world_size or 1):
+        raise RequestError(
+            f"--tp, --pp and --dp make {product} local ranks, but {place.launcher} started {place.local_world_size}"
+            " on this machine; leave them out, or start as many"
+        )
+    return given | (sizes if ranks == product else {"tensor_parallel_size": ranks})
+
+
+def _become(command: Sequence[str]) -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        # The user's own command, as argv: no shell.
+        os.execvp(command[0], list(command))  # noqa: S606
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        print(f"ompaffinity: error: {command[0]} cannot be started: {reason}", file=sys.stderr)
+        return NOT_STARTED

@@ -1,0 +1,186 @@
+"""Which rank this process is: told by the variables that launchers set.
+
+Launchers nest (srun starts mpirun, mpirun starts torchrun), and each leaves its variables to those below, so the
+innermost one counts. Sources: the manuals of torchrun (Environment Variables), mpirun(1) of Open MPI, hydra's README,
+srun(1), pals(7), jsrun(1), flux-run(1), MVAPICH2's user guide, the PMIx standard.
+"""
+
+from __future__ import annotations
+
+import re
+
+from ompaffinity.errors import RequestError
+from ompaffinity.records import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+MAX_TASKS = 1 << 24
+
+
+class LauncherRank(NamedTuple):
+    """What one launcher says: its name, and the numbers of this process; None where it does not say.
+
+    `local_rank` of `local_world_size` processes on this machine, `rank` of `world_size` in all.
+    """
+
+    launcher: str
+    local_rank: int
+    local_world_size: int | None = None
+    rank: int | None = None
+    world_size: int | None = None
+
+
+class Variables(NamedTuple):
+    """The names under which a launcher tells its numbers; the empty name: it does not."""
+
+    launcher: str
+    local_rank: str
+    local_world_size: str
+    rank: str
+    world_size: str
+
+
+TORCHRUN = Variables("torchrun", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "RANK", "WORLD_SIZE")
+MPI = (
+    Variables(
+        "Open MPI",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+    ),
+    Variables("MPICH or Intel MPI (hydra)", "MPI_LOCALRANKID", "MPI_LOCALNRANKS", "PMI_RANK", "PMI_SIZE"),
+    Variables("PALS", "PALS_LOCAL_RANKID", "PALS_LOCAL_SIZE", "PALS_RANKID", "PALS_SIZE"),
+    Variables(
+        "JSM (jsrun)",
+        "JSM_NAMESPACE_LOCAL_RANK",
+        "JSM_NAMESPACE_LOCAL_SIZE",
+        "JSM_NAMESPACE_RANK",
+        "JSM_NAMESPACE_SIZE",
+    ),
+    Variables(
+        "MVAPICH2",
+        "MV2_COMM_WORLD_LOCAL_RANK",
+        "MV2_COMM_WORLD_LOCAL_SIZE",
+        "MV2_COMM_WORLD_RANK",
+        "MV2_COMM_WORLD_SIZE",
+    ),
+    Variables("Cray PMI", "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE", "PMI_RANK", "PMI_SIZE"),
+)
+"""Launchers of MPI: none of them starts another one, so two that tell different numbers contradict each other."""
+FLUX = Variables("Flux", "FLUX_TASK_LOCAL_ID", "", "FLUX_TASK_RANK", "FLUX_JOB_SIZE")
+PMIX = Variables("PMIx", "PMIX_LOCAL_RANK", "PMIX_LOCAL_SIZE", "PMIX_RANK", "PMIX_SIZE")
+SLURM = Variables("Slurm", "SLURM_LOCALID", "", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
+
+
+def find_rank(environ: Mapping[str, str]) -> LauncherRank | None:
+    """Return what the innermost launcher says of this process, None if none started it.
+
+    Slurm counts only inside of a step: what a batch script starts by itself inherits the script's own numbers.
+
+    Raises:
+        RequestError: a variable holds no number, or two launchers contradict each other.
+    """
+    return (
+        _told(TORCHRUN, environ) or _told_by_mpi(environ) or _flux(environ) or _told(PMIX, environ) or _slurm(environ)
+    )
+
+
+def local_world(
+    environ: Mapping[str, str], local_rank: int | None = None, local_world_size: int | None = None
+) -> LauncherRank | None:
+    """Return this process's place; what is given wins over what launchers say. None if nobody says anything.
+
+    Raises:
+        RequestError: the numbers do not fit, or the number of local ranks is not known.
+    """
+    found = None if local_rank is not None and local_world_size is not None else find_rank(environ)
+    if found is None and local_rank is None and local_world_size is None:
+        return None
+    name = "the options" if found is None else found.launcher
+    rank = local_rank if local_rank is not None else None if found is None else found.local_rank
+    size = local_world_size if local_world_size is not None else None if found is None else found.local_world_size
+    if rank is None:
+        raise RequestError("--local-world-size says how many ranks there are here; say which one this is: --local-rank")
+    if size is None:
+        raise RequestError(
+            f"{name} says that this is local rank {rank}, but not of how many on this machine;"
+            " say it: --local-world-size"
+        )
+    if not 0 <= rank < size:
+        raise RequestError(f"local rank {rank} is none of {size} local ranks ({name}); they count from 0")
+    whole = None if found is None else found.rank
+    return LauncherRank(name, rank, size, rank if whole is None else whole, None if found is None else found.world_size)
+
+
+def _told(variables: Variables, environ: Mapping[str, str]) -> LauncherRank | None:
+    local_rank = _number(variables.local_rank, environ)
+    if local_rank is None:
+        return None
+    return LauncherRank(
+        variables.launcher,
+        local_rank,
+        _number(variables.local_world_size, environ),
+        _number(variables.rank, environ),
+        _number(variables.world_size, environ),
+    )
+
+
+def _told_by_mpi(environ: Mapping[str, str]) -> LauncherRank | None:
+    told = [found for found in (_told(variables, environ) for variables in MPI) if found is not None]
+    if not told:
+        return None
+    first = told[0]
+    for other in told[1:]:
+        if (other.local_rank, other.local_world_size) != (first.local_rank, first.local_world_size):
+            raise RequestError(
+                f"{first.launcher} says local rank {first.local_rank} of {first.local_world_size},"
+                f" {other.launcher} says {other.local_rank} of {other.local_world_size}; say which it is:"
+                " --local-rank and --local-world-size"
+            )
+    return first
+
+
+def _flux(environ: Mapping[str, str]) -> LauncherRank | None:
+    found = _told(FLUX, environ)
+    nodes = _number("FLUX_JOB_NNODES", environ)
+    if found is None or found.world_size is None or not nodes or found.world_size % nodes:
+        return found
+    return found._replace(local_world_size=found.world_size // nodes)
+
+
+def _slurm(environ: Mapping[str, str]) -> LauncherRank | None:
+    if "SLURM_STEP_ID" not in environ:
+        return None
+    found = _told(SLURM, environ)
+    node = _number("SLURM_NODEID", environ)
+    if found is None or node is None:
+        return found
+    counts = tasks_per_node(environ.get("SLURM_STEP_TASKS_PER_NODE", ""))
+    return found._replace(local_world_size=counts[node] if node < len(counts) else None)
+
+
+def tasks_per_node(text: str) -> list[int]:
+    """Return the number of tasks of each node in Slurm's words: ``"2(x3),1"`` is 2, 2, 2, 1.
+
+    Raises:
+        RequestError: it is not of that form.
+    """
+    counts: list[int] = []
+    for part in text.split(",") if text else ():
+        found = re.fullmatch(r"([0-9]{1,8})(?:\(x([0-9]{1,8})\))?", part)
+        if found is None or len(counts) + int(found[2] or 1) > MAX_TASKS:
+            raise RequestError(f"SLURM_STEP_TASKS_PER_NODE is {text!r}; it must be as in 2(x3),1")
+        counts += [int(found[1])] * int(found[2] or 1)
+    return counts
+
+
+def _number(name: str, environ: Mapping[str, str]) -> int | None:
+    text = environ.get(name, "").strip() if name else ""
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise RequestError(f"the environment variable {name} is {text!r}; a launcher sets it to a number")
+    return int(text)

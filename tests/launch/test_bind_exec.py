@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import ompaffinity
+from ompaffinity.launch import bind_exec
+from ompaffinity.launch.bind_exec import NotUnderstoodError, id_list
+from tests.conftest import ROOT
+from tests.openmp.test_manager import needs_libnuma
+
+FILE = str(Path(bind_exec.__file__))
+BIND_EXEC = [sys.executable, "-I", "-S", FILE]
+REPORT = """
+import json, os
+policies = {line.split()[1] for line in open("/proc/self/numa_maps")}
+print(json.dumps([sorted(os.sched_getaffinity(0)), sorted(policies), dict(os.environ)]))
+"""
+WORKER = ["--", sys.executable, "-c", REPORT]
+CPU = min(os.sched_getaffinity(0))
+
+
+def run(*words: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*prefix, *BIND_EXEC, *words], capture_output=True, text=True, check=False, timeout=60, cwd=ROOT
+    )
+
+
+@needs_libnuma
+@pytest.mark.parametrize(
+    ("mode", "word"), [("--bind", "bind"), ("--preferred", "prefer"), ("--interleave", "interleave")]
+)
+def test_a_program_is_born_bound(mode: str, word: str) -> None:
+    node = ompaffinity.get_memory_affinity()[0]
+    done = run("--cpus", str(CPU), mode, str(node), "--set", "A=1=2", "--unset", "HOME", "--strict", *WORKER)
+    assert (done.returncode, done.stderr) == (0, "")
+    cpus, policies, environment = json.loads(done.stdout)
+    assert cpus == [CPU]
+    assert policies == [f"{word}:{node}"]
+    assert environment["A"] == "1=2"
+    assert "HOME" not in environment
+    assert bind_exec.UNBOUND_VARIABLE not in environment
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--cpus", "65000"], "CPUs: "),
+        (["--cpus", f"{CPU},65000"], "other CPUs"),
+        (["--bind", "1000"], "memory: bind refused"),
+        (["--cpus", "3-1"], "is no range"),
+        (["--cpus", "a"], "is no list"),
+        (["--cpus"], "needs a value"),
+        (["--set", "A"], "NAME=VALUE"),
+        (["--wide"], "is no option"),
+    ],
+)
+def test_what_cannot_be_had_leaves_the_program_unbound_and_marked(words: list[str], reason: str) -> None:
+    done = run(*words, *WORKER)
+    assert done.returncode == 0
+    assert reason in json.loads(done.stdout)[2][bind_exec.UNBOUND_VARIABLE]
+    assert done.stderr.startswith("ompaffinity: ")
+    strict = run(*words, "--strict", *WORKER)
+    # A value that is not there takes the next word.
+    assert strict.returncode in (bind_exec.NOT_BOUND, bind_exec.USAGE)
+    assert strict.stdout == ""
+
+
+@needs_libnuma
+def test_where_policies_are_refused_the_cpus_are_bound_all_the_same() -> None:
+    prefix = (sys.executable, "-m", "tests.memory.seccomp")
+    done = run("--cpus", str(CPU), "--bind", "0", *WORKER, prefix=prefix)
+    cpus, policies, environment = json.loads(done.stdout)
+    assert (cpus, policies) == ([CPU], ["default"])
+    assert "Operation not permitted" in environment[bind_exec.UNBOUND_VARIABLE]
+    assert "no policy instead" in environment[bind_exec.UNBOUND_VARIABLE]
+
+
+def test_a_command_that_cannot_be_started() -> None:
+    done = run("--", "/no/such/command")
+    assert done.returncode == 127
+    assert done.stderr == "ompaffinity: /no/such/command cannot be started: No such file or directory\n"
+    assert run("--cpus", "0").returncode == bind_exec.USAGE
+
+
+def test_a_program_dies_with_the_one_that_started_it(tmp_path: Path) -> None:
+    number = tmp_path / "pid"
+    sleeper = f"import os, time; open({str(number)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+    starter = (
+        f"import subprocess; subprocess.run({[*BIND_EXEC, '--die-with-parent', '--', sys.executable, '-c', sleeper]!r})"
+    )
+    with subprocess.Popen([sys.executable, "-c", starter]) as parent:
+        deadline = time.monotonic() + 30
+        while not (number.exists() and number.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        parent.send_signal(signal.SIGKILL)
+    child = Path(f"/proc/{number.read_text()}")
+    while child.exists() and "\nState:\tZ" not in (child / "status").read_text() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not child.exists() or "\nState:\tZ" in (child / "status").read_text()
+
+
+def test_id_lists() -> None:
+    assert id_list("0-2,8") == {0, 1, 2, 8}
+    for text in ("", "1-", "-1", "1,,2", "٣", "0-70000", "1 2"):
+        with pytest.raises(NotUnderstoodError):
+            id_list(text)
+
+
+def test_it_needs_nothing_but_the_standard_library() -> None:
+    code = f"import runpy, sys; sys.argv = ['x']; sys.exit(runpy.run_path({FILE!r})['main'](['--', 'true']))"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

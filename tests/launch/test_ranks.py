@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import pytest
+
+from ompaffinity.errors import RequestError
+from ompaffinity.launch.ranks import LauncherRank, find_rank, local_world, tasks_per_node
+
+OPEN_MPI = {
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
+    "OMPI_COMM_WORLD_RANK": "5",
+    "OMPI_COMM_WORLD_SIZE": "8",
+}
+HYDRA = {"MPI_LOCALRANKID": "2", "MPI_LOCALNRANKS": "4", "PMI_RANK": "6", "PMI_SIZE": "8"}
+TORCHRUN = {"LOCAL_RANK": "3", "LOCAL_WORLD_SIZE": "4", "RANK": "7", "WORLD_SIZE": "8"}
+SLURM = {
+    "SLURM_STEP_ID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_PROCID": "6",
+    "SLURM_STEP_NUM_TASKS": "7",
+    "SLURM_NODEID": "3",
+    "SLURM_STEP_TASKS_PER_NODE": "2(x3),1",
+}
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({}, None),
+        (TORCHRUN, ("torchrun", 3, 4, 7, 8)),
+        (OPEN_MPI, ("Open MPI", 1, 4, 5, 8)),
+        (HYDRA, ("MPICH or Intel MPI (hydra)", 2, 4, 6, 8)),
+        (SLURM, ("Slurm", 0, 1, 6, 7)),
+        ({"PALS_LOCAL_RANKID": "1", "PALS_LOCAL_SIZE": "2", "PALS_RANKID": "3"}, ("PALS", 1, 2, 3, None)),
+        ({"JSM_NAMESPACE_LOCAL_RANK": "0", "JSM_NAMESPACE_SIZE": "9"}, ("JSM (jsrun)", 0, None, None, 9)),
+        ({"MV2_COMM_WORLD_LOCAL_RANK": "0", "MV2_COMM_WORLD_LOCAL_SIZE": "1"}, ("MVAPICH2", 0, 1, None, None)),
+        ({"PMI_LOCAL_RANK": "1", "PMI_LOCAL_SIZE": "2", "PMI_RANK": "1"}, ("Cray PMI", 1, 2, 1, None)),
+        (
+            {"FLUX_TASK_LOCAL_ID": "1", "FLUX_TASK_RANK": "3", "FLUX_JOB_SIZE": "4", "FLUX_JOB_NNODES": "2"},
+            ("Flux", 1, 2, 3, 4),
+        ),
+        (
+            {"FLUX_TASK_LOCAL_ID": "1", "FLUX_TASK_RANK": "3", "FLUX_JOB_SIZE": "5", "FLUX_JOB_NNODES": "2"},
+            ("Flux", 1, None, 3, 5),
+        ),
+        ({"PMIX_LOCAL_RANK": "0", "PMIX_RANK": "4"}, ("PMIx", 0, None, 4, None)),
+        # What a batch script starts by itself is no task of a step.
+        ({"SLURM_LOCALID": "0", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, None),
+        ({"LOCAL_RANK": " "}, None),
+    ],
+)
+def test_each_launcher_tells_in_its_own_words(environ: dict[str, str], expected: tuple[object, ...] | None) -> None:
+    assert find_rank(environ) == (None if expected is None else LauncherRank(*expected))  # type: ignore[arg-type]
+
+
+def test_the_innermost_launcher_counts() -> None:
+    assert find_rank(SLURM | OPEN_MPI | TORCHRUN) == LauncherRank("torchrun", 3, 4, 7, 8)
+    assert find_rank(SLURM | OPEN_MPI) == LauncherRank("Open MPI", 1, 4, 5, 8)
+
+
+def test_two_of_the_same_depth_that_contradict_each_other_are_named() -> None:
+    with pytest.raises(RequestError, match=r"Open MPI says local rank 1 of 4, MPICH or Intel MPI .* says 2 of 4"):
+        find_rank(OPEN_MPI | HYDRA)
+    agreeing = HYDRA | {"MPI_LOCALRANKID": "1"}
+    assert find_rank(OPEN_MPI | agreeing) == LauncherRank("Open MPI", 1, 4, 5, 8)
+    # Who says it himself is not asked.
+    assert local_world(OPEN_MPI | HYDRA, 0, 2) == LauncherRank("the options", 0, 2, 0, None)
+
+
+@pytest.mark.parametrize("value", ["x", "-1", "1.0", "٣", "99999999999"])
+def test_a_variable_that_holds_no_number_is_named(value: str) -> None:
+    with pytest.raises(RequestError, match="LOCAL_RANK is"):
+        find_rank({"LOCAL_RANK": value})
+
+
+def test_what_is_given_wins() -> None:
+    assert local_world(TORCHRUN, local_rank=0) == LauncherRank("torchrun", 0, 4, 7, 8)
+    assert local_world(TORCHRUN, local_world_size=5) == LauncherRank("torchrun", 3, 5, 7, 8)
+    assert local_world({}, 1, 2) == LauncherRank("the options", 1, 2, 1, None)
+    assert local_world({}) is None
+
+
+@pytest.mark.parametrize(
+    ("local_rank", "local_world_size", "match"),
+    [
+        (2, 2, "local rank 2 is none of 2 local ranks"),
+        (0, 0, "none of 0"),
+        (None, 2, "say which one this is: --local-rank"),
+        (1, None, "say it: --local-world-size"),
+    ],
+)
+def test_numbers_that_do_not_fit_are_refused(local_rank: int, local_world_size: int, match: str) -> None:
+    with pytest.raises(RequestError, match=match):
+        local_world({}, local_rank, local_world_size)
+
+
+@pytest.mark.parametrize(
+    ("text", "counts"), [("", []), ("2", [2]), ("2(x3),1", [2, 2, 2, 1]), ("16(x2),4,16", [16, 16, 4, 16])]
+)
+def test_slurms_counts(text: str, counts: list[int]) -> None:
+    assert tasks_per_node(text) == counts
+
+
+@pytest.mark.parametrize("text", ["x", "2(3)", "2(x)", "2,", "1(x99999999)", "2(x3)4"])
+def test_broken_counts_are_refused(text: str) -> None:
+    with pytest.raises(RequestError, match="SLURM_STEP_TASKS_PER_NODE"):
+        tasks_per_node(text)
