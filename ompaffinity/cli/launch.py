@@ -1,9 +1,11 @@
-"""``exec``: start commands bound."""
+"""``exec`` and ``run``: commands, bound from birth."""
 
 from __future__ import annotations
 
 from ompaffinity.errors import RequestError
 from ompaffinity.launch.exec import exec_bound
+from ompaffinity.launch.run import run_ranks
+from ompaffinity.openmp.manager import OMPProcessManager
 from ompaffinity.placement.request import PlacementRequest
 
 TYPE_CHECKING = False
@@ -21,6 +23,20 @@ def run_exec(values: dict[str, Any]) -> int:
         override=bool(values.get("override")),
         strict=bool(values.get("strict")),
     )
+
+
+def run_run(values: dict[str, Any]) -> int:
+    """Start the ranks and stay with them; the status is that of the first one that failed, else 0."""
+    command = _command(values, "run")
+    grace = values.get("grace", 10)
+    if grace < 0:
+        raise RequestError(f"--grace is {grace}; it must be a number of seconds")
+    strict = bool(values.get("strict"))
+    options = {name: values[name] for name in PlacementRequest._fields if name in values}
+    manager = OMPProcessManager(strict=strict, **options)
+    if strict and any(message.level == "warning" for message in manager.warnings):
+        return 1
+    return run_ranks(manager, command, log_dir=values.get("log_dir"), grace_seconds=grace)
 
 
 def _command(values: dict[str, Any], verb: str) -> tuple[str, ...]:

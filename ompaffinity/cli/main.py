@@ -70,6 +70,10 @@ def _run(arguments: list[str]) -> int:
         from ompaffinity.cli.launch import run_exec
 
         return run_exec(values)
+    if verb == "run":
+        from ompaffinity.cli.launch import run_run
+
+        return run_run(values)
     from ompaffinity.cli.topology import run_topology
 
     return run_topology(values)

@@ -202,6 +202,12 @@ EXEC_OPTIONS = (
     Option("--strict", "strict", "flag", "do not start the command if there is a warning: status 1"),
 )
 
+RUN_OPTIONS = (
+    Option("--log-dir", "log_dir", "text", "write what the ranks print into files there, not here", metavar="DIR"),
+    Option("--grace", "grace", "number", "seconds between SIGTERM and SIGKILL when a rank has failed (default 10)"),
+    Option("--strict", "strict", "flag", "start nothing if there is a warning: status 1"),
+)
+
 DOCTOR_OPTIONS = (
     Option(
         "--python",
@@ -221,8 +227,9 @@ VERBS: dict[str, tuple[Option, ...]] = {
     "inspect": INSPECT_OPTIONS,
     "doctor": DOCTOR_OPTIONS,
     "exec": (*PLAN_OPTIONS, *EXEC_OPTIONS),
+    "run": (*PLAN_OPTIONS, *RUN_OPTIONS),
 }
-WITH_COMMAND = ("verify", "exec")
+WITH_COMMAND = ("verify", "exec", "run")
 """Verbs that take a command after ``--``."""
 
 SUMMARIES = {
@@ -232,8 +239,13 @@ SUMMARIES = {
     "inspect": "where the threads and the pages of live processes are, and what is wrong with that",
     "doctor": "what on this machine stands in the way of binding, and the fix",
     "exec": "bind this process by the rank that its launcher gave it, then become the command after --",
+    "run": "start the ranks here, bound from birth: the command after -- once per rank",
 }
 EXAMPLES = {
+    "run": """examples:
+  ompaffinity run --tp 2 -- python worker.py
+  ompaffinity run --tp 4 --log-dir logs -- ./worker --port 8000
+""",
     "exec": """examples:
   mpirun -n 4 ompaffinity exec -- ./worker
   srun ompaffinity exec --runtime gomp -- python worker.py

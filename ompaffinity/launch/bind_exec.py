@@ -1,7 +1,7 @@
 """Bind this process, then become another program: a file of its own that needs nothing but Python's standard library.
 
 ``python -I -S bind_exec.py [--cpus LIST] [--bind|--preferred|--preferred-many|--interleave NODES] [--set NAME=VALUE]
-[--unset NAME] [--die-with-parent] [--strict] -- COMMAND...``
+[--unset NAME] [--die-with-parent PID] [--strict] -- COMMAND...``
 
 What starts a process before its interpreter (Ray's py_executable, a job script) can thus bind all of its threads from
 birth. There is no shell. What the kernel refuses, and arguments that are not understood, leave the program unbound,
@@ -46,7 +46,7 @@ class Options:
         self.policy: tuple[str, set[int]] | None = None
         self.variables: dict[str, str] = {}
         self.unset: list[str] = []
-        self.die_with_parent = False
+        self.parent = 0
         self.strict = False
 
 
@@ -72,9 +72,7 @@ def parse(words: list[str]) -> Options:
     for word in rest:
         if word == "--strict":
             options.strict = True
-        elif word == "--die-with-parent":
-            options.die_with_parent = True
-        elif word in ("--cpus", "--set", "--unset", *MODES):
+        elif word in ("--cpus", "--set", "--unset", "--die-with-parent", *MODES):
             value = next(rest, None)
             if value is None:
                 raise NotUnderstoodError(f"{word} needs a value")
@@ -89,6 +87,10 @@ def _take(options: Options, word: str, value: str) -> None:
         options.cpus = id_list(value)
     elif word == "--unset":
         options.unset.append(value)
+    elif word == "--die-with-parent":
+        if not (value.isascii() and value.isdigit() and len(value) < 10):
+            raise NotUnderstoodError(f"--die-with-parent {value!r} is not the number of a process")
+        options.parent = int(value)
     elif word == "--set":
         name, equals, text = value.partition("=")
         if not (name and equals):
@@ -139,14 +141,13 @@ def _set_policy(asked: str, nodes: set[int]) -> str | None:
     return f"{first}; no policy instead"
 
 
-def _die_with_parent() -> None:
+def _die_with(parent: int) -> None:
     """Let the kernel kill this process when the one that started it ends, however it ends."""
     import ctypes
 
-    parent = os.getppid()
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
-        # It ended before it was asked for.
+        # It has ended already.
         os._exit(NOT_STARTED)
 
 
@@ -174,8 +175,8 @@ def main(arguments: list[str]) -> int:
     os.environ.update(options.variables)
     for name in options.unset:
         os.environ.pop(name, None)
-    if options.die_with_parent:
-        _die_with_parent()
+    if options.parent:
+        _die_with(options.parent)
     return _become(command)
 
 

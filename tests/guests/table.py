@@ -156,7 +156,7 @@ BINDS = (*READS, "proof", "memory", "limits")
 GUESTS = {
     guest.name: guest
     for guest in (
-        Guest("x86-four-nodes", "amd64", 2, 4, 2, nodes=FOUR_NODES, distances=UNEVEN, tests=(*BINDS, "smt")),
+        Guest("x86-four-nodes", "amd64", 2, 4, 2, nodes=FOUR_NODES, distances=UNEVEN, tests=(*BINDS, "smt", "launch")),
         # Node 2 has CPUs and no memory, node 3 memory and no CPUs.
         Guest(
             "x86-holes",
@@ -203,7 +203,7 @@ GUESTS = {
             cores=2,
             threads=2,
             nodes={0: Node("0-3", 512), 1: Node("4-7", 512)},
-            tests=(*READS, "limits", "smt"),
+            tests=(*READS, "limits", "smt", "launch"),
         ),
         Guest(
             "power-smt8",
@@ -223,7 +223,7 @@ GUESTS = {
             cores=2,
             threads=4,
             nodes={0: Node("0-7", 768), 8: Node("8-15", 512), 70: Node("16-23", 512)},
-            tests=(*READS, "memory"),
+            tests=(*READS, "memory", "launch"),
             minimal_qemu=SMT_QEMU,
         ),
         Guest(
@@ -244,7 +244,7 @@ GUESTS = {
             cores=1,
             threads=1,
             mebibytes=1024,
-            tests=("drawers",),
+            tests=("drawers", "launch"),
             setup="python3 -m tests.guests.inside.drawers",
         ),
     )

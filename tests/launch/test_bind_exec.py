@@ -60,6 +60,7 @@ def test_a_program_is_born_bound(mode: str, word: str) -> None:
         (["--cpus"], "needs a value"),
         (["--set", "A"], "NAME=VALUE"),
         (["--wide"], "is no option"),
+        (["--die-with-parent", "x"], "is not the number of a process"),
     ],
 )
 def test_what_cannot_be_had_leaves_the_program_unbound_and_marked(words: list[str], reason: str) -> None:
@@ -93,9 +94,8 @@ def test_a_command_that_cannot_be_started() -> None:
 def test_a_program_dies_with_the_one_that_started_it(tmp_path: Path) -> None:
     number = tmp_path / "pid"
     sleeper = f"import os, time; open({str(number)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
-    starter = (
-        f"import subprocess; subprocess.run({[*BIND_EXEC, '--die-with-parent', '--', sys.executable, '-c', sleeper]!r})"
-    )
+    command = [*BIND_EXEC, "--die-with-parent", "PID", "--", sys.executable, "-c", sleeper]
+    starter = f"import os, subprocess; subprocess.run([w.replace('PID', str(os.getpid())) for w in {command!r}])"
     with subprocess.Popen([sys.executable, "-c", starter]) as parent:
         deadline = time.monotonic() + 30
         while not (number.exists() and number.read_text()) and time.monotonic() < deadline:

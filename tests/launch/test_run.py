@@ -1,0 +1,272 @@
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ompaffinity.launch.output import CHUNK, _Lines
+from ompaffinity.launch.run import free_port, rank_variables
+from tests.conftest import ROOT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RUN = [sys.executable, "-m", "ompaffinity", "run"]
+CPUS = sorted(os.sched_getaffinity(0))
+TWO = ["--tp", "2", *(["--oversubscribe"] if len(CPUS) < 2 else [])]
+
+
+def run(*words: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*RUN, *words], capture_output=True, text=True, check=False, cwd=ROOT, timeout=seconds, stdin=subprocess.DEVNULL
+    )
+
+
+def python(code: str) -> list[str]:
+    return ["--", sys.executable, "-c", code]
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to that in time"
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return False
+
+
+SLEEPER = """
+import os, signal, sys, time
+folder, rank = sys.argv[1], os.environ["RANK"]
+def tell(number, frame):
+    with open(f"{folder}/signal-{rank}-{number}", "w"):
+        pass
+    if number in (signal.SIGTERM, signal.SIGINT):
+        sys.exit(0)
+for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+    signal.signal(number, signal.SIG_IGN if "stubborn" in sys.argv else tell)
+with open(f"{folder}/pid-{rank}.new", "w") as file:
+    file.write(str(os.getpid()))
+os.rename(f"{folder}/pid-{rank}.new", f"{folder}/pid-{rank}")
+time.sleep(300)
+"""
+
+
+def start_sleepers(folder: Path, *options: str, stubborn: bool = False) -> tuple[subprocess.Popen[str], list[int]]:
+    """Start two ranks that sleep; return the launcher and the ranks' numbers."""
+    words = [*python(SLEEPER), str(folder), *(["stubborn"] if stubborn else [])]
+    launcher = subprocess.Popen(
+        [*RUN, *TWO, *options, *words], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, cwd=ROOT,
+    )  # fmt: skip
+    wait_until(lambda: all((folder / f"pid-{rank}").exists() for rank in (0, 1)))
+    return launcher, [int((folder / f"pid-{rank}").read_text()) for rank in (0, 1)]
+
+
+def end(launcher: subprocess.Popen[str]) -> int:
+    launcher.communicate(timeout=30)
+    return launcher.returncode
+
+
+def test_each_rank_knows_who_it_is_and_is_bound() -> None:
+    code = """
+import json, os
+told = {name: os.environ[name] for name in os.environ if any(word in name for word in ("RANK", "WORLD", "MASTER"))}
+print(json.dumps([told, sorted(os.sched_getaffinity(0)), json.loads(os.environ["OMPAFFINITY_PLACEMENT"])]))
+"""
+    done = run(*TWO, *python(code))
+    assert (done.returncode, done.stderr.count("\n")) == (0, done.stderr.count("oversubscribed"))
+    found = {
+        int(rank): json.loads(text) for rank, text in re.findall(r"^\[rank (\d)\] (.*)$", done.stdout, re.MULTILINE)
+    }
+    assert sorted(found) == [0, 1]
+    for rank, (variables, mask, placement) in found.items():
+        port = int(variables["MASTER_PORT"])
+        assert variables == rank_variables(rank, 2, port)
+        assert placement["rank"] == rank
+        assert set(placement["cpus"]) <= set(mask)
+    assert found[0][0]["MASTER_PORT"] == found[1][0]["MASTER_PORT"]
+
+
+def test_lines_go_where_the_rank_sent_them() -> None:
+    done = run(*TWO, *python("import os, sys; print('out'); print('err', file=sys.stderr); sys.stdout.write('no end')"))
+    assert sorted(done.stdout.splitlines()) == [
+        "[rank 0] no end", "[rank 0] out", "[rank 1] no end", "[rank 1] out",
+    ]  # fmt: skip
+    assert [line for line in sorted(done.stderr.splitlines()) if line.startswith("[")] == [
+        "[rank 0] err",
+        "[rank 1] err",
+    ]
+
+
+def test_output_goes_to_files_on_demand(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "logs"
+    done = run(*TWO, "--log-dir", str(folder), *python("import os, sys; print(os.environ['RANK']); sys.exit(0)"))
+    assert (done.returncode, done.stdout) == (0, "")
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {
+        "rank-0.out": "0\n", "rank-1.out": "1\n", "rank-0.err": "", "rank-1.err": "",
+    }  # fmt: skip
+    blocked = run(*TWO, "--log-dir", "/proc/no", *python(""))
+    assert blocked.returncode == 2
+    assert blocked.stderr.count("ompaffinity: error: --log-dir /proc/no cannot be made") == 1
+
+
+def test_a_terminal_shows_the_ranks_in_colours() -> None:
+    outer, inner = pty.openpty()
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    with subprocess.Popen(
+        [*RUN, *TWO, *python("print('hi')")], stdin=subprocess.DEVNULL, stdout=inner, cwd=ROOT, env=environment
+    ) as launcher:
+        assert launcher.wait(60) == 0
+    os.close(inner)
+    text = os.read(outer, CHUNK).decode()
+    os.close(outer)
+    assert "\x1b[36m[rank 0] \x1b[0mhi" in text
+    assert "\x1b[33m[rank 1] \x1b[0mhi" in text
+
+
+def test_the_first_failure_ends_the_others_and_is_the_status(tmp_path: Path) -> None:
+    code = SLEEPER.replace("time.sleep(300)", "time.sleep(300 if rank == '0' else 0); sys.exit(7)")
+    done = run(*TWO, *python(code), str(tmp_path))
+    assert done.returncode == 7
+    assert not is_alive(int((tmp_path / "pid-0").read_text()))
+
+
+def test_a_rank_that_will_not_end_is_killed_after_the_grace(tmp_path: Path) -> None:
+    launcher, (first, second) = start_sleepers(tmp_path, "--grace", "1", stubborn=True)
+    os.kill(second, signal.SIGKILL)
+    assert end(launcher) == 128 + signal.SIGKILL
+    assert not is_alive(first)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_ends_is_handed_on(tmp_path: Path, number: signal.Signals) -> None:
+    launcher, ranks = start_sleepers(tmp_path)
+    launcher.send_signal(number)
+    assert end(launcher) == 128 + number
+    assert all((tmp_path / f"signal-{rank}-{int(number)}").exists() for rank in (0, 1))
+    assert not any(is_alive(pid) for pid in ranks)
+
+
+def test_a_signal_that_does_not_end_is_handed_on(tmp_path: Path) -> None:
+    launcher, ranks = start_sleepers(tmp_path)
+    launcher.send_signal(signal.SIGUSR1)
+    wait_until(lambda: all((tmp_path / f"signal-{rank}-{int(signal.SIGUSR1)}").exists() for rank in (0, 1)))
+    assert launcher.poll() is None
+    assert all(is_alive(pid) for pid in ranks)
+    launcher.terminate()
+    end(launcher)
+
+
+def test_no_rank_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    launcher, ranks = start_sleepers(tmp_path, stubborn=True)
+    launcher.kill()
+    end(launcher)
+    wait_until(lambda: not any(is_alive(pid) for pid in ranks))
+
+
+STARTER = """
+import subprocess, sys
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+with open(sys.argv[1], "w") as file:
+    file.write(str(child.pid))
+sys.exit(int(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize(("status", "stays"), [(0, True), (3, False)])
+def test_what_a_rank_has_started_stays_only_where_all_goes_well(tmp_path: Path, status: int, stays: bool) -> None:
+    number = tmp_path / "pid"
+    # It holds the rank's output open, and the launcher does not wait for it.
+    assert run("--tp", "1", *python(STARTER), str(number), str(status)).returncode == status
+    pid = int(number.read_text())
+    if stays:
+        assert is_alive(pid)
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_alive(pid))
+
+
+def test_a_command_that_is_not_there() -> None:
+    done = run(*TWO, "--", "/no/such/command")
+    assert done.returncode == 127
+    assert "/no/such/command cannot be started" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "match"),
+    [
+        (["--tp", "2"], "run needs a command"),
+        (["--tp", "4096", "--", "true"], "--oversubscribe"),
+        (["--grace", "-1", "--", "true"], "--grace"),
+    ],
+)
+def test_bad_input_is_one_sentence(words: list[str], match: str) -> None:
+    done = run(*words)
+    assert done.returncode == 2
+    assert match in done.stderr
+    assert done.stderr.startswith("ompaffinity: error: ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_many_ranks_on_few_cpus_on_purpose() -> None:
+    done = run("--tp", "32", "--oversubscribe", *python("import os; print(os.environ['RANK'])"))
+    assert done.returncode == 0
+    assert sorted(done.stdout.splitlines()) == sorted(f"[rank {rank:2}] {rank}" for rank in range(32))
+
+
+def test_nothing_is_started_under_strict_with_a_warning(tmp_path: Path) -> None:
+    # Who does not say the runtime, where no torch is, or shares CPUs, is warned.
+    done = run("--tp", "32", "--oversubscribe", "--strict", *python(f"open({str(tmp_path / 'x')!r}, 'w')"))
+    assert done.returncode == 1
+    assert not (tmp_path / "x").exists()
+
+
+class Sink:
+    """A file that remembers what was written."""
+
+    def __init__(self) -> None:
+        self.text = b""
+
+    def write(self, text: bytes) -> int:
+        self.text += text
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+
+def test_lines_that_come_in_pieces_are_put_together() -> None:
+    sink = Sink()
+    lines = _Lines(sink, b"> ")  # type: ignore[arg-type]
+    for piece in (b"on", b"e\ntw", b"o\n", b"three"):
+        lines.take(piece)
+    assert sink.text == b"> one\n> two\n"
+    lines.finish()
+    lines.finish()
+    assert sink.text == b"> one\n> two\n> three\n"
+
+
+def test_a_line_without_end_does_not_fill_the_memory() -> None:
+    sink = Sink()
+    lines = _Lines(sink, b"")  # type: ignore[arg-type]
+    for _ in range(4):
+        lines.take(b"x" * CHUNK)
+    assert len(sink.text) >= 2 * CHUNK
+
+
+def test_a_free_port_is_one() -> None:
+    assert 1024 <= free_port() < 65536
