@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 DEFAULT_UTILIZATION = 0.9
 LEAST_BYTES = 256 * 2**20
 LEAST_PART = 0.05
-"""A node with less available than either, the part being of its total, is nearly full."""
+"""A node with less available than either, the part being of its total, is nearly full, unless half of it is left."""
 
 
 class MachineMemory(NamedTuple):
@@ -159,13 +159,13 @@ def _in_words(size: int | None) -> str:
 def full_nodes(nodes: tuple[int, ...]) -> str | None:
     """Return a sentence if these nodes together are nearly full: a bound process is killed when they are.
 
-    Nearly full is less than 256 MiB, or than 5 % of what they have.
+    Nearly full is less than 256 MiB, or than 5 % of what they have; small nodes are so when less than half is left.
     """
     memory = machine_memory()
     if not nodes or any(memory.available.get(node, UNKNOWN) == UNKNOWN for node in nodes):
         return None
     total, available = (sum(sizes[node] for node in nodes) for sizes in (memory.total, memory.available))
-    if available >= max(LEAST_BYTES, LEAST_PART * total):
+    if available >= min(max(LEAST_BYTES, LEAST_PART * total), total / 2):
         return None
     return (
         f"node {format_id_list(nodes)} has {available / 2**20:.0f} MiB available of {total / 2**20:.0f} MiB;"

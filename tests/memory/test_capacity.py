@@ -198,6 +198,13 @@ def test_nearly_full_nodes(machine: Any, available: int, told: bool) -> None:
     assert (full_nodes((3,)) is not None) == told
 
 
+def test_a_small_node_is_not_nearly_full_while_it_is_half_empty(machine: Any) -> None:
+    machine(MachineMemory({3: 92 * 2**20}, {3: 86 * 2**20}, None, None))
+    assert full_nodes((3,)) is None
+    machine(MachineMemory({3: 92 * 2**20}, {3: 45 * 2**20}, None, None))
+    assert "node 3 has 45 MiB available of 92 MiB" in str(full_nodes((3,)))
+
+
 def test_a_large_node_is_nearly_full_with_more_left(machine: Any) -> None:
     machine(MachineMemory({3: 1024 * GIB}, {3: 50 * GIB}, None, None))
     assert "node 3 has 51200 MiB available of 1048576 MiB" in str(full_nodes((3,)))
