@@ -4,6 +4,7 @@ project = "ompaffinity"
 author = "The ompaffinity maintainers"
 copyright = f"2026, {author}"
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence", "deflist"]
 html_theme = "furo"
 exclude_patterns = ["_build"]

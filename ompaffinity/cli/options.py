@@ -153,6 +153,7 @@ TOPOLOGY_OPTIONS = (
     Option("--label", "label", "text", "name of the machine in the record (default: live)", metavar="TEXT"),
 )
 PLAN_OUTPUT_OPTIONS = (
+    Option("--ray", "ray", "text", "plan over the nodes of a Ray cluster: auto, or HOST:PORT", metavar="ADDRESS"),
     *OUTPUT_OPTIONS,
     Option(
         "--format",
@@ -265,6 +266,7 @@ EXAMPLES = {
   ompaffinity plan --tp 2 --machine recorded.tar.gz
   ompaffinity plan --tp 2 --synthetic 'package:2 core:16 pu:2' --arch x86_64
   eval "$(ompaffinity plan --tp 2 --rank 0 --format env)"
+  ompaffinity plan --ray auto --tp 2 --dp 4
 """,
     "topology": """examples:
   ompaffinity topology

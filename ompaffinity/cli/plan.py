@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 def run_plan(values: dict[str, Any]) -> int:
     """Print the plan that `values` ask for; 1 under --strict with a warning, else 0."""
+    if "ray" in values:
+        return _run_cluster_plan(values)
     topology, plan = plan_from_values(values)
     rank = values.get("rank")
     if rank is not None and not 0 <= rank < len(plan.ranks):
@@ -37,6 +39,32 @@ def run_plan(values: dict[str, Any]) -> int:
 
         print_plan(topology, plan, rank)
     return int(bool(values.get("strict")) and any(message.level == "warning" for message in plan.warnings))
+
+
+def _run_cluster_plan(values: dict[str, Any]) -> int:
+    """Print the plan over the nodes of a Ray cluster."""
+    for field, option in {"machine": "--machine", "synthetic": "--synthetic", "architecture": "--arch"}.items():
+        if field in values:
+            raise RequestError(f"--ray reads every node of the cluster, so {option} cannot be met; leave one out")
+    if "source" in values:
+        raise RequestError("--ray reads every node as --source auto does; leave --source out")
+    if values.get("format", "table") not in ("table", "json"):
+        raise RequestError(f"--format {values['format']} is for one machine; a cluster's plan is a table or json")
+    from ompaffinity.launch.ray import plan_cluster
+    from ompaffinity.openmp.document import cluster_document
+
+    given = {name: values[name] for name in PlacementRequest._fields if name in values}
+    plan = plan_cluster(address=values["ray"], **given)
+    rank = values.get("rank")
+    if rank is not None and not 0 <= rank < len(plan.ranks):
+        raise RequestError(f"--rank is {rank}, but the plan has the ranks 0 to {len(plan.ranks) - 1}")
+    if values.get("json") or values.get("format") == "json":
+        sys.stdout.write(to_json(cluster_document(plan, rank)) + "\n")
+    else:
+        from ompaffinity.cli.tables import print_cluster_plan
+
+        print_cluster_plan(plan, rank)
+    return int(bool(values.get("strict")) and any(message.level == "warning" for message in plan.all_warnings))
 
 
 def plan_from_values(values: dict[str, Any]) -> tuple[Topology, Plan]:

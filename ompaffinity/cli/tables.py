@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ompaffinity.doctor.check import Diagnosis
-    from ompaffinity.placement.plan import Plan
+    from ompaffinity.placement.cluster import ClusterPlan
+    from ompaffinity.placement.plan import Plan, RankPlacement
     from ompaffinity.proof.compare import RankVerdict
     from ompaffinity.proof.inspect import Inspection
     from ompaffinity.proof.verify import Verdict
@@ -38,17 +39,8 @@ def print_plan(topology: Topology, plan: Plan, rank: int | None = None) -> None:
     ranks = _table(*headings, right=("rank", "threads", "budget"))
     for placement in plan.ranks:
         if rank is None or placement.rank == rank:
-            memory = f"{placement.memory_policy} {format_id_list(placement.nodes)}"
-            if placement.memory_policy == "none":
-                memory = f"any, near {format_id_list(placement.nodes)}" if placement.nodes else "any"
-            cells = (
-                str(len(placement.cpus)),
-                _ordered(placement.cpus),
-                format_id_list(placement.helper_cpus) or "none",
-                memory,
-            )
             budget = (_bytes(placement.memory_budget),) if budgets else ()
-            ranks.add_row(str(placement.rank), *(cells if placement.bound else ("", "not bound", "", "")), *budget)
+            ranks.add_row(str(placement.rank), *_placement_cells(placement), *budget)
     console.print(ranks)
     if plan.left_out:
         console.print()
@@ -60,6 +52,39 @@ def print_plan(topology: Topology, plan: Plan, rank: int | None = None) -> None:
         console.print()
     for message in plan.warnings:
         console.print(_message_line(message))
+
+
+def print_cluster_plan(plan: ClusterPlan, rank: int | None = None) -> None:
+    """Print one row per rank of a cluster, with its node, and what else there is to say."""
+    console = _console()
+    machines = _counted(len(plan.hosts), "machine")
+    console.print(Text(f"{_counted(len(plan.ranks), 'rank')} on {machines} of the cluster", style="bold"))
+    console.print()
+    table = _table("rank", "node", "threads", "CPUs", "helper CPUs", "memory", right=("rank", "threads"))
+    for chosen in plan.ranks:
+        if rank is None or chosen.rank == rank:
+            _, node = plan.home(chosen.rank)
+            table.add_row(str(chosen.rank), node.name, *_placement_cells(chosen.placement))
+    console.print(table)
+    if plan.all_warnings:
+        console.print()
+    for message in plan.all_warnings:
+        console.print(_message_line(message))
+
+
+def _placement_cells(placement: RankPlacement) -> tuple[str, str, str, str]:
+    """Return the cells threads, CPUs, helper CPUs and memory of a rank."""
+    if not placement.bound:
+        return ("", "not bound", "", "")
+    memory = f"{placement.memory_policy} {format_id_list(placement.nodes)}"
+    if placement.memory_policy == "none":
+        memory = f"any, near {format_id_list(placement.nodes)}" if placement.nodes else "any"
+    return (
+        str(len(placement.cpus)),
+        _ordered(placement.cpus),
+        format_id_list(placement.helper_cpus) or "none",
+        memory,
+    )
 
 
 def print_topology(topology: Topology) -> None:

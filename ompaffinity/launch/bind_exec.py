@@ -5,7 +5,8 @@
 
 What starts a process before its interpreter (Ray's py_executable, a job script) can thus bind all of its threads from
 birth. There is no shell. What the kernel refuses, and arguments that are not understood, leave the program unbound,
-with the reason in OMPAFFINITY_UNBOUND; under ``--strict`` it is not started: status 71 or 64. Status 127: the command
+with the reason in OMPAFFINITY_UNBOUND, and without OpenMP's binding variables where it is the CPUs that are refused;
+under ``--strict`` it is not started: status 71 or 64. Status 127: the command
 cannot be started. Sources: sched_setaffinity(2), set_mempolicy(2), PR_SET_PDEATHSIG(2const), sysexits(3).
 """
 
@@ -15,6 +16,8 @@ import os
 import sys
 
 UNBOUND_VARIABLE = "OMPAFFINITY_UNBOUND"
+BINDING_VARIABLES = ("GOMP_CPU_AFFINITY", "KMP_AFFINITY", "OMP_PLACES", "OMP_PROC_BIND")
+"""What tells an OpenMP runtime the CPUs of its threads: of no use to a program that does not have them."""
 USAGE, NOT_BOUND, NOT_STARTED = 64, 71, 127
 MAX_ID = 65535
 MODES = {"--preferred": 1, "--bind": 2, "--interleave": 3, "--preferred-many": 5}
@@ -104,17 +107,28 @@ def bind(options: Options) -> list[str]:
     """Bind this process as asked; return what the kernel refused, in words."""
     refused = []
     if options.cpus is not None:
-        try:
-            os.sched_setaffinity(0, options.cpus)
-            if os.sched_getaffinity(0) != options.cpus:
-                refused.append("the kernel gave other CPUs than --cpus says (off line, or outside of the cpuset)")
-        except (OSError, AttributeError) as error:
-            refused.append(f"CPUs: {error}")
+        reason = _set_cpus(options.cpus)
+        if reason is not None:
+            refused.append(reason)
+            options.unset += BINDING_VARIABLES
     if options.policy is not None:
         reason = _set_policy(*options.policy)
         if reason is not None:
             refused.append(reason)
     return refused
+
+
+def _set_cpus(cpus: set[int]) -> str | None:
+    """Take these CPUs, or keep what there is; return why they are not to be had."""
+    try:
+        before = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, cpus)
+        if os.sched_getaffinity(0) == cpus:
+            return None
+        os.sched_setaffinity(0, before)
+    except (OSError, AttributeError) as error:
+        return f"CPUs: {error}"
+    return "CPUs: some of what --cpus says are off line, or outside of the cpuset"
 
 
 def _set_policy(asked: str, nodes: set[int]) -> str | None:

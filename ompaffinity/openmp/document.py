@@ -10,6 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from ompaffinity.placement.cluster import ClusterPlan
     from ompaffinity.placement.plan import Plan, RankPlacement
 
 
@@ -30,6 +31,29 @@ def plan_document(plan: Plan, rank: int | None = None) -> dict[str, Any]:
             for group in plan.left_out
         ],
         "warnings": [message._asdict() for message in plan.warnings],
+    }
+
+
+def cluster_document(plan: ClusterPlan, rank: int | None = None) -> dict[str, Any]:
+    """Return the ``ompaffinity.cluster/1`` document of a cluster's plan; with `rank`, of the ranks only this one."""
+    ranks = []
+    for chosen in plan.ranks:
+        if rank is None or chosen.rank == rank:
+            host, node = plan.home(chosen.rank)
+            told = {"node_id": node.node_id, "node": node.name, "slots": chosen.slots}
+            ranks.append(_rank_document(host.plan, chosen.placement) | told)
+    return {
+        "schema": "ompaffinity.cluster/1",
+        "world_size": len(plan.ranks),
+        "ranks": ranks,
+        "machines": [
+            {
+                "nodes": [{"node_id": node.node_id, "node": node.name, "slots": node.slots} for node in host.nodes],
+                "plan": plan_document(host.plan),
+            }
+            for host in plan.hosts
+        ],
+        "warnings": [message._asdict() for message in plan.all_warnings],
     }
 
 

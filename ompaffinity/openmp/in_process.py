@@ -70,13 +70,15 @@ class ProcessBinding:
 _bindings: list[ProcessBinding] = []
 
 
-def bind_current_process(placement: RankPlacement) -> ProcessBinding:
+def bind_current_process(placement: RankPlacement, *, before_openmp: bool = False) -> ProcessBinding:
     """Bind this process as a worker with this placement would have been born.
 
     The calling thread's OpenMP team, of every runtime that is loaded, gets the placement's size and places; a
     library that keeps a thread count of its own (MKL in torch) must be told, too: ``torch.set_num_threads``. Of
     the other threads those get the placement's affinity whose mask is that of the calling thread; somebody
-    bound the rest, which is left alone. The memory policy is set for the calling thread and its
+    bound the rest, which is left alone. Where no runtime is loaded yet, the calling thread gets the first thread's
+    place; with `before_openmp` the whole affinity, for a runtime that is loaded later and told its places by variables
+    that are set already. The memory policy is set for the calling thread and its
     team, and moves no page (`init_cpu_memory_env` does); where it is refused, `warnings` says so.
 
     Raises:
@@ -92,7 +94,7 @@ def bind_current_process(placement: RankPlacement) -> ProcessBinding:
         raise BindingError("this system cannot bind threads to CPUs")
     inherited = os.sched_getaffinity(0)
     try:
-        _bind_team(placement, binding)
+        _bind_team(placement, binding, placement.affinity if before_openmp else placement.places[0])
         _bind_other_threads(placement, binding, inherited)
     except BaseException:
         binding.undo()
@@ -102,13 +104,13 @@ def bind_current_process(placement: RankPlacement) -> ProcessBinding:
     return binding
 
 
-def _bind_team(placement: RankPlacement, binding: ProcessBinding) -> None:
-    """Bind the calling thread's team of every runtime that is loaded, each thread to its place."""
+def _bind_team(placement: RankPlacement, binding: ProcessBinding, alone: tuple[int, ...]) -> None:
+    """Bind the calling thread's team of every runtime that is loaded, each thread to its place; else the caller."""
     libraries = loaded_runtimes()
     if not libraries:
         binding.team = (get_native_id(),)
         binding._all_teams.add(get_native_id())
-        _bind(get_native_id(), placement.places[0], binding, must=True)
+        _bind(get_native_id(), alone, binding, must=True)
         return
     for library in libraries:
         runtime = ctypes.CDLL(library.path)
@@ -127,19 +129,21 @@ def _bind_team(placement: RankPlacement, binding: ProcessBinding) -> None:
 
 
 def _bind_other_threads(placement: RankPlacement, binding: ProcessBinding, inherited: set[int]) -> None:
-    for number in sorted(map(int, os.listdir("/proc/self/task"))):
-        if number in binding._all_teams:
-            continue
-        try:
-            mask = os.sched_getaffinity(number)
-        except OSError:
-            # It ended meanwhile.
-            continue
-        if mask == inherited:
-            _bind(number, placement.affinity, binding, must=False)
-        else:
-            bound = UnboundThread(number, _name(number), f"was bound to CPU {format_id_list(mask)} before")
-            binding.not_bound.append(bound)
+    """Bind the threads that nobody has bound, until there are no new ones: an unbound one may start more meanwhile."""
+    seen = set(binding._all_teams)
+    while new := set(map(int, os.listdir("/proc/self/task"))) - seen:
+        seen |= new
+        for number in sorted(new):
+            try:
+                mask = os.sched_getaffinity(number)
+            except OSError:
+                # It ended meanwhile.
+                continue
+            if mask == inherited:
+                _bind(number, placement.affinity, binding, must=False)
+            elif mask != set(placement.affinity):
+                bound = UnboundThread(number, _name(number), f"was bound to CPU {format_id_list(mask)} before")
+                binding.not_bound.append(bound)
 
 
 def _set_memory_policy(placement: RankPlacement, binding: ProcessBinding) -> None:

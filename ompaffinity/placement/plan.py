@@ -120,6 +120,22 @@ def make_plan(topology: Topology, request: PlacementRequest) -> Plan:
     )
 
 
+def usable_room(topology: Topology, request: PlacementRequest) -> tuple[int, int]:
+    """Return how many cores, and how many CPUs, an automatic plan may use here: what a machine counts for.
+
+    A CPU quota counts as so many cores, and at least as one. Both are 0 where nothing may be used.
+
+    Raises:
+        PlacementError: the request names CPUs or nodes that the machine does not have.
+    """
+    _check_named(topology, request)
+    pools = usable_pools(topology, unusable_cpus(topology, request), _rule(topology, request))
+    cores = [core for pool in pools for core in pool.cores]
+    quota = topology.limits.cpu_quota
+    most = len(cores) if quota is None else max(1, int(quota))
+    return min(len(cores), most), sum(len(core.cpus) for core in cores)
+
+
 def with_sharing(ranks: tuple[RankPlacement, ...]) -> tuple[RankPlacement, ...]:
     """Return the placements with how many ranks use each of their nodes."""
     users: dict[int, int] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from ompaffinity.errors import RequestError
+from ompaffinity.launch.bind_exec import UNBOUND_VARIABLE
 from ompaffinity.openmp.current import parse_placement
 from ompaffinity.openmp.environment import BINDING_VARIABLES, PLACEMENT_VARIABLE, TEAM_BREAKERS
 from ompaffinity.topology.idlist import format_id_list
@@ -28,7 +29,8 @@ def likely_cause(
     `environment` is what the worker should have heard, where that is known.
     """
     return (
-        _other_start(placement, state)
+        _started_unbound(state)
+        or _other_start(placement, state)
         or _other_variables(state, environment)
         or _several_runtimes(state)
         or _outside_mask(placement, state, threads)
@@ -36,6 +38,11 @@ def likely_cause(
         or _team_size(placement, team)
         or _bound_anew(threads)
     )
+
+
+def _started_unbound(state: ProcessState) -> str | None:
+    reason = (state.environment or {}).get(UNBOUND_VARIABLE)
+    return None if reason is None else f"the process was started unbound: {reason}"
 
 
 def _other_start(placement: RankPlacement, state: ProcessState) -> str | None:

@@ -140,7 +140,9 @@ def test_a_terminal_shows_the_ranks_in_colours() -> None:
 
 
 def test_the_first_failure_ends_the_others_and_is_the_status(tmp_path: Path) -> None:
-    code = SLEEPER.replace("time.sleep(300)", "time.sleep(300 if rank == '0' else 0); sys.exit(7)")
+    # Rank 1 fails when rank 0 is up.
+    failing = "while not os.path.exists(f'{folder}/pid-0'): time.sleep(0.01)\nsys.exit(7)"
+    code = SLEEPER.replace("time.sleep(300)", f"if rank == '0': time.sleep(300)\n{failing}")
     done = run(*TWO, *python(code), str(tmp_path))
     assert done.returncode == 7
     assert not is_alive(int((tmp_path / "pid-0").read_text()))

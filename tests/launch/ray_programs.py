@@ -1,0 +1,237 @@
+"""What the tests of Ray run, each as a program of its own: ``python -m tests.launch.ray_programs NAME ADDRESS``.
+
+The last line that it prints is its answer, as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+import ompaffinity
+from ompaffinity.ray import actor_options, bind_actor, plan_cluster, verify_cluster
+
+SECONDS = 120
+RANKS = min(2, len(os.sched_getaffinity(0)))
+"""On one CPU there is but one rank: two would have to share it."""
+
+
+class Worker:
+    """An actor that forms an OpenMP team and tells what it has."""
+
+    def __init__(self, *, bind: bool = False, pause: float = 0) -> None:
+        self.before = _masks()
+        self.binding = bind_actor() if bind else None
+        time.sleep(pause)
+
+    def team(self) -> int:
+        import ctypes
+
+        from ompaffinity.openmp.runtimes import find_library
+        from ompaffinity.openmp.team import in_each_thread
+
+        path = find_library("libgomp.so.1", os.environ)
+        return len(in_each_thread(ctypes.CDLL(path)))
+
+    def state(self) -> dict[str, Any]:
+        names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+        others = ("OMP_NUM_THREADS", "OMP_PLACES", "KMP_AFFINITY", "OMPAFFINITY_UNBOUND", "MINE")
+        return {
+            "before": self.before,
+            "masks": _masks(),
+            "policies": _policies(),
+            "environment": {name: os.environ.get(name) for name in (*names, *others)},
+            "node": ray.get_runtime_context().get_node_id(),
+            "warnings": [] if self.binding is None else [message.code for message in self.binding.warnings],
+            "pid": os.getpid(),
+        }
+
+    def bind_elsewhere(self) -> None:
+        os.sched_setaffinity(0, range(1024))
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+class AsyncWorker(Worker):
+    """Its methods run in another thread than the main one."""
+
+    async def state_later(self) -> dict[str, Any]:
+        return self.state()
+
+
+def _masks() -> list[list[int]]:
+    masks = []
+    for number in os.listdir("/proc/self/task"):
+        try:
+            masks.append(sorted(os.sched_getaffinity(int(number))))
+        except OSError:
+            # The thread has ended meanwhile.
+            continue
+    return masks
+
+
+def _policies() -> list[str]:
+    """Return the memory policies of all threads: the second word of a mapping that has none of its own."""
+    policies = set()
+    for number in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{number}/numa_maps", encoding="ascii", errors="replace") as file:
+                policies.add(file.readline().split()[1])
+        except (OSError, IndexError):
+            continue
+    return sorted(policies)
+
+
+def start(plan: Any, rank: int, kind: type = Worker, *, options: dict[str, Any] | None = None, **given: Any) -> Any:
+    return ray.remote(kind).options(**{**actor_options(plan, rank), **(options or {})}).remote(**given)
+
+
+def answers(references: list[Any]) -> list[Any]:
+    found: list[Any] = ray.get(references, timeout=SECONDS)
+    return found
+
+
+def bound_from_birth() -> Any:
+    plan = plan_cluster(RANKS, runtime="gomp", memory_policy="bind")
+    actors = [start(plan, rank) for rank in range(RANKS)]
+    teams = answers([actor.team.remote() for actor in actors])
+    states = answers([actor.state.remote() for actor in actors])
+    verdict = verify_cluster(actors, plan).to_document()
+    alone = verify_cluster(actors).holds
+    answers([actors[0].bind_elsewhere.remote()])
+    broken = verify_cluster(actors, plan).to_document()
+    placements = [
+        [rank.placement.affinity, rank.placement.memory_policy, rank.placement.nodes, rank.node_id]
+        for rank in plan.ranks
+    ]
+    return [placements, teams, states, verdict, alone, broken]
+
+
+def kinds_of_actors() -> Any:
+    """Threaded and asynchronous actors, and one in a placement group."""
+    plan = plan_cluster(1, runtime="gomp")
+    states = []
+    for kind, options in ((Worker, {"max_concurrency": 4}), (AsyncWorker, {})):
+        actor = start(plan, 0, kind, options=options)
+        asked = [(actor.state_later if kind is AsyncWorker else actor.state).remote() for _ in range(4)]
+        states += answers(asked)
+        ray.kill(actor)
+    group = placement_group([{"CPU": plan.ranks[0].slots}])
+    answers([group.ready()])
+    strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=0)
+    merged = actor_options(plan, 0, scheduling_strategy=strategy, runtime_env={"env_vars": {"MINE": "yes"}})
+    actor = ray.remote(Worker).options(**merged).remote()
+    states += answers([actor.state.remote()])
+    ray.kill(actor)
+    remove_placement_group(group)
+    return [plan.ranks[0].placement.affinity, states]
+
+
+def other_machines() -> Any:
+    """One node is planned as a machine that it is not: what cannot be bound runs, and says so."""
+    nodes = sorted(node["NodeID"] for node in ray.nodes())
+    # Its CPU numbers begin where this machine's end, for the ranks are to have none of these.
+    text = f"package:2 numa:2 core:{max(os.sched_getaffinity(0)) + 8} pu:1"
+    machine = ompaffinity.load_topology(synthetic=text, architecture="x86_64")
+    here = len(os.sched_getaffinity(0))
+    first = ",".join(str(cpu.id) for cpu in machine.cpus if cpu.id > max(os.sched_getaffinity(0)))
+    cpus = tuple(int(number) for number in first.split(","))
+    limited = machine._replace(cpus=tuple(cpu._replace(allowed=cpu.id in cpus) for cpu in machine.cpus))
+    plan = plan_cluster(4, machines={nodes[0]: limited}, runtime="gomp")
+    counts = [sum(rank.node_id == node for rank in plan.ranks) for node in nodes]
+    lost = next(rank.rank for rank in plan.ranks if rank.node_id == nodes[0])
+    actor = start(plan, lost)
+    team = answers([actor.team.remote()])
+    state = answers([actor.state.remote()])[0]
+    verdict = verify_cluster([actor]).to_document()
+    return [here, counts, list(plan.ranks[lost].placement.affinity), team, state, verdict]
+
+
+def both(first: str, second: str) -> Any:
+    """Plan the two nodes as two recorded machines."""
+    nodes = sorted(node["NodeID"] for node in ray.nodes())
+    plan = plan_cluster(tensor_parallel_size=2, data_parallel_size=4, machines=dict(zip(nodes, (first, second))))
+    from ompaffinity.openmp.document import cluster_document
+
+    return [nodes, cluster_document(plan)]
+
+
+def many_actors() -> Any:
+    """Twenty actors with the helper, and twenty whose helper is not there."""
+    plan = plan_cluster(1, runtime="gomp")
+    hosts = tuple(
+        host._replace(nodes=tuple(node._replace(helper="/nowhere/bind exec.py") for node in host.nodes))
+        for host in plan.hosts
+    )
+    found = []
+    for chosen in (plan, plan._replace(hosts=hosts)):
+        actors = [start(chosen, 0, options={"num_cpus": 0}) for _ in range(20)]
+        found.append(answers([actor.state.remote() for actor in actors]))
+        for actor in actors:
+            ray.kill(actor)
+    return [list(plan.ranks[0].placement.affinity), *found]
+
+
+def bound_inside() -> Any:
+    """An actor whose interpreter is its own binds itself."""
+    plan = plan_cluster(1, runtime="gomp", memory_policy="bind")
+    actor = start(plan, 0, options={"runtime_env": _without_helper(plan)}, bind=True)
+    state = answers([actor.state.remote()])[0]
+    team = answers([actor.team.remote()])[0]
+    verdict = verify_cluster([actor], plan).to_document()
+    ray.kill(actor)
+    options = actor_options(plan, 0, runtime_env={"py_executable": sys.executable})
+    return [list(plan.ranks[0].placement.affinity), state, team, verdict, options["runtime_env"]["py_executable"]]
+
+
+def _without_helper(plan: Any) -> dict[str, Any]:
+    environment: dict[str, Any] = actor_options(plan, 0)["runtime_env"]
+    del environment["py_executable"]
+    return environment
+
+
+def what_goes_wrong() -> Any:
+    plan = plan_cluster(RANKS, runtime="gomp")
+    busy, without = start(plan, 0), ray.remote(Worker).options(num_cpus=0).remote()
+    answers([busy.state.remote(), without.state.remote()])
+    busy.wait.remote(30)
+    first = verify_cluster([busy], timeout_seconds=1).to_document()["ranks"]
+    second = verify_cluster([without]).to_document()["ranks"]
+    ray.kill(busy)
+    dead = verify_cluster([busy]).to_document()["ranks"]
+    twice = [start(plan, 0, options={"num_cpus": 0}) for _ in range(2)]
+    answers([actor.team.remote() for actor in twice])
+    same = verify_cluster(twice).to_document()["ranks"]
+    told = []
+    for attempt in (
+        lambda: plan_cluster(2, timeout_seconds=0),
+        lambda: plan_cluster(2, machines={"none": "x"}),
+        lambda: plan_cluster(3, tensor_parallel_size=2),
+        lambda: actor_options(plan, 99),
+    ):
+        try:
+            attempt()
+        except ompaffinity.OmpAffinityError as error:
+            told.append([type(error).__name__, str(error)])
+    differences = [rank["differences"] for rank in (*first, *second, *dead, *same)]
+    return [differences, told]
+
+
+def main(name: str, address: str, *arguments: str) -> None:
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    answer = globals()[name](*arguments)
+    ray.shutdown()
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
