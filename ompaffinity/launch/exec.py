@@ -35,8 +35,8 @@ def exec_bound(
 ) -> int:
     """Become `command`, bound as the local rank that the launcher (or the arguments) say; returns only if not.
 
-    `options` are those of a plan. Where each rank has been bound apart by its launcher, the plan is for one rank within
-    that mask; else for all local ranks within the mask that they share. `override` plans with all that the cpuset
+    `options` are those of a plan. It is for all local ranks that share this process's mask: for one, where the
+    launcher has bound each rank apart. `override` plans with all that the cpuset
     leaves.
     The status is 1 where `strict` forbids a warning, 127 where the command cannot be started.
 
@@ -56,12 +56,12 @@ def exec_bound(
         place = LauncherRank("nobody", 0, 1, 0, 1)
     if override:
         widen_to_cpuset()
-    apart = not override and is_bound_apart(os.environ, place)
-    ranks = 1 if apart else place.local_world_size or 1
+    seat, ranks = seat_within_mask(os.environ, place)
+    if override:
+        seat, ranks = place.local_rank, place.local_world_size or 1
     manager = OMPProcessManager(strict=strict, **_with_sizes(options, place, ranks))
     if strict and any(message.level == "warning" for message in (*said, *manager.warnings)):
         return 1
-    seat = 0 if apart else place.local_rank
     rank = place.local_rank if place.rank is None else place.rank
     with manager.configure_omp_envs(rank, seat):
         return _become(command)
@@ -75,10 +75,26 @@ def widen_to_cpuset() -> None:
     os.sched_setaffinity(0, range(MOST_CPUS))
 
 
+def seat_within_mask(environ: Mapping[str, str], place: LauncherRank) -> tuple[int, int]:
+    """Return which of how many local ranks this is, of those that share its mask.
+
+    Slurm lists the masks of its tasks (srun(1), SLURM_CPU_BIND_LIST), also where it has bound all tasks to the one
+    mask that was allocated to them; the list begins anew where there are more tasks.
+    """
+    size = place.local_world_size or 1
+    kind = environ.get("SLURM_CPU_BIND_TYPE", "")
+    if place.launcher == "Slurm" and kind.startswith(("mask_cpu", "map_cpu")):
+        listed = environ.get("SLURM_CPU_BIND_LIST", "").split(",")
+        masks = [listed[rank % len(listed)] for rank in range(size)]
+        sharers = [rank for rank, mask in enumerate(masks) if mask == masks[place.local_rank]]
+        return sharers.index(place.local_rank), len(sharers)
+    return (0, 1) if is_bound_apart(environ, place) else (place.local_rank, size)
+
+
 def is_bound_apart(environ: Mapping[str, str], place: LauncherRank) -> bool:
     """Return whether the launcher has bound each of its ranks apart, so that this mask is this rank's own.
 
-    Open MPI and Slurm say so; of others it is known by the parent, the launcher, having other CPUs.
+    Open MPI says so, and Slurm by ``rank``; of others it is known by the parent, the launcher, having other CPUs.
     """
     if (place.local_world_size or 1) == 1 or not hasattr(os, "sched_getaffinity"):
         return False
@@ -91,8 +107,7 @@ def is_bound_apart(environ: Mapping[str, str], place: LauncherRank) -> bool:
         return True
     if place.launcher == "Open MPI" and environ.get("OMPI_MCA_orte_bound_at_launch") == "1":
         return True
-    kind = environ.get("SLURM_CPU_BIND_TYPE", "")
-    return place.launcher == "Slurm" and kind.startswith(("mask_cpu", "map_cpu", "rank"))
+    return place.launcher == "Slurm" and environ.get("SLURM_CPU_BIND_TYPE", "").startswith("rank")
 
 
 def _with_sizes(options: Mapping[str, Any], place: LauncherRank, ranks: int) -> dict[str, Any]:

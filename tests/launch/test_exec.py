@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ompaffinity.launch.exec import is_bound_apart
+from ompaffinity.launch.exec import is_bound_apart, seat_within_mask
 from ompaffinity.launch.ranks import LauncherRank
 from tests.conftest import ROOT
 from tests.openmp.libraries import needs_torch
@@ -38,7 +38,7 @@ def launch(*command: str, **environment: str) -> subprocess.CompletedProcess[str
         text=True,
         check=False,
         cwd=ROOT,
-        timeout=120,
+        timeout=300,
         stdin=subprocess.DEVNULL,
         env=clean | environment,
     )
@@ -192,5 +192,25 @@ def test_who_bound_its_ranks_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not is_bound_apart({}, place("PALS"))
     assert is_bound_apart({"OMPI_MCA_orte_bound_at_launch": "1"}, place("Open MPI"))
     assert not is_bound_apart({"OMPI_MCA_orte_bound_at_launch": "1"}, place("torchrun"))
-    assert is_bound_apart({"SLURM_CPU_BIND_TYPE": "mask_cpu:"}, place("Slurm"))
+    assert is_bound_apart({"SLURM_CPU_BIND_TYPE": "rank"}, place("Slurm"))
     assert not is_bound_apart({"SLURM_CPU_BIND_TYPE": "none"}, place("Slurm"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "masks", "rank", "size", "seat"),
+    [
+        ("mask_cpu:", "0x1,0x2", 1, 2, (0, 1)),
+        # All tasks have the one mask that was allocated.
+        ("mask_cpu:", "0xF", 3, 4, (3, 4)),
+        ("mask_cpu:", "0x1,0x2", 3, 4, (1, 2)),
+        ("map_cpu:", "0,0,1,1", 2, 4, (0, 2)),
+        ("none", "", 1, 2, (1, 2)),
+        ("", "", 1, 2, (1, 2)),
+    ],
+)
+def test_who_shares_a_mask_of_slurms(
+    kind: str, masks: str, rank: int, size: int, seat: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
+    environ = {"SLURM_CPU_BIND_TYPE": kind, "SLURM_CPU_BIND_LIST": masks}
+    assert seat_within_mask(environ, LauncherRank("Slurm", rank, size, rank, size)) == seat
