@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from ompaffinity.errors import RequestError
-from ompaffinity.launch.exec import exec_bound
-from ompaffinity.launch.run import run_ranks
 from ompaffinity.openmp.manager import OMPProcessManager
 from ompaffinity.placement.request import PlacementRequest
 
@@ -15,6 +13,8 @@ if TYPE_CHECKING:
 
 def run_exec(values: dict[str, Any]) -> int:
     """Become the command; returns only if it cannot be started: 127, or 1 under --strict with a warning."""
+    from ompaffinity.launch.exec import exec_bound
+
     return exec_bound(
         _command(values, "exec"),
         {name: values[name] for name in PlacementRequest._fields if name in values},
@@ -36,6 +36,8 @@ def run_run(values: dict[str, Any]) -> int:
     manager = OMPProcessManager(strict=strict, **options)
     if strict and any(message.level == "warning" for message in manager.warnings):
         return 1
+    from ompaffinity.launch.run import run_ranks
+
     return run_ranks(manager, command, log_dir=values.get("log_dir"), grace_seconds=grace)
 
 

@@ -64,12 +64,18 @@ def _dynamic_segment(path: str) -> Iterator[Any]:
     from elftools.common.exceptions import ELFError
     from elftools.elf.elffile import ELFFile
 
+    class SegmentsOnly(ELFFile):
+        """The loader knows no sections either; reading libtorch's hash table as one takes longer than all the rest."""
+
+        def num_sections(self) -> int:
+            return 0
+
     if not os.path.isfile(path):
         yield None
         return
     with open(path, "rb") as file:
         try:
-            segment = next(ELFFile(file).iter_segments("PT_DYNAMIC"), None)
+            segment = next(SegmentsOnly(file).iter_segments("PT_DYNAMIC"), None)
         except (ELFError, *BROKEN_FILE):
             segment = None
         yield segment
