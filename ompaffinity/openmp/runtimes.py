@@ -47,13 +47,15 @@ def family_of_file(path: str | os.PathLike[str]) -> str | None:
 
 @lru_cache(maxsize=256)
 def _family_of_file(path: str, _modified: int) -> str | None:
+    from elftools.common.exceptions import ELFError
+
     with _dynamic_segment(path) as segment:
         if segment is not None:
             for symbol, family in FAMILY_SYMBOLS:
                 try:
                     if _exports(segment, symbol):
                         return family
-                except BROKEN_FILE:
+                except (ELFError, *BROKEN_FILE):
                     return None
     return None
 
@@ -76,6 +78,9 @@ def _dynamic_segment(path: str) -> Iterator[Any]:
     with open(path, "rb") as file:
         try:
             segment = next(SegmentsOnly(file).iter_segments("PT_DYNAMIC"), None)
+            if segment is not None:
+                # A file that was cut short fails here, and not where its tags are used.
+                segment.num_tags()
         except (ELFError, *BROKEN_FILE):
             segment = None
         yield segment
