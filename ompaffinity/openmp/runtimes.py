@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 GOMP, IOMP = "gomp", "iomp"
 FAMILY_SYMBOLS = (("__kmpc_fork_call", IOMP), ("GOMP_parallel", GOMP))
 TORCH_LIBRARY = "libtorch_cpu.so"
-BROKEN_FILE = (ValueError, KeyError, AttributeError, IndexError, TypeError, OverflowError, MemoryError)
-"""What pyelftools raises besides its own errors where a file is not what its headers say."""
 
 
 class RuntimeLibrary(NamedTuple):
@@ -47,15 +45,14 @@ def family_of_file(path: str | os.PathLike[str]) -> str | None:
 
 @lru_cache(maxsize=256)
 def _family_of_file(path: str, _modified: int) -> str | None:
-    from elftools.common.exceptions import ELFError
-
     with _dynamic_segment(path) as segment:
         if segment is not None:
             for symbol, family in FAMILY_SYMBOLS:
                 try:
                     if _exports(segment, symbol):
                         return family
-                except (ELFError, *BROKEN_FILE):
+                except Exception:  # noqa: BLE001
+                    # Of a broken file pyelftools raises whatever its parts raise.
                     return None
     return None
 
@@ -63,7 +60,6 @@ def _family_of_file(path: str, _modified: int) -> str | None:
 @contextmanager
 def _dynamic_segment(path: str) -> Iterator[Any]:
     """Yield the dynamic segment of an ELF file, None for a file that has none."""
-    from elftools.common.exceptions import ELFError
     from elftools.elf.elffile import ELFFile
 
     class SegmentsOnly(ELFFile):
@@ -77,11 +73,11 @@ def _dynamic_segment(path: str) -> Iterator[Any]:
         return
     with open(path, "rb") as file:
         try:
-            segment = next(SegmentsOnly(file).iter_segments("PT_DYNAMIC"), None)
-            if segment is not None:
-                # A file that was cut short fails here, and not where its tags are used.
-                segment.num_tags()
-        except (ELFError, *BROKEN_FILE):
+            segment: Any = next(SegmentsOnly(file).iter_segments("PT_DYNAMIC"), None)
+            # A file that was cut short fails here, and not where its tags are used.
+            if segment is not None and segment.get_table_offset("DT_STRTAB")[1] is None:
+                segment = None
+        except Exception:  # noqa: BLE001
             segment = None
         yield segment
 
