@@ -214,8 +214,13 @@ def test_an_interrupt_waits_for_what_was_begun(monkeypatch: pytest.MonkeyPatch) 
         time.sleep(0.3)
         ended.set()
 
-    with pytest.raises(KeyboardInterrupt):
-        launcher.call_in_launcher(slow)
+    # A shell starts what is in the background with the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            launcher.call_in_launcher(slow)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert begun.is_set()
     assert ended.is_set()
 

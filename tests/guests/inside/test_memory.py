@@ -92,7 +92,9 @@ def test_what_was_touched_already_is_moved() -> None:
     assert list(after) == [str(target)]
     # The Python that runs has pages of its own; they come along.
     assert anonymous[str(target)] >= 0.99 * sum(anonymous.values())
-    assert (policy, warnings) == ("bind", [])
+    assert policy == "bind"
+    # What was moved may nearly fill a small node.
+    assert {code for code, *_ in warnings} <= {"memory-nearly-full"}
     assert moved >= ROOM * 2**20
 
 
