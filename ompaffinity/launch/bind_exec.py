@@ -13,6 +13,7 @@ cannot be started. Sources: sched_setaffinity(2), set_mempolicy(2), PR_SET_PDEAT
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 UNBOUND_VARIABLE = "OMPAFFINITY_UNBOUND"
@@ -33,7 +34,7 @@ SET_MEMPOLICY = {
     "s390x": 270,
 }
 """The number of the system call (the kernel's syscall tables): libnuma need not be there."""
-PR_SET_PDEATHSIG, SIGKILL = 1, 9
+PR_SET_PDEATHSIG = 1
 TYPE_CHECKING = False
 
 
@@ -136,8 +137,10 @@ def _set_policy(asked: str, nodes: set[int]) -> str | None:
     number = SET_MEMPOLICY.get(os.uname().machine)
     if number is None:
         return f"memory: the system call is not known on {os.uname().machine}"
-    import ctypes
-
+    try:
+        import ctypes
+    except ImportError as error:
+        return f"memory: {error}"
     bits = 8 * ctypes.sizeof(ctypes.c_ulong)
     libc = ctypes.CDLL(None, use_errno=True)
     first = None
@@ -159,7 +162,7 @@ def _die_with(parent: int) -> None:
     """Let the kernel kill this process when the one that started it ends, however it ends."""
     import ctypes
 
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
     if os.getppid() != parent:
         # It has ended already.
         os._exit(NOT_STARTED)
@@ -167,6 +170,9 @@ def _die_with(parent: int) -> None:
 
 def main(arguments: list[str]) -> int:
     """Bind and become the command; returns only if that cannot be."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Who interrupts it now interrupts the command, and wants no traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     words, command = arguments, arguments[:0]
     if "--" in arguments:
         cut = arguments.index("--")
@@ -195,10 +201,17 @@ def main(arguments: list[str]) -> int:
 
 
 def _become(command: list[str]) -> int:
+    restore_signals()
     try:
         os.execvp(command[0], command)  # noqa: S606
     except (OSError, ValueError) as error:
         return _say(f"{command[0]} cannot be started: {getattr(error, 'strerror', None) or error}", NOT_STARTED)
+
+
+def restore_signals() -> None:
+    """Give back what Python's start has taken: it ignores these, and a program that it becomes would, too."""
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _say(text: str, status: int) -> int:

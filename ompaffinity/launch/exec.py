@@ -7,6 +7,8 @@ import os
 import sys
 
 from ompaffinity.errors import RequestError
+from ompaffinity.launch.bind_exec import restore_signals
+from ompaffinity.launch.masks import Seat, seat_within_mask
 from ompaffinity.launch.ranks import LauncherRank, local_world
 from ompaffinity.openmp.manager import OMPProcessManager
 from ompaffinity.records import Message
@@ -56,14 +58,22 @@ def exec_bound(
         place = LauncherRank("nobody", 0, 1, 0, 1)
     if override:
         widen_to_cpuset()
-    seat, ranks = seat_within_mask(os.environ, place)
-    if override:
-        seat, ranks = place.local_rank, place.local_world_size or 1
-    manager = OMPProcessManager(strict=strict, **_with_sizes(options, place, ranks))
+        seat = Seat(place.local_rank, place.local_world_size or 1)
+    else:
+        seat = seat_within_mask(os.environ, place)
+    if not seat.certain:
+        text = (
+            f"{place.launcher} or a script under it has bound the ranks, and not all of them were seen, so rank"
+            f" {place.local_rank} takes one of {seat.sharers} parts of its mask; let the launcher bind none (mpirun"
+            " --bind-to none, srun --cpu-bind=none), or say --override"
+        )
+        said.append(Message("outside-binding", "warning", text))
+        logger.warning("%s: %s", said[-1].code, text)
+    manager = OMPProcessManager(strict=strict, **_with_sizes(options, place, seat.sharers))
     if strict and any(message.level == "warning" for message in (*said, *manager.warnings)):
         return 1
     rank = place.local_rank if place.rank is None else place.rank
-    with manager.configure_omp_envs(rank, seat):
+    with manager.configure_omp_envs(rank, seat.number):
         return _become(command)
 
 
@@ -73,41 +83,6 @@ def widen_to_cpuset() -> None:
         return
     # The kernel takes what the cpuset allows of them (sched_setaffinity(2)).
     os.sched_setaffinity(0, range(MOST_CPUS))
-
-
-def seat_within_mask(environ: Mapping[str, str], place: LauncherRank) -> tuple[int, int]:
-    """Return which of how many local ranks this is, of those that share its mask.
-
-    Slurm lists the masks of its tasks (srun(1), SLURM_CPU_BIND_LIST), also where it has bound all tasks to the one
-    mask that was allocated to them; the list begins anew where there are more tasks.
-    """
-    size = place.local_world_size or 1
-    kind = environ.get("SLURM_CPU_BIND_TYPE", "")
-    if place.launcher == "Slurm" and kind.startswith(("mask_cpu", "map_cpu")):
-        listed = environ.get("SLURM_CPU_BIND_LIST", "").split(",")
-        masks = [listed[rank % len(listed)] for rank in range(size)]
-        sharers = [rank for rank, mask in enumerate(masks) if mask == masks[place.local_rank]]
-        return sharers.index(place.local_rank), len(sharers)
-    return (0, 1) if is_bound_apart(environ, place) else (place.local_rank, size)
-
-
-def is_bound_apart(environ: Mapping[str, str], place: LauncherRank) -> bool:
-    """Return whether the launcher has bound each of its ranks apart, so that this mask is this rank's own.
-
-    Open MPI says so, and Slurm by ``rank``; of others it is known by the parent, the launcher, having other CPUs.
-    """
-    if (place.local_world_size or 1) == 1 or not hasattr(os, "sched_getaffinity"):
-        return False
-    mine = os.sched_getaffinity(0)
-    try:
-        parents = os.sched_getaffinity(os.getppid())
-    except OSError:
-        parents = mine
-    if mine < parents:
-        return True
-    if place.launcher == "Open MPI" and environ.get("OMPI_MCA_orte_bound_at_launch") == "1":
-        return True
-    return place.launcher == "Slurm" and environ.get("SLURM_CPU_BIND_TYPE", "").startswith("rank")
 
 
 def _with_sizes(options: Mapping[str, Any], place: LauncherRank, ranks: int) -> dict[str, Any]:
@@ -132,6 +107,7 @@ def _with_sizes(options: Mapping[str, Any], place: LauncherRank, ranks: int) -> 
 def _become(command: Sequence[str]) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
+    restore_signals()
     try:
         # The user's own command, as argv: no shell.
         os.execvp(command[0], list(command))  # noqa: S606

@@ -75,6 +75,12 @@ PMIX = Variables("PMIx", "PMIX_LOCAL_RANK", "PMIX_LOCAL_SIZE", "PMIX_RANK", "PMI
 SLURM = Variables("Slurm", "SLURM_LOCALID", "", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
 
 
+def local_rank_variable(launcher: str) -> str | None:
+    """Return the name of the variable in which a launcher tells a process its local rank, None for no launcher."""
+    every = (TORCHRUN, *MPI, FLUX, PMIX, SLURM)
+    return next((variables.local_rank for variables in every if variables.launcher == launcher), None)
+
+
 def find_rank(environ: Mapping[str, str]) -> LauncherRank | None:
     """Return what the innermost launcher says of this process, None if none started it.
 
@@ -83,9 +89,14 @@ def find_rank(environ: Mapping[str, str]) -> LauncherRank | None:
     Raises:
         RequestError: a variable holds no number, or two launchers contradict each other.
     """
-    return (
-        _told(TORCHRUN, environ) or _told_by_mpi(environ) or _flux(environ) or _told(PMIX, environ) or _slurm(environ)
-    )
+    outer = _told_by_mpi(environ) or _flux(environ) or _told(PMIX, environ) or _slurm(environ)
+    inner = _told(TORCHRUN, environ)
+    if inner is None:
+        return outer
+    if inner.local_world_size is None and outer is not None and outer.local_rank == inner.local_rank:
+        # Scripts hand the launcher's local rank on under torchrun's name, and nothing else.
+        return outer
+    return inner
 
 
 def local_world(
@@ -116,7 +127,10 @@ def local_world(
 
 
 def _told(variables: Variables, environ: Mapping[str, str]) -> LauncherRank | None:
-    local_rank = _number(variables.local_rank, environ)
+    # Trainers that were not started by a launcher set LOCAL_RANK=-1.
+    local_rank = (
+        None if environ.get(variables.local_rank, "").strip() == "-1" else _number(variables.local_rank, environ)
+    )
     if local_rank is None:
         return None
     return LauncherRank(

@@ -1,27 +1,28 @@
 """Start the ranks of a plan here, bound from birth, and stay with them until the last one has ended.
 
-Each rank is the leader of a session of its own, so that a signal reaches what it has started, too. The kernel
-kills a rank whose launcher ends, however that ends (PR_SET_PDEATHSIG(2const)).
+Each rank is the leader of a session of its own, so that a signal reaches what it has started, too. When the launcher
+is killed, the kernel kills its ranks (PR_SET_PDEATHSIG(2const)), and a small process that watches it the rest.
 """
 
 from __future__ import annotations
 
 import os
-import selectors
+import select
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
-from ompaffinity.launch import bind_exec
+from ompaffinity.errors import RequestError
+from ompaffinity.launch import bind_exec, watch
 from ompaffinity.launch.output import RankOutput
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
 
     from ompaffinity.openmp.manager import OMPProcessManager
@@ -29,7 +30,8 @@ if TYPE_CHECKING:
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 NOT_STARTED = 127
-POLL_SECONDS = 0.1
+POLL_SECONDS = 0.05
+OUTPUT_SECONDS = 2.0
 
 
 def run_ranks(
@@ -38,22 +40,65 @@ def run_ranks(
     """Run `command` once per rank of the manager's plan; return 0, or the status of the first one that failed.
 
     When one fails the others are ended: SIGTERM, and SIGKILL after `grace_seconds`. Signals that this process gets
-    are handed on; one that ends gives the status 128 and its number. Call it in the main thread.
+    are handed on, but those that it was started to ignore (nohup); one that ends gives the status 128 and its number,
+    and so does SIGPIPE where nobody reads the output any more. Call it in the main thread.
 
     Raises:
-        RequestError: `log_dir` cannot be written to.
+        RequestError: `log_dir` cannot be written to, or a rank cannot be started for lack of something.
         BindingError: the kernel refuses to bind, and the manager is strict.
     """
-    if shutil.which(command[0]) is None:
-        print(f"ompaffinity: error: {command[0]} cannot be started: there is no such program", file=sys.stderr)
+    reason = _why_not_started(command[0])
+    if reason is not None:
+        print(
+            f"ompaffinity: error: {command[0] or 'a command without a name'} cannot be started: {reason}",
+            file=sys.stderr,
+        )
         return NOT_STARTED
     with ExitStack() as stack:
-        output = stack.enter_context(RankOutput(len(manager.plan.ranks), log_dir))
         ranks = _Ranks(grace_seconds)
+        output = stack.enter_context(RankOutput(len(manager.plan.ranks), log_dir, ranks.nobody_reads))
         stack.callback(ranks.end_all)
         stack.enter_context(ranks.signals())
-        _start(manager, command, ranks, output)
-        return ranks.wait(output)
+        told = stack.enter_context(_watched())
+        _start(manager, command, ranks, output, told)
+        output.start()
+        status = ranks.wait()
+        # What is left of the ranks' groups after a failure must not print for ever.
+        ranks.kill_rest()
+        output.finish(OUTPUT_SECONDS)
+        return status
+
+
+def _why_not_started(program: str) -> str | None:
+    if shutil.which(program) is not None:
+        return None
+    if os.path.isdir(program):
+        return "it is a directory"
+    return "it is not executable" if os.path.exists(program) else "there is no such program"
+
+
+@contextmanager
+def _watched() -> Iterator[Callable[[int], None]]:
+    """Yield what tells the watching process of a group; it ends with the context."""
+    # This interpreter and a file of ours: no shell.
+    watcher = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-I", "-S", watch.__file__],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+    def tell(text: object) -> None:
+        # If somebody killed it, there is nobody to tell.
+        with suppress(OSError):
+            os.write(watcher.stdin.fileno(), f"{text}\n".encode())  # type: ignore[union-attr]
+
+    try:
+        yield tell
+    finally:
+        tell("done")
+        watcher.stdin.close()  # type: ignore[union-attr]
+        watcher.wait()
 
 
 def rank_variables(rank: int, world_size: int, port: int) -> dict[str, str]:
@@ -76,22 +121,35 @@ def free_port() -> int:
         return port
 
 
-def _start(manager: OMPProcessManager, command: Sequence[str], ranks: _Ranks, output: RankOutput) -> None:
+def _start(
+    manager: OMPProcessManager,
+    command: Sequence[str],
+    ranks: _Ranks,
+    output: RankOutput,
+    watched: Callable[[int], None],
+) -> None:
     world_size, port = len(manager.plan.ranks), free_port()
     # This interpreter and a file of ours, then the user's command, all as argv: no shell.
     words = [sys.executable, "-I", "-S", bind_exec.__file__, "--die-with-parent", str(os.getpid()), "--", *command]
     for rank in range(world_size):
-        with manager.configure_omp_envs(rank):
-            process = subprocess.Popen(  # noqa: S603
-                words,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-                env={**os.environ, **rank_variables(rank, world_size, port)},
-            )
-        ranks.add(process)
+        if ranks.are_ending:
+            return
+        try:
+            stdout, stderr = output.targets(rank)
+            with manager.configure_omp_envs(rank):
+                process = subprocess.Popen(  # noqa: S603
+                    words,
+                    stdin=subprocess.DEVNULL,
+                    stdout=stdout,
+                    stderr=stderr,
+                    start_new_session=True,
+                    env={**os.environ, **rank_variables(rank, world_size, port)},
+                )
+        except OSError as error:
+            raise RequestError(f"rank {rank} cannot be started: {error.strerror or error}") from None
+        watched(process.pid)
         output.add(rank, process)
+        ranks.add(process)
 
 
 class _Ranks:
@@ -102,10 +160,26 @@ class _Ranks:
         self._grace_seconds = grace_seconds
         self._kill_at: float | None = None
         self._status: int | None = None
+        self._output_closed = False
+        self._handed_on: list[int] = []
         self._wake_up, self._woken = socket.socketpair()
 
     def add(self, process: subprocess.Popen[bytes]) -> None:
+        """Take a process, and let it have the signals that came while it was started."""
         self._processes.append(process)
+        for number in self._handed_on:
+            _signal_group(process, number)
+
+    @property
+    def are_ending(self) -> bool:
+        """Whether no further one is to be started."""
+        return self._status is not None
+
+    def nobody_reads(self) -> None:
+        """End the ranks as SIGPIPE would; from any thread."""
+        self._output_closed = True
+        with suppress(OSError):
+            self._wake_up.send(b"x")
 
     def signals(self) -> ExitStack:
         """Hand signals on to the ranks until the stack that is returned unwinds."""
@@ -116,44 +190,48 @@ class _Ranks:
         before = signal.set_wakeup_fd(self._wake_up.fileno(), warn_on_full_buffer=False)
         stack.callback(signal.set_wakeup_fd, before)
         for number in FORWARDED:
+            # Who starts a program with a signal ignored (nohup) wants it to be.
+            if signal.getsignal(number) == signal.SIG_IGN:
+                continue
             stack.callback(signal.signal, number, signal.signal(number, self._hand_on))
         return stack
 
     def _hand_on(self, number: int, _frame: FrameType | None) -> None:
+        self._handed_on.append(number)
         self._signal_all(number)
         if number in ENDING:
             self._end(128 + number)
 
     def _signal_all(self, number: int) -> None:
-        """Signal each rank and what it has started: also of one that has ended, for its number is still its own."""
         for process in self._processes:
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, number)
+            _signal_group(process, number)
 
     def _end(self, status: int) -> None:
         if self._status is None:
             self._status = status
             self._kill_at = time.monotonic() + self._grace_seconds
 
-    def wait(self, output: RankOutput) -> int:
-        """Hand the output on until the last rank has ended; return the status of all."""
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._woken, selectors.EVENT_READ)
-            output.register(selector)
-            while any(_status_of(process) is None for process in self._processes):
-                output.pump(selector, POLL_SECONDS)
-                with suppress(BlockingIOError):
-                    self._woken.recv(4096)
-                self._look_after()
+    def wait(self) -> int:
+        """Stay until the last rank has ended; return the status of all."""
+        while any(_status_of(process) is None for process in self._processes):
+            select.select([self._woken], [], [], POLL_SECONDS)
+            with suppress(BlockingIOError):
+                self._woken.recv(4096)
             self._look_after()
-            # What the ranks have started may hold their output open: only what is there already is waited for.
-            while output.pump(selector, 0):
-                pass
+        self._look_after()
         if self._status is None:
             self._status = 0
         return self._status
 
+    def kill_rest(self) -> None:
+        """After a failure, kill what the ranks have started; where all went well, it may stay."""
+        if self._status != 0:
+            self._signal_all(signal.SIGKILL)
+
     def _look_after(self) -> None:
+        if self._output_closed and self._status is None:
+            self._signal_all(signal.SIGTERM)
+            self._end(128 + signal.SIGPIPE)
         for process in self._processes:
             status = _status_of(process)
             if status:
@@ -164,14 +242,19 @@ class _Ranks:
             self._signal_all(signal.SIGKILL)
 
     def end_all(self) -> None:
-        """Leave no rank behind, whatever was raised; what ranks have started stays only where all went well."""
-        if self._status != 0:
-            self._signal_all(signal.SIGKILL)
+        """Leave no rank behind, whatever was raised."""
+        self.kill_rest()
         for process in self._processes:
             process.wait()
             for pipe in (process.stdout, process.stderr):
                 if pipe is not None:
                     pipe.close()
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: int) -> None:
+    """Signal a rank and what it has started: also one that has ended, for its number is still its own."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, number)
 
 
 def _status_of(process: subprocess.Popen[bytes]) -> int | None:

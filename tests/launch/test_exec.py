@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,8 +11,6 @@ from typing import Any
 
 import pytest
 
-from ompaffinity.launch.exec import is_bound_apart, seat_within_mask
-from ompaffinity.launch.ranks import LauncherRank
 from tests.conftest import ROOT
 from tests.openmp.libraries import needs_torch
 
@@ -179,38 +178,62 @@ def test_torchrun_starts_ranks_that_bind_themselves(ranks: int, folder: Path) ->
     check_ranks(launch(*torchrun, "--no-python", *EXEC, *few, *WORKER), ranks, folder)
 
 
-def place(launcher: str, size: int = 2) -> LauncherRank:
-    return LauncherRank(launcher, 0, size, 0, size)
+@needs_two_cpus
+@needs("mpirun.openmpi")
+@pytest.mark.parametrize("binding", [["--bind-to", "socket"], ["--bind-to", "numa"], []])
+def test_ranks_that_mpirun_bound_together_share_what_they_have(binding: list[str], folder: Path) -> None:
+    done = launch(*OPEN_MPI, *binding, "-n", "3", *EXEC, "--reserve", "0", "--oversubscribe", *WORKER)
+    assert done.returncode == 0, done.stderr
+    placements = [json.loads(report[2]) for report in reports(folder)]
+    assert len(placements) == 3
+    owned = [cpu for placement in placements for cpu in placement["cpus"]]
+    assert len(owned) == len(set(owned)) or len(CPUS) < 3
 
 
-def test_who_bound_its_ranks_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    masks = {0: {1}, os.getppid(): {0, 1}}
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: masks[pid])
-    assert is_bound_apart({}, place("PALS"))
-    assert not is_bound_apart({}, place("PALS", size=1))
-    masks[os.getppid()] = {1}
-    assert not is_bound_apart({}, place("PALS"))
-    assert is_bound_apart({"OMPI_MCA_orte_bound_at_launch": "1"}, place("Open MPI"))
-    assert not is_bound_apart({"OMPI_MCA_orte_bound_at_launch": "1"}, place("torchrun"))
-    assert is_bound_apart({"SLURM_CPU_BIND_TYPE": "rank"}, place("Slurm"))
-    assert not is_bound_apart({"SLURM_CPU_BIND_TYPE": "none"}, place("Slurm"))
+# The file's own name leads to it: a launcher starts it as it would a worker.
+SCRIPT = "#!/bin/sh\n{before}\n{command}\n{after}\n"
 
 
-@pytest.mark.parametrize(
-    ("kind", "masks", "rank", "size", "seat"),
-    [
-        ("mask_cpu:", "0x1,0x2", 1, 2, (0, 1)),
-        # All tasks have the one mask that was allocated.
-        ("mask_cpu:", "0xF", 3, 4, (3, 4)),
-        ("mask_cpu:", "0x1,0x2", 3, 4, (1, 2)),
-        ("map_cpu:", "0,0,1,1", 2, 4, (0, 2)),
-        ("none", "", 1, 2, (1, 2)),
-        ("", "", 1, 2, (1, 2)),
-    ],
-)
-def test_who_shares_a_mask_of_slurms(
-    kind: str, masks: str, rank: int, size: int, seat: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1})
-    environ = {"SLURM_CPU_BIND_TYPE": kind, "SLURM_CPU_BIND_LIST": masks}
-    assert seat_within_mask(environ, LauncherRank("Slurm", rank, size, rank, size)) == seat
+def script(folder: Path, before: str = "", after: str = "", prefix: str = "") -> Path:
+    path = folder.with_name(f"{folder.name}-script")
+    words = [sys.executable, "-m", "ompaffinity", "exec", "--reserve", "0", *WORKER]
+    path.write_text(SCRIPT.format(before=before, after=after, command=f"{prefix} {shlex.join(words)}"))
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.skipif(len(CPUS) < 3, reason="a part of the CPUs for two ranks needs three CPUs")
+@needs_torch
+def test_a_mask_that_a_script_set_for_all_ranks_is_shared(folder: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
+    path = script(folder, prefix=f"exec taskset -c {CPUS[0]},{CPUS[1]}")
+    done = launch(*torchrun, str(path))
+    assert done.returncode == 0, done.stderr
+    owned = [cpu for report in reports(folder) for cpu in json.loads(report[2])["cpus"]]
+    assert sorted(owned) == CPUS[:2]
+
+
+@needs_two_cpus
+@needs("mpirun.mpich")
+def test_a_script_of_its_own_for_each_rank(folder: Path) -> None:
+    path = script(folder, prefix=f"taskset -c $(($MPI_LOCALRANKID + {CPUS[0]}))", after="true")
+    done = launch(*HYDRA, "-n", "2", str(path))
+    assert done.returncode == 0, done.stderr
+    assert sorted(report[0] for report in reports(folder)) == [[CPUS[0]], [CPUS[0] + 1]]
+
+
+@needs_two_cpus
+@needs("mpirun.mpich")
+def test_a_script_does_not_hide_that_ranks_are_bound_apart(folder: Path) -> None:
+    done = launch(*HYDRA, "-n", "2", "-bind-to", "core", str(script(folder, after="true")))
+    assert done.returncode == 0, done.stderr
+    masks = [set(report[0]) for report in reports(folder)]
+    assert len(masks) == 2
+    assert not masks[0] & masks[1]
+
+
+def test_the_command_starts_with_the_signals_of_a_fresh_process() -> None:
+    options = ["--local-rank", "0", "--local-world-size", "1", "--"]
+    shell = ["sh", "-c", "grep SigIgn /proc/self/status"]
+    direct = subprocess.run(shell, capture_output=True, text=True, check=True).stdout
+    assert launch(*EXEC, *options, *shell).stdout == direct

@@ -67,7 +67,7 @@ def test_two_of_the_same_depth_that_contradict_each_other_are_named() -> None:
     assert local_world(OPEN_MPI | HYDRA, 0, 2) == LauncherRank("the options", 0, 2, 0, None)
 
 
-@pytest.mark.parametrize("value", ["x", "-1", "1.0", "٣", "99999999999"])
+@pytest.mark.parametrize("value", ["x", "-2", "1.0", "٣", "99999999999"])
 def test_a_variable_that_holds_no_number_is_named(value: str) -> None:
     with pytest.raises(RequestError, match="LOCAL_RANK is"):
         find_rank({"LOCAL_RANK": value})
@@ -105,3 +105,17 @@ def test_slurms_counts(text: str, counts: list[int]) -> None:
 def test_broken_counts_are_refused(text: str) -> None:
     with pytest.raises(RequestError, match="SLURM_STEP_TASKS_PER_NODE"):
         tasks_per_node(text)
+
+
+def test_nobody_started_a_trainer_that_says_so() -> None:
+    assert find_rank({"LOCAL_RANK": "-1", "RANK": "-1"}) is None
+
+
+def test_a_script_hands_the_launchers_local_rank_on_under_torchruns_name() -> None:
+    hydra = {"MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2", "PMI_RANK": "3", "PMI_SIZE": "4"}
+    found = find_rank(hydra | {"LOCAL_RANK": "1"})
+    assert found is not None
+    assert (found.launcher, found.local_world_size) == ("MPICH or Intel MPI (hydra)", 2)
+    other = find_rank(hydra | {"LOCAL_RANK": "0"})
+    assert other is not None
+    assert (other.launcher, other.local_world_size) == ("torchrun", None)

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from ompaffinity.launch.output import CHUNK, _Lines
+from ompaffinity.launch.output import CHUNK, MOST_DRAINED, _Lines
 from ompaffinity.launch.run import free_port, rank_variables
 from tests.conftest import ROOT
 
@@ -237,37 +238,117 @@ def test_nothing_is_started_under_strict_with_a_warning(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
-class Sink:
-    """A file that remembers what was written."""
-
-    def __init__(self) -> None:
-        self.text = b""
-
-    def write(self, text: bytes) -> int:
-        self.text += text
-        return len(text)
-
-    def flush(self) -> None:
-        pass
+def test_lines_that_come_in_pieces_are_put_together(tmp_path: Path) -> None:
+    with (tmp_path / "sink").open("wb") as sink:
+        lines = _Lines(sink.fileno(), b"> ")
+        for piece in (b"on", b"e\ntw", b"o\r", b"\n", b"1%\r", b"2%\r", b"three"):
+            lines.take(piece)
+        assert (tmp_path / "sink").read_bytes() == b"> one\n> two\n> 1%\r> 2%\r"
+        lines.finish()
+        lines.finish()
+        assert (tmp_path / "sink").read_bytes() == b"> one\n> two\n> 1%\r> 2%\r> three\n"
 
 
-def test_lines_that_come_in_pieces_are_put_together() -> None:
-    sink = Sink()
-    lines = _Lines(sink, b"> ")  # type: ignore[arg-type]
-    for piece in (b"on", b"e\ntw", b"o\n", b"three"):
-        lines.take(piece)
-    assert sink.text == b"> one\n> two\n"
-    lines.finish()
-    lines.finish()
-    assert sink.text == b"> one\n> two\n> three\n"
+def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path) -> None:
+    with (tmp_path / "sink").open("wb") as sink:
+        lines = _Lines(sink.fileno(), b"")
+        for _ in range(MOST_DRAINED // CHUNK):
+            lines.take(b"x" * CHUNK)
+        assert (tmp_path / "sink").stat().st_size == 0
+        lines.take(b"x")
+        assert (tmp_path / "sink").stat().st_size == MOST_DRAINED + 2
 
 
-def test_a_line_without_end_does_not_fill_the_memory() -> None:
-    sink = Sink()
-    lines = _Lines(sink, b"")  # type: ignore[arg-type]
-    for _ in range(4):
-        lines.take(b"x" * CHUNK)
-    assert len(sink.text) >= 2 * CHUNK
+def test_files_hold_what_the_ranks_wrote_and_at_once(tmp_path: Path) -> None:
+    code = "import os, time; os.write(1, b'1%\\r' + bytes(range(256)) * 4000); time.sleep(300)"
+    words = [*RUN, "--tp", "1", "--log-dir", str(tmp_path), *python(code)]
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, cwd=ROOT) as launcher:
+        wait_until(lambda: (tmp_path / "rank-0.out").exists() and (tmp_path / "rank-0.out").stat().st_size > 10**6)
+        launcher.terminate()
+    assert (tmp_path / "rank-0.out").read_bytes() == b"1%\r" + bytes(range(256)) * 4000
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_what_a_rank_has_started_may_print_for_ever(status: int) -> None:
+    words = [*RUN, "--tp", "1", "--grace", "1", "--", "sh", "-c", f"yes & echo $!; sleep 0.3; exit {status}"]
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, cwd=ROOT) as launcher:
+        assert launcher.stdout is not None
+        flood = next(int(line.split()[-1]) for line in launcher.stdout if line.split()[-1].isdigit())
+        launcher.stdout.read()
+        try:
+            assert launcher.wait(30) == status
+        finally:
+            with suppress(ProcessLookupError):
+                os.kill(flood, signal.SIGKILL)
+
+
+def test_a_reader_who_does_not_read_holds_up_nothing_else(tmp_path: Path) -> None:
+    code = "import signal, sys; signal.signal(15, signal.SIG_IGN)\nwhile True: print('x' * 1000)"
+    failing = f"import os, time\nif os.environ['RANK'] == '0': time.sleep(1); raise SystemExit(7)\n{code}"
+    words = [*RUN, *TWO, "--grace", "1", *python(failing)]
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=ROOT) as launcher:
+        assert launcher.wait(30) == 7
+
+
+def test_nobody_reads_any_more() -> None:
+    code = "import time\nfor _ in range(3000): print('x', flush=True); time.sleep(0.01)"
+    words = [*RUN, *TWO, "--grace", "1", *python(code)]
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=ROOT) as launcher:
+        assert launcher.stdout is not None
+        launcher.stdout.readline()
+        launcher.stdout.close()
+        assert launcher.wait(30) == 128 + signal.SIGPIPE
+
+
+def test_signals_that_are_ignored_stay_so() -> None:
+    # As nohup and a shell's & start it.
+    ignoring = "import os, signal, sys; signal.signal(1, signal.SIG_IGN); os.execv(sys.argv[1], sys.argv[1:])"
+    words = [sys.executable, "-c", ignoring, *RUN, "--tp", "1", "--", "sh", "-c", "echo up; sleep 2"]
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=ROOT) as launcher:
+        assert launcher.stdout is not None
+        launcher.stdout.readline()
+        launcher.send_signal(signal.SIGHUP)
+        assert launcher.wait(30) == 0
+
+
+def test_a_signal_while_ranks_are_started_reaches_them_all(tmp_path: Path) -> None:
+    code = f"import os, time; open({str(tmp_path)!r} + '/' + os.environ['RANK'], 'w'); time.sleep(100)"
+    words = [*RUN, "--tp", "32", "--oversubscribe", "--grace", "60", *python(code)]
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT) as launcher:
+        wait_until(lambda: any(tmp_path.iterdir()))
+        launcher.send_signal(signal.SIGTERM)
+        _, told = launcher.communicate(timeout=40)
+        assert launcher.returncode == 128 + signal.SIGTERM
+    assert b"Traceback" not in told
+
+
+def test_no_child_of_a_rank_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    number = tmp_path / "pid"
+    words = [*RUN, "--tp", "1", "--", "sh", "-c", f"sleep 300 & echo $! > {number}.new; mv {number}.new {number}; wait"]
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=ROOT) as launcher:
+        wait_until(number.exists)
+        child = int(number.read_text())
+        assert is_alive(child)
+        launcher.kill()
+    wait_until(lambda: not is_alive(child))
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"), [("", "there is no such program"), ("/tmp", "it is a directory"), ("README.md", "is not")]
+)
+def test_why_a_command_cannot_be_started(command: str, reason: str) -> None:
+    done = run("--tp", "1", "--", command if command != "README.md" else str(ROOT / command))
+    assert done.returncode == 127
+    assert done.stderr.splitlines()[-1].startswith("ompaffinity: error: ")
+    assert reason in done.stderr
+
+
+def test_too_few_open_files() -> None:
+    limited = "import os, resource, sys; resource.setrlimit(7, (24, 24)); os.execv(sys.argv[1], sys.argv[1:])"
+    words = [sys.executable, "-c", limited, *RUN, "--tp", "16", "--oversubscribe", "--", "sleep", "1"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+    assert done.returncode == 2
+    assert "cannot be started: Too many open files" in done.stderr.splitlines()[-1]
 
 
 def test_a_free_port_is_one() -> None:

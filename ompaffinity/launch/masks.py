@@ -1,0 +1,134 @@
+"""Which local ranks share this process's mask, for a launcher or a script under it may have bound them.
+
+What a launcher was told is known to it alone (Slurm's steps list it), so the ranks are looked at: all processes below
+the one that started them, the launcher, with their masks (proc(5), sched_getaffinity(2)). A rank that has bound
+itself by now has a part of the mask that it was given, so that it still counts to those who share that mask.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+from ompaffinity.launch.ranks import local_rank_variable
+from ompaffinity.records import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ompaffinity.launch.ranks import LauncherRank
+
+WAIT_SECONDS = 2.0
+POLL_SECONDS = 0.02
+
+
+class Seat(NamedTuple):
+    """Which of how many ranks this one is, of those that share its mask; whether all of them were seen."""
+
+    number: int
+    sharers: int
+    certain: bool = True
+
+
+def seat_within_mask(environ: Mapping[str, str], place: LauncherRank) -> Seat:
+    """Return this rank's place among the local ranks that share its mask.
+
+    A rank that is not seen within two seconds counts to those who share: then nothing is given twice, but
+    something may be left unused.
+    """
+    size = place.local_world_size or 1
+    everybody = Seat(place.local_rank, size)
+    if size == 1 or not hasattr(os, "sched_getaffinity"):
+        return everybody
+    kind = environ.get("SLURM_CPU_BIND_TYPE", "")
+    if place.launcher == "Slurm" and kind.startswith(("mask_cpu", "map_cpu")):
+        return _listed_by_slurm(environ, place.local_rank, size)
+    variable = local_rank_variable(place.launcher)
+    mine = os.sched_getaffinity(0)
+    if variable is None or variable not in environ:
+        # Only the options say which rank this is: a mask that is one of as many parts of the starter's is its own.
+        starters = _mask(os.getppid()) or mine
+        return Seat(0, 1) if mine < starters and size * len(mine) <= len(starters) else everybody
+    launcher = _launcher(variable)
+    given = _mask(launcher)
+    if given is None or mine == given:
+        return everybody
+    return _seen(variable, launcher, place.local_rank, size, mine, given)
+
+
+def _listed_by_slurm(environ: Mapping[str, str], local_rank: int, size: int) -> Seat:
+    """Slurm lists its tasks' masks (srun(1), SLURM_CPU_BIND_LIST); the list begins anew where there are more tasks."""
+    listed = environ.get("SLURM_CPU_BIND_LIST", "").split(",")
+    masks = [listed[rank % len(listed)] for rank in range(size)]
+    sharers = [rank for rank, mask in enumerate(masks) if mask == masks[local_rank]]
+    return Seat(sharers.index(local_rank), len(sharers))
+
+
+def _seen(variable: str, launcher: int, local_rank: int, size: int, mine: set[int], given: set[int]) -> Seat:
+    """Look at the other ranks until each of them has been bound, as this one was."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        masks = _masks_of_ranks(variable, launcher)
+        masks[local_rank] = mine
+        open_ranks = {rank for rank in range(size) if masks.get(rank, given) == given}
+        if not open_ranks or time.monotonic() >= deadline:
+            break
+        time.sleep(POLL_SECONDS)
+    sharers = [rank for rank in range(size) if rank in open_ranks or masks[rank] <= mine]
+    return Seat(sharers.index(local_rank), len(sharers), not open_ranks)
+
+
+def _launcher(variable: str) -> int:
+    """Return the nearest ancestor that has not been told a local rank: it, or what it runs under, gives them out."""
+    pid = os.getppid()
+    while pid > 1 and variable in (_environment(pid) or {}):
+        pid = _parent(pid)
+    return pid
+
+
+def _masks_of_ranks(variable: str, launcher: int) -> dict[int, set[int]]:
+    """Return the narrowest mask of each local rank's processes below the launcher."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            children.setdefault(_parent(int(name)), []).append(int(name))
+    found: dict[int, set[int]] = {}
+    left = list(children.get(launcher, ()))
+    while left:
+        pid = left.pop()
+        left += children.get(pid, ())
+        text = (_environment(pid) or {}).get(variable, "")
+        mask = _mask(pid)
+        if mask is None or not (text.isascii() and text.isdigit()):
+            continue
+        rank = int(text)
+        if rank not in found or len(mask) < len(found[rank]):
+            found[rank] = mask
+    return found
+
+
+def _mask(pid: int) -> set[int] | None:
+    try:
+        return os.sched_getaffinity(pid)
+    except OSError:
+        return None
+
+
+def _parent(pid: int) -> int:
+    """Return the number of a process's parent (proc(5), stat: the second field ends with the last parenthesis)."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+
+
+def _environment(pid: int) -> dict[str, str] | None:
+    """Return what a process was started with, None where it may not be read."""
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            text = file.read().decode("utf-8", "replace")
+    except OSError:
+        return None
+    return {name: value for name, equals, value in (word.partition("=") for word in text.split("\0")) if equals}
