@@ -13,14 +13,16 @@ import os
 import shlex
 import socket
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from operator import index
 
 from ompaffinity.errors import BindingError, RequestError, TopologyError
 from ompaffinity.launch import bind_exec
 from ompaffinity.launch.run import free_port
 from ompaffinity.openmp.document import worker_environment
+from ompaffinity.openmp.environment import BINDING_VARIABLES, PLACEMENT_VARIABLE
 from ompaffinity.openmp.granted import with_granted_memory
-from ompaffinity.openmp.in_process import ProcessBinding, bind_current_process
+from ompaffinity.openmp.in_process import ProcessBinding, bind_current_process, current_binding
 from ompaffinity.openmp.live import for_runtimes
 from ompaffinity.openmp.runtimes import RuntimeLibrary, expected_runtimes
 from ompaffinity.placement.cluster import ClusterNode, check_for_cluster, make_cluster_plan
@@ -44,21 +46,37 @@ NODE_SECONDS = 60.0
 CONNECT_SECONDS = 5.0
 HELPER_SECONDS = 30
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
-OWN_INTERPRETER = ("pip", "conda", "uv", "container", "image_uri", "py_executable")
-"""Keys of a runtime environment that bring an interpreter of their own."""
-SAFE_START = """\
+OWN_INTERPRETER = (
+    *("pip", "conda", "uv", "container", "image_uri", "py_executable"),
+    *("nsight", "_nsight", "_rocprof_sys"),
+)
+"""Keys of a runtime environment that bring an interpreter, or a program before it, of their own."""
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+OF_ONE_ACTOR = (*BINDING_VARIABLES, PLACEMENT_VARIABLE, "OMP_NUM_THREADS", *RANK_VARIABLES)
+SAFE_START = f"""\
 import os, runpy, sys
-del sys.argv[0]
-try:
-    runpy.run_path(sys.argv[0], run_name="__main__")
-except BaseException as error:
-    os.environ["OMPAFFINITY_UNBOUND"] = "the helper does not run: " + str(error)
-    for name in ("GOMP_CPU_AFFINITY", "KMP_AFFINITY", "OMP_PLACES", "OMP_PROC_BIND"):
-        os.environ.pop(name, None)
+node, names = sys.argv[1], []
+del sys.argv[:2]
 command = sys.argv[sys.argv.index("--") + 1 :]
+if any(word.startswith("--node-id=") and word != "--node-id=" + node for word in command):
+    names = {OF_ONE_ACTOR!r}
+else:
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except BaseException as error:
+        os.environ["{bind_exec.UNBOUND_VARIABLE}"] = "the helper does not run: " + str(error)
+        names = {BINDING_VARIABLES!r}
+for name in names:
+    os.environ.pop(name, None)
 os.execvp(command[0], command)
 """
-"""What an actor's interpreter runs first: the helper, or where that is not to be had the actor all the same."""
+"""What an actor's interpreter runs first: the helper, or where that is not to be had the actor all the same.
+
+Tasks that an actor starts inherit its runtime environment, and may run on another node: there, nothing of it holds.
+"""
+HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""RFC 9113, 3.4: the preface of a client and empty SETTINGS; a server, such as gRPC's, answers with SETTINGS."""
+HTTP2_SETTINGS = 4
 
 
 def plan_cluster(
@@ -118,25 +136,24 @@ def actor_options(
     Raises:
         RequestError: the plan has no such rank.
     """
+    import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    if isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank < len(plan.ranks):
-        raise RequestError(f"rank {rank!r} is not one of the {len(plan.ranks)} ranks of the plan")
-    chosen = plan.ranks[rank]
-    host, node = plan.home(rank)
+    number = _rank_number(rank, len(plan.ranks))
+    chosen = plan.ranks[number]
+    host, node = plan.home(number)
     variables, unset = worker_environment(host.plan, chosen.placement)
     environment = dict(runtime_env or {})
-    environment["env_vars"] = {
-        **_rank_variables(plan, rank),
-        **variables,
-        **environment.get("env_vars", {}),
-    }
-    own = [key for key in OWN_INTERPRETER if environment.get(key)]
+    environment["env_vars"] = {**_rank_variables(plan, number), **variables, **(environment.get("env_vars") or {})}
+    jobs = ray.get_runtime_context().runtime_env if ray.is_initialized() else {}
+    # What we ourselves gave the actor that asks is no interpreter of the user's.
+    inherited = {} if bind_exec.UNBOUND_VARIABLE in str(jobs.get("py_executable", "")) else jobs
+    own = [key for key in OWN_INTERPRETER if environment.get(key) or inherited.get(key)]
     if own and chosen.placement.bound:
         logger.warning(
-            "the runtime environment of rank %d brings an interpreter of its own (%s), so it is not bound at its birth;"
-            " call ompaffinity.ray.bind_actor() first thing in the actor",
-            rank,
+            "the runtime environment of rank %d or of its job brings an interpreter of its own (%s), so it is not"
+            " bound at its birth; call ompaffinity.ray.bind_actor() first thing in the actor",
+            number,
             ", ".join(own),
         )
     elif chosen.placement.bound and node.helper:
@@ -145,12 +162,28 @@ def actor_options(
     return {"num_cpus": chosen.slots, "scheduling_strategy": strategy, "runtime_env": environment}
 
 
+def _rank_number(rank: object, ranks: int) -> int:
+    """Return the rank as a plain number, of whatever kind of integer it is.
+
+    Raises:
+        RequestError: it is none, or the plan has no such rank.
+    """
+    try:
+        number = -1 if isinstance(rank, bool) else index(rank)  # type: ignore[arg-type]
+    except TypeError:
+        number = -1
+    if not 0 <= number < ranks:
+        raise RequestError(f"rank {rank!r} is not one of the {ranks} ranks of the plan")
+    return number
+
+
 def bind_actor(placement: RankPlacement | None = None) -> ProcessBinding:
     """Bind this process, from inside and with all of its threads; call it first thing in an actor, before torch.
 
     It is for actors that could not be bound at their birth; one that was is left as it is. `placement` is by default
     the one that `actor_options` told it. What the kernel refuses is logged and among the `warnings` of what is
-    returned; nothing is raised for it, for an actor that fails in its ``__init__`` is lost.
+    returned; nothing is raised for it, for an actor that fails in its ``__init__`` is lost. Where it is bound already
+    by an earlier call, that one's binding is returned.
 
     Raises:
         RequestError: OMPAFFINITY_PLACEMENT does not hold a placement, or there is none.
@@ -162,11 +195,17 @@ def bind_actor(placement: RankPlacement | None = None) -> ProcessBinding:
         raise RequestError(
             "this actor has no placement; start it with Worker.options(**actor_options(plan, rank)), or give it one"
         )
+    if (earlier := current_binding()) is not None:
+        return earlier
     try:
         binding = bind_current_process(placement, before_openmp=True)
     except BindingError as error:
         binding = ProcessBinding()
         binding.warnings.append(Message(error.code, "warning", f"this actor: {error}"))
+    if binding.not_bound:
+        reasons = "; ".join(sorted({thread.reason for thread in binding.not_bound}))
+        text = f"this actor: {len(binding.not_bound)} of its threads are not bound ({reasons})"
+        binding.warnings.append(Message("affinity-not-permitted", "warning", text))
     for message in binding.warnings:
         logger.warning("%s: %s", message.code, message.message)
     return binding
@@ -186,6 +225,12 @@ def connected(address: str | None) -> Iterator[None]:
             "Ray is not installed for this Python; install it with: pip install 'ompaffinity[ray]'"
         ) from None
     if ray.is_initialized():
+        there = ray.get_runtime_context().gcs_address
+        if address is not None and not _is_this_cluster(address, there):
+            raise RequestError(
+                f"this program is connected with the Ray cluster at {there}, and not with the one at {address}; leave"
+                " the address out, or call ray.shutdown() first"
+            )
         yield
         return
     if address is None:
@@ -210,10 +255,27 @@ def _check_address(address: str) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if not (colon and host and port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise RequestError(f"the Ray address is {address!r}; it must be auto, HOST:PORT or ray://HOST:PORT")
+    encrypted = os.environ.get("RAY_USE_TLS", "0").lower() not in ("0", "false", "")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS) as connection:
+            if not encrypted:
+                connection.sendall(HTTP2_HELLO)
+                answer = connection.recv(9)
+                if len(answer) < 4 or answer[3] != HTTP2_SETTINGS:
+                    raise RequestError(f"what answers at {address} is no Ray cluster")
     except OSError as error:
         raise RequestError(f"no Ray cluster answers at {address}: {error.strerror or error}") from None
+
+
+def _is_this_cluster(address: str, connected_with: str) -> bool:
+    """Return whether an address names the cluster that this program is connected with."""
+    if address == "auto" or address.startswith("ray://"):
+        return True
+    (host, _, port), (other, _, other_port) = (text.rpartition(":") for text in (address, connected_with))
+    try:
+        return port == other_port and socket.gethostbyname(host) in (socket.gethostbyname(other), "127.0.0.1")
+    except OSError:
+        return False
 
 
 def _with_sizes(world_size: int | None, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -351,7 +413,7 @@ def _on_each(
 
 def read_node() -> dict[str, Any]:
     """Return what a worker of a Ray node sees there, as plain values; it is run as a task of that node."""
-    topology = load_topology()
+    topology = _topology_of_node()
     try:
         with open(BOOT_ID, encoding="ascii") as file:
             host = file.read().strip()
@@ -369,12 +431,25 @@ def read_node() -> dict[str, Any]:
     }
 
 
+def _topology_of_node() -> Topology:
+    """Return what the raylet may use: this worker is bound if who asks is, for tasks inherit runtime environments."""
+    if not hasattr(os, "sched_getaffinity"):
+        return load_topology()
+    before = os.sched_getaffinity(0)
+    with suppress(OSError):
+        os.sched_setaffinity(0, os.sched_getaffinity(os.getppid()))
+    try:
+        return load_topology()
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def _helper_problem() -> str | None:
     """Try the helper as an actor would be started; return why that does not work."""
     import subprocess
 
     ask = "import os; print(os.environ.get('OMPAFFINITY_UNBOUND', ''))"
-    words = [*_helper_words(sys.executable, bind_exec.__file__), "--", sys.executable, "-I", "-S", "-c", ask]
+    words = [*_helper_words(sys.executable, bind_exec.__file__, ""), "--", sys.executable, "-I", "-S", "-c", ask]
     try:
         # This interpreter and a file of ours: no shell.
         found = subprocess.run(words, capture_output=True, text=True, timeout=HELPER_SECONDS, check=False)  # noqa: S603
@@ -385,13 +460,13 @@ def _helper_problem() -> str | None:
     return found.stdout.strip() or None
 
 
-def _helper_words(python: str, helper: str) -> list[str]:
-    return [python, "-I", "-S", "-c", SAFE_START, helper]
+def _helper_words(python: str, helper: str, node_id: str) -> list[str]:
+    return [python, "-I", "-S", "-c", SAFE_START, node_id, helper]
 
 
 def _bound_interpreter(node: ClusterNode, placement: RankPlacement, unset: Sequence[str]) -> str:
     """Return the command that starts the interpreter bound; Ray pastes it into a shell's, so that it is quoted."""
-    words = [*_helper_words(node.python, node.helper), "--cpus", format_id_list(placement.affinity)]
+    words = [*_helper_words(node.python, node.helper, node.node_id), "--cpus", format_id_list(placement.affinity)]
     if placement.memory_policy != "none" and placement.nodes:
         words += [f"--{placement.memory_policy}", format_id_list(placement.nodes)]
     for name in unset:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections import Counter
 from contextlib import suppress
 from threading import get_native_id
 
@@ -70,6 +71,11 @@ class ProcessBinding:
 _bindings: list[ProcessBinding] = []
 
 
+def current_binding() -> ProcessBinding | None:
+    """Return what `bind_current_process` did here and was not undone, None if there is nothing."""
+    return _bindings[-1] if _bindings else None
+
+
 def bind_current_process(placement: RankPlacement, *, before_openmp: bool = False) -> ProcessBinding:
     """Bind this process as a worker with this placement would have been born.
 
@@ -92,7 +98,7 @@ def bind_current_process(placement: RankPlacement, *, before_openmp: bool = Fals
         raise BindingError("this process is bound already; undo() that first, for it tells what was there before")
     if not hasattr(os, "sched_getaffinity"):
         raise BindingError("this system cannot bind threads to CPUs")
-    inherited = os.sched_getaffinity(0)
+    inherited = _inherited_masks(placement)
     try:
         _bind_team(placement, binding, placement.affinity if before_openmp else placement.places[0])
         _bind_other_threads(placement, binding, inherited)
@@ -128,18 +134,37 @@ def _bind_team(placement: RankPlacement, binding: ProcessBinding, alone: tuple[i
             _bind(number, place, binding, must=True)
 
 
-def _bind_other_threads(placement: RankPlacement, binding: ProcessBinding, inherited: set[int]) -> None:
+def _inherited_masks(placement: RankPlacement) -> list[set[int]]:
+    """Return the masks that nobody chose for a thread: the calling thread's.
+
+    If that one is a place of the placement, a runtime that heard its variables has bound it, and most threads' mask is
+    what the process was born with.
+    """
+    mine = os.sched_getaffinity(0)
+    if mine not in [set(place) for place in placement.places]:
+        return [mine]
+    masks = [frozenset(mask) for number in os.listdir("/proc/self/task") if (mask := _mask(int(number)))]
+    return [mine, set(Counter(masks).most_common(1)[0][0])]
+
+
+def _mask(number: int) -> set[int] | None:
+    try:
+        return os.sched_getaffinity(number)
+    except OSError:
+        # It ended meanwhile.
+        return None
+
+
+def _bind_other_threads(placement: RankPlacement, binding: ProcessBinding, inherited: list[set[int]]) -> None:
     """Bind the threads that nobody has bound, until there are no new ones: an unbound one may start more meanwhile."""
     seen = set(binding._all_teams)
     while new := set(map(int, os.listdir("/proc/self/task"))) - seen:
         seen |= new
         for number in sorted(new):
-            try:
-                mask = os.sched_getaffinity(number)
-            except OSError:
-                # It ended meanwhile.
+            mask = _mask(number)
+            if mask is None:
                 continue
-            if mask == inherited:
+            if mask in inherited:
                 _bind(number, placement.affinity, binding, must=False)
             elif mask != set(placement.affinity):
                 bound = UnboundThread(number, _name(number), f"was bound to CPU {format_id_list(mask)} before")

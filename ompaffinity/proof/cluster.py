@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ompaffinity.errors import RequestError
+from ompaffinity.openmp.current import current_placement
 from ompaffinity.proof.compare import Difference, RankVerdict, verify_current_process
 from ompaffinity.proof.verify import Verdict
 
@@ -22,47 +24,56 @@ def verify_cluster(
     """Return how each actor compares with the placement that `actor_options` told it, or with those of `plan` in order.
 
     Call it when each has run OpenMP once, for its threads are told by their masks. An actor that does not answer
-    within `timeout_seconds` (it waits for resources, has died, or is busy) is a difference, and so is one that runs
-    on another node than the plan's.
+    within `timeout_seconds` (it waits for resources, has died, or is busy) is a difference; so is one that was
+    started as another rank or runs on another node than the plan's, and a rank of the plan without an actor.
+
+    Raises:
+        RequestError: there are more actors than the plan has ranks.
     """
     import ray
 
-    expected = [None if plan is None else plan.ranks[number].placement for number in range(len(actors))]
+    ranks = () if plan is None else plan.ranks
+    if plan is not None and len(actors) > len(ranks):
+        raise RequestError(f"there are {len(actors)} actors, but the plan has {len(ranks)} ranks")
+    expected = [ranks[number].placement if ranks else None for number in range(len(actors))]
     asked = [actor.__ray_call__.remote(look_at_actor, placement) for actor, placement in zip(actors, expected)]
     ready, _ = ray.wait(asked, num_returns=len(asked), timeout=timeout_seconds) if asked else ([], [])
     verdicts: list[RankVerdict] = []
+    started: dict[int, int] = {}
     for number, reference in enumerate(asked):
         if reference not in ready:
             verdicts.append(_without_answer(number, f"it does not answer within {timeout_seconds:g} seconds"))
             continue
         try:
-            node_id, verdict = ray.get(reference)
+            node_id, told, verdict = ray.get(reference)
         except Exception as error:  # noqa: BLE001
             # Whatever an actor died of arrives here; the last line says it.
             verdicts.append(_without_answer(number, str(error).strip().splitlines()[-1][:300]))
             continue
         if verdict is None:
-            verdict = _without_answer(number, "it has no placement; start it with actor_options(plan, rank)")
-        elif plan is not None and node_id != plan.ranks[number].node_id:
-            elsewhere = Difference(
-                "actor",
-                f"it runs on node {node_id[:8]}, the plan says {plan.ranks[number].node_id[:8]}",
-                "another scheduling strategy than actor_options gives",
-            )
-            verdict = verdict._replace(differences=(*verdict.differences, elsewhere))
-        elif any(other.rank == verdict.rank and other.pid for other in verdicts):
-            twice = Difference("actor", f"another one was started as rank {verdict.rank}, too")
-            verdict = verdict._replace(differences=(*verdict.differences, twice))
-        verdicts.append(verdict)
+            verdicts.append(_without_answer(number, "it has no placement; start it with actor_options(plan, rank)"))
+            continue
+        found = []
+        if plan is not None and told != number:
+            as_whom = "as no rank" if told is None else f"as rank {told}"
+            found.append(Difference("actor", f"it was started {as_whom}, and stands here as rank {number}"))
+        if told is not None and started.setdefault(told, number) != number:
+            found.append(Difference("actor", f"another one was started as rank {told}, too"))
+        if plan is not None and node_id != ranks[number].node_id:
+            text = f"it runs on node {node_id[:8]}, the plan says {ranks[number].node_id[:8]}"
+            found.append(Difference("actor", text, "another scheduling strategy than actor_options gives"))
+        verdicts.append(verdict._replace(differences=(*found, *verdict.differences)))
+    verdicts += [_without_answer(rank.rank, "there is no actor of this rank") for rank in ranks[len(actors) :]]
     return Verdict(tuple(verdicts), () if plan is None else plan.all_warnings)
 
 
-def look_at_actor(_actor: object, placement: RankPlacement | None) -> tuple[str, RankVerdict | None]:
-    """Return the actor's node and its verdict; it is run inside of the actor."""
+def look_at_actor(_actor: object, placement: RankPlacement | None) -> tuple[str, int | None, RankVerdict | None]:
+    """Return the actor's node, the rank that it was started as, and its verdict; it is run inside of the actor."""
     import ray
 
+    told = current_placement()
     verdict = verify_current_process(placement)
-    return ray.get_runtime_context().get_node_id(), verdict
+    return ray.get_runtime_context().get_node_id(), None if told is None else told.rank, verdict
 
 
 def _without_answer(rank: int, reason: str) -> RankVerdict:

@@ -14,7 +14,7 @@ from typing import Any
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 import ompaffinity
 from ompaffinity.ray import actor_options, bind_actor, plan_cluster, verify_cluster
@@ -199,8 +199,69 @@ def _without_helper(plan: Any) -> dict[str, Any]:
     return environment
 
 
+class Late(Worker):
+    """Its module has imported torch, or another user of OpenMP, and the runtime has bound the calling thread."""
+
+    def bind(self) -> Any:
+        placement = ompaffinity.current_placement()
+        assert placement is not None
+        os.sched_setaffinity(0, placement.places[0])
+        binding = bind_actor()
+        again = bind_actor() is binding
+        return [len(binding.bound), len(binding.not_bound), [m.code for m in binding.warnings], _masks(), again]
+
+
+def bound_late() -> Any:
+    plan = plan_cluster(1, runtime="gomp", reserve=0)
+    actor = start(plan, 0, Late, options={"runtime_env": _without_helper(plan)})
+    bound, unbound, warnings, masks, again = answers([actor.bind.remote()])[0]
+    return [bound, unbound, warnings, list(plan.ranks[0].placement.affinity), masks, again]
+
+
+class Starter(Worker):
+    """It plans, and starts tasks, from inside of an actor."""
+
+    def cpus_of_nodes(self) -> list[list[int]]:
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"]]
+        plan = plan_cluster(len(nodes), runtime="gomp", oversubscribe=True)
+        topologies = {node.node_id: node.topology for host in plan.hosts for node in host.nodes}
+        return [list(topologies[node].allowed_cpus) for node in nodes]
+
+    def state_on(self, node_id: str) -> dict[str, Any]:
+        strategy = NodeAffinitySchedulingStrategy(node_id, soft=False)
+        task = ray.remote(num_cpus=0)(look_around).options(scheduling_strategy=strategy)
+        found: dict[str, Any] = ray.get(task.remote())
+        return found
+
+
+def look_around() -> dict[str, Any]:
+    return Worker().state()
+
+
+def inherited() -> Any:
+    # As if it had the first CPU only, so that what is inherited shows.
+    plan = plan_cluster(1, runtime="gomp", cpus=(min(os.sched_getaffinity(0)),))
+    actor = start(plan, 0, Starter, options={"num_cpus": 0})
+    here = plan.ranks[0].node_id
+    there = next(node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != here)
+    states = [answers([actor.state_on.remote(node)])[0] for node in (here, there)]
+    return [answers([actor.cpus_of_nodes.remote()])[0], *states, list(plan.ranks[0].placement.affinity)]
+
+
+def interpreter_of_the_job() -> Any:
+    """Called with a connection of its own, for the environment is the job's."""
+    address = ray.get_runtime_context().gcs_address
+    ray.shutdown()
+    environment = {"py_executable": sys.executable}
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, runtime_env=environment)
+    plan = plan_cluster(1, runtime="gomp")
+    given = actor_options(plan, 0)["runtime_env"]
+    return [given.get("py_executable"), given["env_vars"]]
+
+
 def what_goes_wrong() -> Any:
-    plan = plan_cluster(RANKS, runtime="gomp")
+    # Two ranks that share what there is.
+    plan = plan_cluster(2, runtime="gomp", oversubscribe=True)
     busy, without = start(plan, 0), ray.remote(Worker).options(num_cpus=0).remote()
     answers([busy.state.remote(), without.state.remote()])
     busy.wait.remote(30)
@@ -211,18 +272,23 @@ def what_goes_wrong() -> Any:
     twice = [start(plan, 0, options={"num_cpus": 0}) for _ in range(2)]
     answers([actor.team.remote() for actor in twice])
     same = verify_cluster(twice).to_document()["ranks"]
+    swapped = verify_cluster(twice, plan).to_document()["ranks"][1:]
+    missing = verify_cluster(twice[:1], plan).to_document()["ranks"][1:]
     told = []
     for attempt in (
         lambda: plan_cluster(2, timeout_seconds=0),
         lambda: plan_cluster(2, machines={"none": "x"}),
         lambda: plan_cluster(3, tensor_parallel_size=2),
         lambda: actor_options(plan, 99),
+        lambda: actor_options(plan, True),
+        lambda: verify_cluster([*twice, twice[0]], plan),
+        lambda: plan_cluster(2, address="192.0.2.99:1234"),
     ):
         try:
             attempt()
         except ompaffinity.OmpAffinityError as error:
             told.append([type(error).__name__, str(error)])
-    differences = [rank["differences"] for rank in (*first, *second, *dead, *same)]
+    differences = [rank["differences"] for rank in (*first, *second, *dead, *same, *swapped, *missing)]
     return [differences, told]
 
 

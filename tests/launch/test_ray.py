@@ -6,8 +6,10 @@ import importlib.util
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -167,20 +169,53 @@ def test_an_actor_binds_itself(cluster: str) -> None:
 
 
 @needs_ray
+def test_an_actor_binds_itself_also_when_torch_was_imported_first(cluster: str) -> None:
+    bound, unbound, warnings, affinity, masks, again = program("bound_late", cluster)
+    assert bound > 10
+    assert (unbound, warnings) == (0, [])
+    assert inside(masks, affinity)
+    assert again
+
+
+@needs_ray
+def test_what_an_actor_starts(cluster: str) -> None:
+    planned, here, there, affinity = program("inherited", cluster)
+    # It plans with what the raylet has, and not with what it was given itself.
+    assert planned == [CPUS, CPUS]
+    assert inside(here["masks"], affinity)
+    # On another node nothing of an actor's environment holds.
+    assert there["masks"][0] == CPUS
+    assert there["environment"]["RANK"] is None
+    assert there["environment"]["OMP_PLACES"] is None
+
+
+@needs_ray
+def test_the_interpreter_of_a_job_is_left_alone(cluster: str) -> None:
+    executable, variables = program("interpreter_of_the_job", cluster)
+    assert executable is None
+    assert variables["RANK"] == "0"
+
+
+@needs_ray
 def test_what_goes_wrong_is_said(cluster: str) -> None:
     differences, told = program("what_goes_wrong", cluster)
-    busy, without, dead, first, second = differences
+    busy, without, dead, first, second, swapped, missing = differences
     assert "does not answer within 1 seconds" in busy[0]["message"]
     assert "has no placement" in without[0]["message"]
     assert dead[0]["subject"] == "actor"
     assert first == []
     assert "another one was started as rank 0, too" in second[0]["message"]
+    assert "it was started as rank 0, and stands here as rank 1" in swapped[0]["message"]
+    assert "there is no actor of this rank" in missing[0]["message"]
     kinds, texts = zip(*told)
-    assert kinds == ("TopologyError", "RequestError", "RequestError", "RequestError")
+    assert kinds == ("TopologyError", *["RequestError"] * 6)
     assert "does not answer within 0 seconds" in texts[0]
     assert "which the cluster does not have" in texts[1]
     assert "the sizes make 2 ranks" in texts[2]
     assert "not one of the" in texts[3]
+    assert "not one of the" in texts[4]
+    assert "there are 3 actors, but the plan has 2 ranks" in texts[5]
+    assert "this program is connected with the Ray cluster at" in texts[6]
 
 
 @needs_ray
@@ -226,6 +261,25 @@ def test_where_there_is_no_cluster(address: str, text: str) -> None:
     done = run_command("plan", "--ray", address, "--tp", "2")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"ompaffinity: error: {text}\n"
+
+
+@needs_ray
+def test_what_listens_there_is_no_cluster() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            connection, _ = server.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        done = run_command("plan", "--ray", address, "--tp", "2")
+        thread.join()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"ompaffinity: error: what answers at {address} is no Ray cluster\n"
 
 
 @needs_ray
