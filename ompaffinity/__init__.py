@@ -9,6 +9,8 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from ompaffinity.devices.devices import get_all_device_numa_nodes as get_all_device_numa_nodes
+    from ompaffinity.devices.devices import get_device_numa_node as get_device_numa_node
     from ompaffinity.errors import BindingError as BindingError
     from ompaffinity.errors import CapacityError as CapacityError
     from ompaffinity.errors import IdListError as IdListError
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from ompaffinity.topology.model import Topology as Topology
 
 _HOMES = {
+    "devices.devices": ("get_all_device_numa_nodes", "get_device_numa_node"),
     "errors": (
         "BindingError",
         "CapacityError",

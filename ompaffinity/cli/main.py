@@ -62,6 +62,10 @@ def _run(arguments: list[str]) -> int:
         from ompaffinity.cli.inspect import run_inspect
 
         return run_inspect(values)
+    if verb == "devices":
+        from ompaffinity.cli.devices import run_devices
+
+        return run_devices(values)
     if verb == "doctor":
         from ompaffinity.cli.doctor import run_doctor
 

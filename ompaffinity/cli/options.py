@@ -209,6 +209,12 @@ RUN_OPTIONS = (
     Option("--strict", "strict", "flag", "start nothing if there is a warning: status 1"),
 )
 
+DEVICES_OPTIONS = (
+    *MACHINE_OPTIONS[:1],
+    *OUTPUT_OPTIONS,
+    Option("--strict", "strict", "flag", "exit with status 1 if there is a warning"),
+)
+
 DOCTOR_OPTIONS = (
     Option(
         "--python",
@@ -224,6 +230,7 @@ DOCTOR_OPTIONS = (
 VERBS: dict[str, tuple[Option, ...]] = {
     "plan": (*PLAN_OPTIONS, *MACHINE_OPTIONS, *PLAN_OUTPUT_OPTIONS),
     "topology": (*MACHINE_OPTIONS, *TOPOLOGY_OPTIONS, *OUTPUT_OPTIONS),
+    "devices": DEVICES_OPTIONS,
     "verify": (*PLAN_OPTIONS, *VERIFY_OPTIONS),
     "inspect": INSPECT_OPTIONS,
     "doctor": DOCTOR_OPTIONS,
@@ -236,6 +243,7 @@ WITH_COMMAND = ("verify", "exec", "run")
 SUMMARIES = {
     "plan": "dry run: what each rank would get, and why everything else is left out",
     "topology": "what was read: CPUs, nodes, limits",
+    "devices": "the GPUs that this process sees, and the NUMA nodes that they are next to",
     "verify": "proof: start an OpenMP team per rank, or look at live workers, and compare what the kernel says",
     "inspect": "where the threads and the pages of live processes are, and what is wrong with that",
     "doctor": "what on this machine stands in the way of binding, and the fix",
@@ -243,6 +251,11 @@ SUMMARIES = {
     "run": "start the ranks here, bound from birth: the command after -- once per rank",
 }
 EXAMPLES = {
+    "devices": """examples:
+  ompaffinity devices
+  CUDA_VISIBLE_DEVICES=2,3 ompaffinity devices --json
+  ompaffinity devices --machine recorded.tar.gz
+""",
     "run": """examples:
   ompaffinity run --tp 2 -- python worker.py
   ompaffinity run --tp 4 --log-dir logs -- ./worker --port 8000

@@ -16,6 +16,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from ompaffinity.devices.devices import DeviceList
     from ompaffinity.doctor.check import Diagnosis
     from ompaffinity.placement.cluster import ClusterPlan
     from ompaffinity.placement.plan import Plan, RankPlacement
@@ -122,6 +123,35 @@ def print_topology(topology: Topology) -> None:
 
 _RUNTIME_NAMES = {"gomp": "GNU libgomp", "iomp": "Intel and LLVM OpenMP", "omp": "any OpenMP runtime (standard)"}
 _GRANULARITY_NAMES = {"thread": "each thread on its own CPU", "team": "a team that floats within the rank's CPUs"}
+
+
+def print_devices(found: DeviceList, topology: Topology) -> None:
+    """Print one row per GPU, with what every source says of its node."""
+    console = _console()
+    if not found.devices:
+        console.print("no GPU is seen here")
+    else:
+        table = _table("GPU", "name", "PCI address", "node", "near CPUs", "by", "the sources say", right=("GPU",))
+        for device in found.devices:
+            said = "; ".join(
+                f"{answer.source} {'?' if answer.nodes is None else format_id_list(answer.nodes)}"
+                for answer in device.answers
+            )
+            table.add_row(
+                str(device.number),
+                device.name or device.vendor,
+                device.address,
+                format_id_list(device.nodes) or "?",
+                format_id_list(device.near_cpus(topology)) or "unknown",
+                device.source or "nobody",
+                said or "nothing",
+            )
+        console.print(table)
+    for vendor, answer in found.libraries.items():
+        if answer != "ok" and any(device.vendor == vendor for device in found.devices):
+            console.print(Text(f"note: the library for {vendor} says nothing: {answer}", style="cyan"))
+    for message in found.messages:
+        console.print(_message_line(message))
 
 
 def print_verdict(verdict: Verdict) -> None:

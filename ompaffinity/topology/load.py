@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import contextmanager
 
 from ompaffinity.errors import TopologyError
 from ompaffinity.records import Message
@@ -12,6 +13,8 @@ from ompaffinity.topology.tree import DirectoryTree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from ompaffinity.topology.tree import Tree
 
 SOURCES = ("auto", "sysfs", "lscpu")
@@ -49,6 +52,24 @@ def load_topology(
             f"--arch {architecture} contradicts the machine, which says {topology.architecture}; leave --arch out"
         )
     return topology
+
+
+@contextmanager
+def recorded_tree(path: str) -> Iterator[Tree]:
+    """Yield the files of a recorded machine, for what a Topology does not hold.
+
+    Raises:
+        TopologyError: there is no such record, or it holds no files (a capture, lscpu's output, hwloc XML).
+    """
+    if os.path.isdir(path):
+        with DirectoryTree(_machine_directory(path)) as tree:
+            yield tree
+        return
+    if _head(path).startswith((b"{", b"[", b"#", b"<")):
+        raise TopologyError(f"{path} holds no devices; record the machine's sys/ as a directory or tar file")
+    from ompaffinity.topology.archive import open_archive
+
+    yield open_archive(path)
 
 
 def _live(source: str) -> Topology:

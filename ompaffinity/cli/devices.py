@@ -1,0 +1,28 @@
+"""``devices``: the GPUs that this process sees, and the NUMA nodes that they are next to."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+from ompaffinity.devices.devices import live_devices, recorded_devices
+from ompaffinity.topology.load import load_topology
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+def run_devices(values: dict[str, Any]) -> int:
+    """Print one row per GPU; 1 under --strict with a warning, else 0."""
+    machine = {name: values[name] for name in ("machine", "architecture") if name in values}
+    topology = load_topology(**machine)
+    found = live_devices(topology) if "machine" not in machine else recorded_devices(machine["machine"], topology)
+    if values.get("json"):
+        json.dump(found.to_document(topology), sys.stdout)
+        sys.stdout.write("\n")
+    else:
+        from ompaffinity.cli.tables import print_devices
+
+        print_devices(found, topology)
+    return int(bool(values.get("strict")) and any(message.level == "warning" for message in found.messages))

@@ -1,0 +1,49 @@
+"""Which of several sources is believed of where a GPU is, and what to say where they differ. Pure."""
+
+from __future__ import annotations
+
+from ompaffinity.records import Message, NamedTuple
+from ompaffinity.topology.idlist import format_id_list
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ompaffinity.devices.pci import Answer
+    from ompaffinity.topology.model import Topology
+
+TRUST = ("sysfs", "nvml-memory", "nvml-cpu", "own-memory", "bridge", "local-cpus")
+"""The sources, the most trusted first. sysfs is what the firmware says (_PXM); where it says nothing, the driver may
+know; the node of a GPU's own memory is near, but not the same."""
+
+
+class Settled(NamedTuple):
+    """Where a GPU is: the nodes with CPUs that it is next to (none: unknown), and who says so."""
+
+    nodes: tuple[int, ...]
+    source: str | None
+
+
+def settle(label: str, answers: Iterable[Answer], topology: Topology) -> tuple[Settled, list[Message]]:
+    """Return what the most trusted source that knows says, and the messages: unknown, or sources that differ.
+
+    Each GPU for itself: that nothing is known of one says nothing of the others. A machine with one CPU node
+    needs no source. `label` is how messages call the GPU.
+    """
+    told = sorted(answers, key=lambda answer: TRUST.index(answer.source))
+    known = [answer for answer in told if answer.nodes]
+    with_cpus = [node.id for node in topology.nodes if node.cpus]
+    if not known and len(with_cpus) <= 1:
+        return Settled(tuple(with_cpus), "only-node" if with_cpus else None), []
+    if not known:
+        said = "; ".join(f"{answer.source}: {answer.detail}" for answer in told) or "no source tells anything"
+        text = f"{label}: which NUMA node it is next to is not known ({said}), so nothing can be put next to it"
+        return Settled((), None), [Message("device-node-unknown", "warning", text)]
+    first = known[0]
+    believed = set(first.nodes or ())
+    others = [answer for answer in known[1:] if not believed & set(answer.nodes or ())]
+    if not others:
+        return Settled(first.nodes or (), first.source), []
+    said = ", ".join(f"{answer.source} {format_id_list(answer.nodes or ())}" for answer in (first, *others))
+    text = f"{label}: the sources differ on its NUMA node: {said}; {first.source} is believed"
+    return Settled(first.nodes or (), first.source), [Message("device-sources-disagree", "warning", text)]

@@ -1,0 +1,159 @@
+"""GPUs and other accelerators by sysfs alone: any vendor, no driver library.
+
+Sources: Documentation/ABI/testing/sysfs-bus-pci (class, vendor, numa_node, local_cpulist), sysfs-devices-node and
+Documentation/admin-guide/mm/numaperf.rst (access0, access1), PCI Code and ID Assignment (classes), the NVIDIA driver's
+README (numa_status).
+"""
+
+from __future__ import annotations
+
+import re
+
+from ompaffinity.devices.visibility import AMD, INTEL, NVIDIA, OTHER, PhysicalDevice
+from ompaffinity.errors import IdListError
+from ompaffinity.records import NamedTuple
+from ompaffinity.topology.idlist import parse_id_list, parse_mask
+from ompaffinity.topology.nodes import NODE_ROOT
+from ompaffinity.topology.text import numbered, read_number, read_text
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ompaffinity.topology.model import Topology
+    from ompaffinity.topology.tree import Tree
+
+PCI_ROOT = "sys/bus/pci/devices"
+NVIDIA_ROOT = "proc/driver/nvidia/gpus"
+CLASSES = ("0300", "0302", "0380", "1200", "0b40")
+"""VGA, 3D and other display controllers, processing accelerators, co-processors."""
+VENDORS = {"10de": NVIDIA, "1002": AMD, "8086": INTEL}
+NO_GPUS = ("1a03", "102b", "1013", "18ca", "19e5")
+"""Display chips of servers' management controllers (ASPEED, Matrox, Cirrus, XGI, Huawei): nobody computes there."""
+MAX_BRIDGES = 32
+NO_DISTANCE = (0, 255)
+"""ACPI 6.5, 5.2.17: 255 is unreachable; 0 is not a distance."""
+
+
+class Answer(NamedTuple):
+    """What one source says of where a GPU is: `nodes` are NUMA nodes with CPUs that it is next to, None: it cannot say.
+
+    `detail` says what was read, in a few words.
+    """
+
+    source: str
+    nodes: tuple[int, ...] | None
+    detail: str
+
+
+def pci_address(text: str) -> str | None:
+    """Return a PCI address as sysfs writes it (``0000:1a:00.0``) from any spelling, None if it is none."""
+    found = re.fullmatch(r"(?:([0-9a-fA-F]{1,8}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})(?:\.([0-7]))?", text.strip())
+    if found is None:
+        return None
+    return f"{int(found[1] or '0', 16):04x}:{found[2]}:{found[3]}.{found[4] or '0'}".lower()
+
+
+def pci_devices(tree: Tree) -> list[PhysicalDevice]:
+    """Return the GPUs and accelerators that the PCI bus shows, by address."""
+    found = []
+    for name in tree.names(PCI_ROOT):
+        address = pci_address(name)
+        kind = (read_text(tree, f"{PCI_ROOT}/{name}/class") or "").removeprefix("0x")[:4]
+        # A virtual function is the physical one's again.
+        if address is None or kind not in CLASSES or "physfn" in tree.names(f"{PCI_ROOT}/{name}"):
+            continue
+        number = (read_text(tree, f"{PCI_ROOT}/{name}/vendor") or "").removeprefix("0x")
+        if not number and tree.names(f"{NVIDIA_ROOT}/{name}"):
+            number = "10de"
+        if number in NO_GPUS:
+            continue
+        model = (read_text(tree, f"{PCI_ROOT}/{name}/device") or "").removeprefix("0x")
+        found.append(PhysicalDevice(address, VENDORS.get(number, OTHER), f"{number}:{model}" if model else ""))
+    return found
+
+
+def pci_answers(tree: Tree, topology: Topology, address: str) -> list[Answer]:
+    """Return what sysfs says of where the GPU at a PCI address is: its own node, its CPUs, its parent bridges."""
+    folder = f"{PCI_ROOT}/{address}"
+    answers = []
+    node = read_number(tree, f"{folder}/numa_node")
+    if node is not None:
+        nodes = nearest_cpu_nodes(tree, topology, node) if node >= 0 else None
+        answers.append(Answer("sysfs", nodes, f"numa_node {node}"))
+    local = _local_cpus(tree, folder)
+    if local:
+        near = tuple(found for found in cpu_nodes(topology) if local & set(topology.node(found).cpus))
+        # All CPUs is what the kernel says where it knows nothing.
+        told = near if informs(topology, near) else None
+        answers.append(Answer("local-cpus", told, f"CPUs of node {','.join(map(str, near)) or 'none'}"))
+    bridge = _bridge_node(tree, folder)
+    if bridge is not None:
+        nodes = nearest_cpu_nodes(tree, topology, bridge)
+        answers.append(Answer("bridge", nodes, f"a bridge above it has numa_node {bridge}"))
+    own = own_memory_node(tree, address)
+    if own is not None:
+        answers.append(Answer("own-memory", nearest_cpu_nodes(tree, topology, own), f"its memory is node {own}"))
+    return answers
+
+
+def _bridge_node(tree: Tree, folder: str) -> int | None:
+    """Return the node of the nearest bridge above a device that has one; the links of sysfs lead there."""
+    above = f"{folder}/.."
+    for _ in range(MAX_BRIDGES):
+        if read_text(tree, f"{above}/class") is None:
+            return None
+        node = read_number(tree, f"{above}/numa_node")
+        if node is not None and node >= 0:
+            return node
+        above += "/.."
+    return None
+
+
+def own_memory_node(tree: Tree, address: str) -> int | None:
+    """Return the NUMA node that the memory of an NVIDIA GPU is, None where it is none."""
+    text = read_text(tree, f"{NVIDIA_ROOT}/{address}/numa_status") or ""
+    found = re.search(r"^Node:\s*([0-9]{1,5})\s*$", text, re.MULTILINE)
+    return None if found is None else int(found[1])
+
+
+def nearest_cpu_nodes(tree: Tree, topology: Topology, node: int) -> tuple[int, ...] | None:
+    """Return the nodes with CPUs that are nearest to a node: itself if it has some; None where nothing tells.
+
+    A node without CPUs (a GPU's memory) names the CPU nodes that reach it best under ``access1`` (CPUs only), else
+    ``access0`` (any initiator, so that only CPU nodes count), else by the SLIT distances.
+    """
+    with_cpus = cpu_nodes(topology)
+    if node in with_cpus:
+        return (node,)
+    if node not in {known.id for known in topology.nodes}:
+        return None
+    for access in ("access1", "access0"):
+        initiators = numbered(tree.names(f"{NODE_ROOT}/node{node}/{access}/initiators"), "node")
+        near = tuple(found for found in initiators if found in with_cpus)
+        if near:
+            return near
+    told = topology.node(node).distances
+    distances = {found: told[found] for found in with_cpus if told.get(found, 0) not in NO_DISTANCE}
+    near = tuple(found for found in distances if distances[found] == min(distances.values()))
+    return near if near and informs(topology, near) else None
+
+
+def cpu_nodes(topology: Topology) -> tuple[int, ...]:
+    """Return the nodes that have CPUs on line."""
+    return tuple(node.id for node in topology.nodes if node.cpus)
+
+
+def informs(topology: Topology, nodes: tuple[int, ...]) -> bool:
+    """Return whether these CPU nodes tell where something is: not all of several."""
+    every = cpu_nodes(topology)
+    return bool(nodes) and (len(every) == 1 or len(nodes) < len(every))
+
+
+def _local_cpus(tree: Tree, folder: str) -> set[int]:
+    for name, parse in (("local_cpulist", parse_id_list), ("local_cpus", parse_mask)):
+        text = read_text(tree, f"{folder}/{name}")
+        if text:
+            try:
+                return set(parse(text))
+            except IdListError:
+                continue
+    return set()

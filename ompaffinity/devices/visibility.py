@@ -1,0 +1,166 @@
+"""Which physical GPUs a process sees, and under which numbers: told by the variables that it was started with.
+
+Nothing here asks a driver, and nothing initialises CUDA or HIP in the caller. Sources: CUDA C++ Programming Guide
+(Environment Variables), NVIDIA's MIG User Guide (Device Enumeration), ROCm's documentation (GPU isolation techniques),
+the Level Zero specification (Affinity Mask).
+"""
+
+from __future__ import annotations
+
+import re
+
+from ompaffinity.records import Message, NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+NVIDIA, AMD, INTEL, OTHER = "nvidia", "amd", "intel", "other"
+CUDA_LIST, CUDA_ORDER = "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"
+ROCR_LIST, HIP_LIST = "ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES"
+ZE_MASK = "ZE_AFFINITY_MASK"
+NUMBER = re.compile(r"\s*([+-]?)([0-9]{1,9})")
+
+
+class PhysicalDevice(NamedTuple):
+    """A GPU as its driver, or the PCI bus, tells it.
+
+    `address` is that of sysfs (``0000:1a:00.0``, the domain as long as it must be), `uuid` as the vendor writes it
+    (``GPU-8932f937-...``), and `parts` are the UUIDs of its MIG instances. Empty where it is not known.
+    """
+
+    address: str
+    vendor: str = OTHER
+    name: str = ""
+    uuid: str = ""
+    parts: tuple[str, ...] = ()
+
+
+def visible_devices(
+    devices: Sequence[PhysicalDevice], environ: Mapping[str, str]
+) -> tuple[tuple[PhysicalDevice, ...], tuple[Message, ...]]:
+    """Return the GPUs in the order of their numbers in a process with this environment, and what there is to say.
+
+    `devices` are all GPUs of the machine; each vendor's are numbered by PCI address. A machine with GPUs of several
+    vendors lists NVIDIA's, AMD's, Intel's, then the others.
+    """
+    found: list[PhysicalDevice] = []
+    messages: list[Message] = []
+    for vendor, chosen in ((NVIDIA, _cuda), (AMD, _rocm), (INTEL, _level_zero)):
+        members = sorted((device for device in devices if device.vendor == vendor), key=_by_address)
+        if members:
+            found += chosen(members, environ, messages)
+    found += sorted((device for device in devices if device.vendor == OTHER), key=_by_address)
+    return tuple(found), tuple(messages)
+
+
+def _by_address(device: PhysicalDevice) -> tuple[int, ...]:
+    return tuple(int(number, 16) for number in re.split("[:.]", device.address))
+
+
+def _cuda(
+    devices: list[PhysicalDevice], environ: Mapping[str, str], messages: list[Message]
+) -> Sequence[PhysicalDevice]:
+    text = environ.get(CUDA_LIST)
+    if environ.get(CUDA_ORDER, "FASTEST_FIRST") != "PCI_BUS_ID" and len({device.name for device in devices}) > 1:
+        numbered = text is None or NUMBER.match(text)
+        if numbered:
+            told = (
+                "the GPUs differ, and CUDA numbers the fastest first, which only CUDA can tell; they are taken in the"
+                f" order of their PCI addresses; set {CUDA_ORDER}=PCI_BUS_ID for the processes that use them"
+            )
+            messages.append(Message("device-order-unknown", "warning", told))
+    return devices if text is None else _selected(CUDA_LIST, text, devices, messages)
+
+
+def _rocm(
+    devices: list[PhysicalDevice], environ: Mapping[str, str], messages: list[Message]
+) -> Sequence[PhysicalDevice]:
+    """ROCr chooses first and numbers anew; HIP chooses among these, and reads CUDA's variable if it has none."""
+    left: Sequence[PhysicalDevice] = devices
+    text = environ.get(ROCR_LIST)
+    if text is not None:
+        left = _selected(ROCR_LIST, text, left, messages)
+    name = HIP_LIST if HIP_LIST in environ else CUDA_LIST
+    text = environ.get(name)
+    return left if text is None else _selected(name, text, left, messages)
+
+
+def _level_zero(
+    devices: list[PhysicalDevice], environ: Mapping[str, str], messages: list[Message]
+) -> Sequence[PhysicalDevice]:
+    """The mask filters and never reorders; ``0.1`` is a tile of device 0."""
+    text = environ.get(ZE_MASK)
+    if not (text and text.strip()):
+        return devices
+    wanted = set()
+    for part in text.split(","):
+        number = part.strip().partition(".")[0]
+        if not (number.isascii() and number.isdigit() and len(number) < 9 and int(number) < len(devices)):
+            messages.append(_cut_message(ZE_MASK, text, part, "it is left out"))
+            continue
+        wanted.add(int(number))
+    return [device for number, device in enumerate(devices) if number in wanted]
+
+
+def _selected(name: str, text: str, devices: Sequence[PhysicalDevice], messages: list[Message]) -> list[PhysicalDevice]:
+    """Return the devices that a list names, up to the first entry that names none; none if it names one twice."""
+    words = [word.strip() for word in text.split(",")] if text.strip() else []
+    find = _finder(words[0] if words else "")
+    found: list[PhysicalDevice] = []
+    named: set[object] = set()
+    for word in words:
+        hit = find(word, devices)
+        if hit is None:
+            if word != "-1":
+                messages.append(_cut_message(name, text, word, "the list ends before it"))
+            break
+        device, key = hit
+        if key in named:
+            messages.append(_cut_message(name, text, word, "a GPU that is named twice leaves none"))
+            return []
+        named.add(key)
+        found.append(device)
+    return found
+
+
+def _finder(
+    first: str,
+) -> Callable[[str, Sequence[PhysicalDevice]], tuple[PhysicalDevice, object] | None]:
+    """Return how the entries are read: the first one tells, and another kind ends the list."""
+    if first.startswith("MIG-"):
+        return _by_part
+    return _by_uuid if first.startswith("GPU-") else _by_number
+
+
+def _by_number(word: str, devices: Sequence[PhysicalDevice]) -> tuple[PhysicalDevice, object] | None:
+    """As strtol reads: ``1gpu2`` is 1."""
+    match = NUMBER.match(word)
+    if match is None or match[1] == "-" or int(match[2]) >= len(devices):
+        return None
+    return devices[int(match[2])], int(match[2])
+
+
+def _by_uuid(word: str, devices: Sequence[PhysicalDevice]) -> tuple[PhysicalDevice, object] | None:
+    """By the UUID or as much of it as only one GPU has."""
+    if not word.startswith("GPU-"):
+        return None
+    hits = [device for device in devices if device.uuid.lower().startswith(word.lower())]
+    return (hits[0], hits[0].uuid) if len(hits) == 1 else None
+
+
+def _by_part(word: str, devices: Sequence[PhysicalDevice]) -> tuple[PhysicalDevice, object] | None:
+    """A MIG instance, by its UUID or in the form of older drivers (MIG-GPU-<uuid>/<instance>/<instance>): its GPU."""
+    old = re.fullmatch(r"MIG-(GPU-[0-9a-fA-F-]+)/[0-9]{1,3}/[0-9]{1,3}", word)
+    if old is not None:
+        hit = _by_uuid(old[1], devices)
+        return None if hit is None else (hit[0], word)
+    hits = [(device, part) for device in devices for part in device.parts if part.lower().startswith(word.lower())]
+    return hits[0] if word.startswith("MIG-") and len(hits) == 1 else None
+
+
+def _cut_message(name: str, text: str, word: str, consequence: str) -> Message:
+    told = f"{name} is {text!r}, and {word.strip()!r} in it names no GPU that is left here; {consequence}"
+    if "twice" in consequence:
+        told = f"{name} is {text!r}: {consequence}"
+    return Message("device-list-cut", "warning", told)

@@ -1,0 +1,425 @@
+"""GPUs of synthetic machines' files, of recorded machines, and of NVML over a stand-in driver."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ompaffinity
+from ompaffinity.devices import devices
+from ompaffinity.devices.agreement import settle
+from ompaffinity.devices.devices import read_devices, recorded_devices
+from ompaffinity.devices.nvml import read_nvml
+from ompaffinity.devices.pci import Answer, nearest_cpu_nodes, pci_address
+from ompaffinity.errors import RequestError, TopologyError
+from ompaffinity.topology.load import load_topology
+from ompaffinity.topology.sysfs import read_sysfs
+from ompaffinity.topology.tree import DirectoryTree
+from tests.conftest import ROOT, run_command
+
+NODES = "sys/devices/system/node"
+PCI = "sys/bus/pci/devices"
+TWO_NODES = {0: "0-3", 1: "4-7"}
+
+
+def write(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+
+
+def machine(root: Path, nodes: dict[int, str], distances: dict[int, str] | None = None) -> Path:
+    """Write a machine of these nodes (a CPU list each) with one core per CPU."""
+    cpus = [cpu for text in nodes.values() for cpu in ompaffinity.parse_id_list(text)]
+    online = ompaffinity.format_id_list(cpus)
+    files = {f"sys/devices/system/cpu/{name}": online for name in ("online", "present", "possible")}
+    files[f"{NODES}/online"] = ompaffinity.format_id_list(nodes)
+    for cpu in cpus:
+        folder = f"sys/devices/system/cpu/cpu{cpu}/topology"
+        files |= {f"{folder}/core_cpus_list": str(cpu), f"{folder}/physical_package_id": "0"}
+        files |= {f"{folder}/core_id": str(cpu), f"{folder}/thread_siblings_list": str(cpu)}
+    for node, text in nodes.items():
+        told = (distances or {}).get(node) or " ".join("10" if other == node else "20" for other in nodes)
+        files |= {f"{NODES}/node{node}/cpulist": text, f"{NODES}/node{node}/distance": told}
+    write(root, files)
+    return root
+
+
+def gpu(
+    root: Path, address: str, node: int | None, cpus: str = "", vendor: str = "0x10de", kind: str = "0x030200"
+) -> None:
+    files = {"class": kind, "vendor": vendor, "device": "0x1234", "local_cpulist": cpus}
+    if node is not None:
+        files["numa_node"] = str(node)
+    write(root, {f"{PCI}/{address}/{name}": text for name, text in files.items()})
+
+
+def seen(root: Path, environ: dict[str, str] | None = None, *, ask_drivers: bool = False) -> Any:
+    with DirectoryTree(str(root)) as tree:
+        topology = read_sysfs(tree, architecture="x86_64", machine="test")
+        return read_devices(tree, topology, environ or {}, ask_drivers=ask_drivers)
+
+
+def test_each_gpu_is_next_to_the_node_that_sysfs_tells(tmp_path: Path) -> None:
+    machine(tmp_path, TWO_NODES)
+    gpu(tmp_path, "0000:9b:00.0", 1, "4-7")
+    gpu(tmp_path, "0000:1a:00.0", 0, "0-3")
+    found = seen(tmp_path)
+    assert [(device.number, device.address, device.nodes, device.source) for device in found.devices] == [
+        (0, "0000:1a:00.0", (0,), "sysfs"),
+        (1, "0000:9b:00.0", (1,), "sysfs"),
+    ]
+    assert found.messages == ()
+    shuffled = seen(tmp_path, {"CUDA_VISIBLE_DEVICES": "1,0"})
+    assert [(device.number, device.nodes) for device in shuffled.devices] == [(0, (1,)), (1, (0,))]
+
+
+def test_one_that_nothing_is_known_of_says_nothing_of_the_others(tmp_path: Path) -> None:
+    machine(tmp_path, TWO_NODES)
+    gpu(tmp_path, "0000:1a:00.0", -1, "0-7")
+    gpu(tmp_path, "0000:9b:00.0", 1, "4-7")
+    found = seen(tmp_path)
+    assert [device.nodes for device in found.devices] == [(), (1,)]
+    (message,) = found.messages
+    assert (message.code, message.level) == ("device-node-unknown", "warning")
+    assert "GPU 0 (0000:1a:00.0)" in message.message
+
+
+def test_a_machine_with_one_node_needs_no_source(tmp_path: Path) -> None:
+    machine(tmp_path, {0: "0-3"})
+    gpu(tmp_path, "0000:1a:00.0", -1, "0-3")
+    (device,) = seen(tmp_path).devices
+    assert device.nodes == (0,)
+
+
+def test_what_is_no_gpu_is_not_listed(tmp_path: Path) -> None:
+    machine(tmp_path, TWO_NODES)
+    gpu(tmp_path, "0000:01:00.0", 0, vendor="0x1a03", kind="0x030000")
+    gpu(tmp_path, "0000:02:00.0", 0, vendor="0x15b3", kind="0x020000")
+    gpu(tmp_path, "0000:03:00.0", 0)
+    gpu(tmp_path, "0000:03:00.1", 0)
+    (tmp_path / PCI / "0000:03:00.1" / "physfn").mkdir()
+    gpu(tmp_path, "0000:04:00.0", 1, vendor="0x1002", kind="0x038000")
+    gpu(tmp_path, "10000:00:02.0", 1, vendor="0x8086", kind="0x030000")
+    assert [(device.address, device.vendor) for device in seen(tmp_path).devices] == [
+        ("0000:03:00.0", "nvidia"), ("0000:04:00.0", "amd"), ("10000:00:02.0", "intel"),
+    ]  # fmt: skip
+
+
+def test_a_bridge_above_it_may_know(tmp_path: Path) -> None:
+    machine(tmp_path, TWO_NODES)
+    above = "sys/devices/pci0000:40/0000:40:00.0"
+    write(tmp_path, {f"{above}/class": "0x060400", f"{above}/numa_node": "1"})
+    write(tmp_path, {f"{above}/0000:41:00.0/{name}": text for name, text in (
+        ("class", "0x030200"), ("vendor", "0x10de"), ("numa_node", "-1"), ("local_cpulist", "0-7"),
+    )})  # fmt: skip
+    (tmp_path / PCI).mkdir(parents=True)
+    (tmp_path / PCI / "0000:41:00.0").symlink_to("../../../devices/pci0000:40/0000:40:00.0/0000:41:00.0")
+    (device,) = seen(tmp_path).devices
+    assert (device.nodes, device.source) == ((1,), "bridge")
+
+
+def test_sources_that_differ_are_told_of(tmp_path: Path) -> None:
+    machine(tmp_path, TWO_NODES)
+    gpu(tmp_path, "0000:1a:00.0", 0, "4-7")
+    found = seen(tmp_path)
+    assert found.devices[0].nodes == (0,)
+    (message,) = found.messages
+    assert message.code == "device-sources-disagree"
+    assert "sysfs 0, local-cpus 1; sysfs is believed" in message.message
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"access1/initiators/node1/x": "", "access0/initiators/node0/x": ""}, (1,)),
+        # A generic initiator (a GPU, a network card) has no CPUs.
+        ({"access0/initiators/node2/x": "", "access0/initiators/node1/x": ""}, (1,)),
+        ({"distance": "80 40 10"}, (1,)),
+        # All as far, or unreachable: no information.
+        ({"distance": "80 80 10"}, None),
+        ({"distance": "255 255 10"}, None),
+        ({"distance": "0 40 10"}, (1,)),
+    ],
+)
+def test_the_cpus_next_to_a_gpus_own_memory(
+    tmp_path: Path, files: dict[str, str], expected: tuple[int, ...] | None
+) -> None:
+    machine(tmp_path, {**TWO_NODES, 2: ""}, {2: "80 80 10"})
+    write(tmp_path, {f"{NODES}/node2/{name}": text for name, text in files.items()})
+    with DirectoryTree(str(tmp_path)) as tree:
+        topology = read_sysfs(tree, architecture="aarch64", machine="test")
+        assert nearest_cpu_nodes(tree, topology, 2) == expected
+        assert nearest_cpu_nodes(tree, topology, 1) == (1,)
+        assert nearest_cpu_nodes(tree, topology, 77) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("00000000:1A:00.0", "0000:1a:00.0"),
+        ("0000:1a:00", "0000:1a:00.0"),
+        ("1a:00.0", "0000:1a:00.0"),
+        ("00010000:00:02.0", "10000:00:02.0"),
+        ("x", None),
+        ("0000:1a:00.9", None),
+        ("", None),
+    ],
+)
+def test_addresses_of_any_spelling(text: str, expected: str | None) -> None:
+    assert pci_address(text) == expected
+
+
+def test_no_source_is_no_crash() -> None:
+    topology = load_topology(synthetic="numa:2 core:2 pu:1", architecture="x86_64")
+    settled, messages = settle("GPU 0", [], topology)
+    assert (settled.nodes, settled.source) == ((), None)
+    assert "no source tells anything" in messages[0].message
+    assert settle("GPU 0", [Answer("sysfs", (1,), "")], topology)[0].nodes == (1,)
+
+
+# NVML: the real binding over a stand-in driver.
+
+needs_nvml = pytest.mark.skipif(
+    importlib.util.find_spec("pynvml") is None or shutil.which("gcc") is None,
+    reason="nvidia-ml-py (the extra [nvidia]) or gcc is not installed",
+)
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of a stand-in driver, and of one that is old."""
+    folders = {}
+    for name, flags in (("new", []), ("old", ["-DOLD_DRIVER"])):
+        folders[name] = tmp_path_factory.mktemp(name)
+        source = str(Path(__file__).with_name("nvml_standin.c"))
+        library = str(folders[name] / "libnvidia-ml.so.1")
+        subprocess.run(
+            ["gcc", "-O1", "-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1", *flags, "-o", library, source],
+            check=True,
+        )
+    return folders
+
+
+PROGRAM = """
+import json, sys
+from tests.devices.test_devices import seen
+found = seen(sys.argv[1], json.loads(sys.argv[2]), ask_drivers=True)
+rows = [[d.number, d.address, list(d.nodes), d.source, d.own_node, d.name, d.uuid] for d in found.devices]
+print(json.dumps([rows, [message.code for message in found.messages], found.libraries]))
+"""
+
+
+def by_nvml(root: Path, folder: Path, plan: str, environ: dict[str, str] | None = None) -> Any:
+    """Return what a new process sees with this driver."""
+    (root / "plan").write_text(plan)
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(root), json.dumps(environ or {})],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        env={**os.environ, "LD_LIBRARY_PATH": str(folder), "OMPAFFINITY_NVML_PLAN": str(root / "plan")},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def nodes_of(answer: Any) -> list[Any]:
+    return [row[2] for row in answer[0]]
+
+
+@needs_nvml
+def test_eight_gpus_on_two_nodes(tmp_path: Path, driver: dict[str, Path]) -> None:
+    machine(tmp_path, TWO_NODES)
+    plan = "".join(
+        f"gpu bus=00000000:{16 + at:02X}:00.0 uuid=GPU-{at:08x}-1 memory={1 << at // 4:x} cpu=f{'0' * (at // 4)}\n"
+        for at in range(8)
+    )
+    rows, codes, libraries = by_nvml(tmp_path, driver["new"], plan)
+    # The bus shows none of them here, as in a container.
+    assert [row[2] for row in rows] == [[0]] * 4 + [[1]] * 4
+    assert {row[3] for row in rows} == {"nvml-memory"}
+    assert (codes, libraries) == ([], {"nvidia": "ok"})
+    some = by_nvml(tmp_path, driver["new"], plan, {"CUDA_VISIBLE_DEVICES": "6,1"})
+    assert [row[1] for row in some[0]] == ["0000:16:00.0", "0000:11:00.0"]
+    assert nodes_of(some) == [[1], [0]]
+
+
+@needs_nvml
+def test_gpus_whose_memory_is_a_node_of_its_own(tmp_path: Path, driver: dict[str, Path]) -> None:
+    """GB200: nodes 0 and 1 have CPUs, 2, 10, 18 and 26 are the GPUs' memory."""
+    machine(tmp_path, {0: "0-71", 1: "72-143", 2: "", 10: "", 18: "", 26: ""})
+    plan = (
+        "gpu bus=00000008:01:00.0 own=2 memory=1 cpu=ffffffffffffffff,ff\n"
+        "gpu bus=00000009:01:00.0 own=10 memory=1 cpu=ffffffffffffffff,ff\n"
+        "gpu bus=00000018:01:00.0 own=18 memory=2 cpu=0,ffffffffffffff00,ffff\n"
+        "gpu bus=00000019:01:00.0 own=26 memory=2 cpu=0,ffffffffffffff00,ffff\n"
+    )
+    answer = by_nvml(tmp_path, driver["new"], plan)
+    assert nodes_of(answer) == [[0], [0], [1], [1]]
+    assert [row[4] for row in answer[0]] == [2, 10, 18, 26]
+    old = by_nvml(tmp_path, driver["old"], plan)
+    assert nodes_of(old) == [[0], [0], [1], [1]]
+    assert {row[3] for row in old[0]} == {"nvml-cpu"}
+
+
+@needs_nvml
+def test_only_the_node_of_its_memory_is_known(tmp_path: Path, driver: dict[str, Path]) -> None:
+    distances = {2: "40 80 10 100", 18: "80 40 100 10"}
+    machine(tmp_path, {0: "0-3", 1: "4-7", 2: "", 18: ""}, distances)
+    answer = by_nvml(tmp_path, driver["new"], "gpu bus=0008:01:00.0 own=2\ngpu bus=0018:01:00.0 own=18\n")
+    assert nodes_of(answer) == [[0], [1]]
+    assert {row[3] for row in answer[0]} == {"own-memory"}
+
+
+@needs_nvml
+def test_nodes_of_any_number(tmp_path: Path, driver: dict[str, Path]) -> None:
+    """POWER9: nodes 0 and 8 have CPUs, 252 to 255 are GPUs."""
+    machine(tmp_path, {0: "0-79", 8: "80-159", 252: "", 253: "", 254: "", 255: ""})
+    plan = "gpu bus=00000004:04:00.0 memory=1\ngpu bus=00000035:03:00.0 cpu=0,ffffffffffff0000,ffffffff\n"
+    assert nodes_of(by_nvml(tmp_path, driver["new"], plan)) == [[0], [8]]
+
+
+@needs_nvml
+def test_firmware_that_says_nothing(tmp_path: Path, driver: dict[str, Path]) -> None:
+    """No _PXM: sysfs says -1, and NVML names every node; that is no information, and not node 0."""
+    machine(tmp_path, TWO_NODES)
+    gpu(tmp_path, "0000:1a:00.0", -1, "0-7")
+    gpu(tmp_path, "0000:9b:00.0", -1, "0-7")
+    plan = "gpu bus=00000000:1A:00.0 memory=3 cpu=ff\ngpu bus=00000000:9B:00.0 memory=2 cpu=f0\n"
+    rows, codes, _ = by_nvml(tmp_path, driver["new"], plan)
+    assert [row[2:4] for row in rows] == [[[], None], [[1], "nvml-memory"]]
+    assert codes == ["device-node-unknown"]
+
+
+@needs_nvml
+def test_cpus_that_are_off_line_shift_nothing(tmp_path: Path, driver: dict[str, Path]) -> None:
+    machine(tmp_path, {0: "0-3", 1: "68-71"})
+    plan = "gpu bus=00000000:1A:00.0 cpu=f,0\ngpu bus=00000000:9B:00.0 cpu=0,f0\n"
+    assert nodes_of(by_nvml(tmp_path, driver["new"], plan)) == [[0], [1]]
+
+
+@needs_nvml
+def test_mig_instances_and_abbreviated_uuids(tmp_path: Path, driver: dict[str, Path]) -> None:
+    machine(tmp_path, TWO_NODES)
+    plan = (
+        "gpu bus=00000000:1A:00.0 uuid=GPU-aaaa0000-d72c memory=1\n"
+        "gpu bus=00000000:9B:00.0 uuid=GPU-bbbb0000-d72c memory=2 mig=MIG-1111-d72c;MIG-2222-d72c\n"
+    )
+    for visible in ("MIG-1111-d72c", "MIG-2222-d72c", "GPU-bbbb", "MIG-GPU-bbbb0000-d72c/1/0"):
+        answer = by_nvml(tmp_path, driver["new"], plan, {"CUDA_VISIBLE_DEVICES": visible})
+        assert [row[1:3] for row in answer[0]] == [["0000:9b:00.0", [1]]], visible
+
+
+@needs_nvml
+def test_a_gpu_that_is_lost_hides_no_other(tmp_path: Path, driver: dict[str, Path]) -> None:
+    machine(tmp_path, TWO_NODES)
+    gpu(tmp_path, "0000:1a:00.0", 0, "0-3")
+    plan = "gpu bus=00000000:1A:00.0 lost=1\ngpu bus=00000000:9B:00.0 memory=2\n"
+    assert nodes_of(by_nvml(tmp_path, driver["new"], plan)) == [[0], [1]]
+
+
+@needs_nvml
+def test_a_library_without_a_driver(tmp_path: Path, driver: dict[str, Path]) -> None:
+    machine(tmp_path, TWO_NODES)
+    gpu(tmp_path, "0000:1a:00.0", 1, "4-7")
+    rows, codes, libraries = by_nvml(tmp_path, driver["new"], "init_error 9\n")
+    assert [row[2] for row in rows] == [[1]]
+    assert codes == []
+    assert libraries == {"nvidia": "Driver Not Loaded"}
+
+
+def test_without_the_binding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    machine(tmp_path, TWO_NODES)
+    gpu(tmp_path, "0000:1a:00.0", 1, "4-7")
+    found = seen(tmp_path, ask_drivers=True)
+    assert [device.nodes for device in found.devices] == [(1,)]
+    assert "not installed" in found.libraries["nvidia"]
+    topology = load_topology(synthetic="numa:1 core:1 pu:1", architecture="x86_64")
+    with DirectoryTree(str(tmp_path)) as tree:
+        assert read_nvml(tree, topology).devices == ()
+
+
+# Recorded machines.
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ppc64le-power8-4p100-conv-2p2n8c16t", "ppc64le-power9-6v100-2p8n8c32t", "x86-avakas-visu01-conv-2p2n16c16t",
+        "x86-dgx2-conv-2p2n4c4t", "x86-silver4108-8ve-2p2n16c32t", "x86-x5680-2mic-2p2n12c24t",
+    ],
+)  # fmt: skip
+def test_recorded_machines(name: str, recorded_machines: Path) -> None:
+    path = recorded_machines / "sysfs" / f"{name}.tar.gz"
+    expected = json.loads((recorded_machines / "expected" / f"{name}.json").read_text())
+    topology = load_topology(machine=str(path))
+    found = {device.address: device for device in recorded_devices(str(path), topology).devices}
+    wanted = [row for row in expected["gpus"] if row["vendor"] not in ("0x102b", "0x1a03")]
+    assert sorted(found) == sorted(row["bdf"] for row in wanted)
+    every = {cpu.id for cpu in topology.cpus if cpu.online}
+    for row in wanted:
+        device = found[row["bdf"]]
+        local = set(ompaffinity.parse_id_list(row["local_cpus_online"] or ""))
+        # All CPUs is what a kernel says that does not know.
+        assert set(device.near_cpus(topology)) == (set() if local == every else local)
+        if row["numa_node"] not in (None, -1):
+            assert device.nodes == (row["numa_node"],)
+        assert device.own_node == row["memory_node"]
+
+
+# The command, and the names that servers know.
+
+
+def test_the_command(tmp_path: Path) -> None:
+    machine(tmp_path, TWO_NODES)
+    gpu(tmp_path, "0000:1a:00.0", 1, "4-7")
+    gpu(tmp_path, "0000:9b:00.0", -1, "0-7")
+    done = run_command("devices", "--machine", str(tmp_path), "--json", CUDA_VISIBLE_DEVICES="7")
+    document = json.loads(done.stdout)
+    assert document["schema"] == "ompaffinity.devices/1"
+    first, second = document["devices"]
+    # A recorded machine shows all of them, whatever is visible here.
+    assert (first["index"], first["address"], first["nodes"], first["near_cpus"]) == (0, "0000:1a:00.0", [1], "4-7")
+    assert first["answers"][0] == {"source": "sysfs", "nodes": [1], "detail": "numa_node 1"}
+    assert (second["nodes"], second["source"]) == ([], None)
+    assert [message["code"] for message in document["warnings"]] == ["device-node-unknown"]
+    table = run_command("devices", "--machine", str(tmp_path), "--strict")
+    assert table.returncode == 1
+    assert "10de:1234" in table.stdout
+    assert "unknown" in table.stdout
+    capture = tmp_path / "capture.json"
+    run_command("topology", "--machine", str(tmp_path), "--capture", str(capture))
+    refused = run_command("devices", "--machine", str(capture))
+    assert refused.returncode == 2
+    assert "holds no devices" in refused.stderr
+    assert run_command("devices").returncode == 0
+
+
+def test_the_names_that_servers_know(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine(tmp_path, TWO_NODES)
+    gpu(tmp_path, "0000:1a:00.0", 1, "4-7")
+    gpu(tmp_path, "0000:9b:00.0", -1, "0-7")
+    monkeypatch.setattr(devices, "live_devices", lambda topology: seen(tmp_path))
+    assert ompaffinity.get_all_device_numa_nodes() == [1, None]
+    assert ompaffinity.get_device_numa_node(0) == 1
+    assert ompaffinity.get_device_numa_node(1) is None
+    for wrong in (2, -1, True, "0"):
+        with pytest.raises(RequestError, match="is not one of the 2 GPUs"):
+            ompaffinity.get_device_numa_node(wrong)  # type: ignore[arg-type]
+
+
+def test_a_record_that_is_not_there() -> None:
+    with pytest.raises(TopologyError):
+        recorded_devices("/no/such/record", load_topology())

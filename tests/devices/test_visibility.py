@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ompaffinity.devices.visibility import AMD, INTEL, NVIDIA, OTHER, PhysicalDevice, visible_devices
+
+FIRST, SECOND = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "GPU-8932aaaa-d72c-4106-c12f-20bd9faed9f6"
+PART, OTHER_PART = "MIG-aaaa0000-1111", "MIG-bbbb0000-1111"
+
+
+def gpus(count: int, vendor: str = NVIDIA) -> list[PhysicalDevice]:
+    uuids = [FIRST, SECOND, *(f"GPU-{number:08x}-0000" for number in range(2, count))]
+    return [
+        PhysicalDevice(f"0000:{16 + number:02x}:00.0", vendor, "model", uuid, (PART, OTHER_PART) if number == 1 else ())
+        for number, uuid in zip(range(count), uuids)
+    ]
+
+
+def numbers(text: str | None, vendor: str = NVIDIA, environ: dict[str, str] | None = None) -> list[int]:
+    devices = gpus(4, vendor)
+    name = {NVIDIA: "CUDA_VISIBLE_DEVICES", AMD: "HIP_VISIBLE_DEVICES", INTEL: "ZE_AFFINITY_MASK"}[vendor]
+    found, _ = visible_devices(devices, environ or {} if text is None else {name: text})
+    return [devices.index(device) for device in found]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (None, [0, 1, 2, 3]),
+        ("", []),
+        ("2,0", [2, 0]),
+        (" 1 , 3 ", [1, 3]),
+        # The guide's own example: what follows the first invalid entry is not seen.
+        ("0,2,-1,1", [0, 2]),
+        ("0,9,1", [0]),
+        ("nonsense", []),
+        ("-1", []),
+        ("1gpu2,3", [1, 3]),
+        ("1,1", []),
+        ("0,1,0", []),
+        (FIRST, [0]),
+        ("GPU-8932a,GPU-8932f937", [1, 0]),
+        # Not unique, and unknown.
+        ("GPU-8932", []),
+        ("GPU-dead,GPU-8932f937", []),
+        # Kinds do not mix.
+        ("GPU-8932f937,0", [0]),
+        ("0,GPU-8932f937", [0]),
+        (PART, [1]),
+        (f"{PART},{OTHER_PART}", [1, 1]),
+        (f"{PART},{PART}", []),
+        (f"MIG-{SECOND}/1/0", [1]),
+        ("MIG-unknown", []),
+        ("99999999999999999999", []),
+        (",0", []),
+    ],
+)
+def test_cuda(text: str | None, expected: list[int]) -> None:
+    assert numbers(text) == expected
+
+
+def test_gpus_are_numbered_by_their_addresses() -> None:
+    far, near, wide = (PhysicalDevice(address, NVIDIA) for address in ("0001:01:00.0", "0000:9b:00.0", "10000:00:02.0"))
+    found, messages = visible_devices([wide, far, near], {})
+    assert found == (near, far, wide)
+    assert messages == ()
+
+
+@pytest.mark.parametrize(
+    ("environ", "told"),
+    [
+        ({}, True),
+        ({"CUDA_VISIBLE_DEVICES": "1,0"}, True),
+        ({"CUDA_VISIBLE_DEVICES": "GPU-a"}, False),
+        ({"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, False),
+    ],
+)
+def test_gpus_that_differ_are_in_an_order_that_only_cuda_knows(environ: dict[str, str], told: bool) -> None:
+    devices = [PhysicalDevice("0000:01:00.0", NVIDIA, "A100", "GPU-a"), PhysicalDevice("0000:02:00.0", NVIDIA, "H100")]
+    _, messages = visible_devices(devices, environ)
+    assert [message.code for message in messages] == ["device-order-unknown"] * told
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected"),
+    [
+        ({"ROCR_VISIBLE_DEVICES": "2,3"}, [2, 3]),
+        ({"HIP_VISIBLE_DEVICES": "3"}, [3]),
+        ({"CUDA_VISIBLE_DEVICES": "3"}, [3]),
+        # HIP's wins over CUDA's.
+        ({"CUDA_VISIBLE_DEVICES": "3", "HIP_VISIBLE_DEVICES": "1"}, [1]),
+        # ROCr's is applied first, and HIP counts anew.
+        ({"ROCR_VISIBLE_DEVICES": "3,2", "HIP_VISIBLE_DEVICES": "1,0"}, [2, 3]),
+        ({"ROCR_VISIBLE_DEVICES": "3", "HIP_VISIBLE_DEVICES": "1"}, []),
+        ({"ROCR_VISIBLE_DEVICES": "GPU-8932f937", "HIP_VISIBLE_DEVICES": "0"}, [0]),
+    ],
+)
+def test_rocm(environ: dict[str, str], expected: list[int]) -> None:
+    assert numbers(None, AMD, environ) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("", [0, 1, 2, 3]), ("2,0", [0, 2]), ("1.0,1.1", [1]), ("0.1,3", [0, 3]), ("9", []), ("x,1", [1])],
+)
+def test_level_zero_filters_and_never_reorders(text: str, expected: list[int]) -> None:
+    assert numbers(text, INTEL) == expected
+
+
+def test_what_cuts_a_list_is_said() -> None:
+    _, messages = visible_devices(gpus(2), {"CUDA_VISIBLE_DEVICES": "0,7"})
+    (message,) = messages
+    assert (message.code, message.level) == ("device-list-cut", "warning")
+    assert message.message.startswith("CUDA_VISIBLE_DEVICES is '0,7', and '7' in it names no GPU that is left here")
+    # -1 is how a list is ended on purpose.
+    assert visible_devices(gpus(2), {"CUDA_VISIBLE_DEVICES": "-1"})[1] == ()
+    _, (twice,) = visible_devices(gpus(2), {"CUDA_VISIBLE_DEVICES": "1,1"})
+    assert "named twice leaves none" in twice.message
+
+
+def test_a_machine_with_gpus_of_several_vendors() -> None:
+    devices = [PhysicalDevice(f"0000:0{at}:00.0", vendor) for at, vendor in enumerate((OTHER, INTEL, AMD, NVIDIA))]
+    found, _ = visible_devices(devices, {"HIP_VISIBLE_DEVICES": ""})
+    assert [device.vendor for device in found] == [NVIDIA, INTEL, OTHER]
+
+
+@given(st.text(max_size=30), st.text(max_size=30), st.integers(0, 4))
+def test_any_text_selects_only_what_is_there(first: str, second: str, count: int) -> None:
+    for vendor, names in (
+        (NVIDIA, ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")),
+        (AMD, ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")),
+        (INTEL, ("ZE_AFFINITY_MASK", "CUDA_VISIBLE_DEVICES")),
+    ):
+        devices = gpus(count, vendor)
+        found, _ = visible_devices(devices, dict(zip(names, (first, second))))
+        assert set(found) <= set(devices)
+
+
+@given(st.lists(st.integers(0, 3), unique=True))
+def test_numbers_are_taken_in_their_order(chosen: list[int]) -> None:
+    assert numbers(",".join(map(str, chosen))) == chosen
