@@ -34,8 +34,9 @@ class Seat(NamedTuple):
 def seat_within_mask(environ: Mapping[str, str], place: LauncherRank) -> Seat:
     """Return this rank's place among the local ranks that share its mask.
 
-    A rank that is not seen within two seconds counts to those who share: then nothing is given twice, but
-    something may be left unused.
+    A rank that is not seen within two seconds (it has ended, or has not begun) counts to those who share where the
+    masks are too wide for all ranks to have one of their own: then nothing is given twice, but something may be left
+    unused.
     """
     size = place.local_world_size or 1
     everybody = Seat(place.local_rank, size)
@@ -75,6 +76,9 @@ def _seen(variable: str, launcher: int, local_rank: int, size: int, mine: set[in
         if not open_ranks or time.monotonic() >= deadline:
             break
         time.sleep(POLL_SECONDS)
+    if size * len(mine) <= len(given):
+        # There is room for a mask of its own for each.
+        open_ranks, masks = set(), {rank: masks.get(rank, given) for rank in range(size)}
     sharers = [rank for rank in range(size) if rank in open_ranks or masks[rank] <= mine]
     return Seat(sharers.index(local_rank), len(sharers), not open_ranks)
 

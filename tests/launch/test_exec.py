@@ -21,7 +21,8 @@ names = ("OMP_NUM_THREADS", "OMPAFFINITY_PLACEMENT")
 with open(os.path.join(os.environ["REPORTS"], str(os.getpid())), "w") as file:
     json.dump([sorted(os.sched_getaffinity(0)), *(os.environ.get(name) for name in names)], file)
 """
-EXEC = [sys.executable, "-m", "ompaffinity", "exec"]
+# Which runtime a worker loads is not the same everywhere.
+EXEC = [sys.executable, "-m", "ompaffinity", "exec", "--runtime", "gomp", "--granularity", "thread"]
 WORKER = ["--", sys.executable, "-c", REPORT]
 CPUS = sorted(os.sched_getaffinity(0))
 
@@ -77,7 +78,7 @@ def test_what_the_options_say(rank: int, folder: Path) -> None:
     done = launch(*EXEC, "--local-rank", str(rank), "--local-world-size", "2", *WORKER)
     assert done.stderr == ""
     ((mask, threads, placement),) = reports(folder)
-    plan = json.loads(launch(sys.executable, "-m", "ompaffinity", "plan", "--tp", "2", "--json").stdout)
+    plan = json.loads(launch(sys.executable, "-m", "ompaffinity", "plan", *EXEC[4:], "--tp", "2", "--json").stdout)
     expected = {name: value for name, value in plan["ranks"][rank].items() if name not in ("environment", "unset")}
     assert json.loads(placement) == expected
     assert set(expected["cpus"]) <= set(mask) <= set(CPUS)
@@ -196,7 +197,7 @@ SCRIPT = "#!/bin/sh\n{before}\n{command}\n{after}\n"
 
 def script(folder: Path, before: str = "", after: str = "", prefix: str = "") -> Path:
     path = folder.with_name(f"{folder.name}-script")
-    words = [sys.executable, "-m", "ompaffinity", "exec", "--reserve", "0", *WORKER]
+    words = [*EXEC, "--reserve", "0", *WORKER]
     path.write_text(SCRIPT.format(before=before, after=after, command=f"{prefix} {shlex.join(words)}"))
     path.chmod(0o755)
     return path

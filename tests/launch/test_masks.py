@@ -80,6 +80,14 @@ def test_who_is_not_seen_counts(processes: Any) -> None:
     assert seat_within_mask(TOLD, place(1, 4)) == Seat(1, 3, certain=False)
 
 
+def test_who_is_not_seen_has_a_mask_of_its_own_where_there_is_room(processes: Any) -> None:
+    processes({0, 1, 2, 3}, {1}, {0: {0, 1, 2, 3}})
+    assert seat_within_mask(TOLD, place(1, 4)) == Seat(0, 1)
+    # Who is seen to share does so.
+    processes({0, 1, 2, 3}, {0, 1}, {0: {0}})
+    assert seat_within_mask(TOLD, place(1, 2)) == Seat(1, 2)
+
+
 def test_only_the_options_say_which_rank_this_is(processes: Any) -> None:
     processes({0, 1, 2, 3}, {0, 1}, {})
     assert seat_within_mask({}, place(1, 2, "the options")) == Seat(0, 1)

@@ -21,7 +21,7 @@ from tests.conftest import ROOT
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RUN = [sys.executable, "-m", "ompaffinity", "run"]
+RUN = [sys.executable, "-m", "ompaffinity", "run", "--runtime", "gomp", "--granularity", "thread"]
 CPUS = sorted(os.sched_getaffinity(0))
 TWO = ["--tp", "2", *(["--oversubscribe"] if len(CPUS) < 2 else [])]
 
