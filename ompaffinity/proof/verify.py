@@ -188,7 +188,7 @@ def verify_processes(pids: Iterable[int], placements: Sequence[RankPlacement] | 
                 " cannot be read); give its plan with --plan FILE"
             )
         verdict = compare_with_placement(placement, state)
-        first = started.setdefault(placement.local_rank, pid)
+        first = started.setdefault(placement.rank, pid)
         if first != pid:
             twice = Difference(
                 "process",

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -349,6 +349,24 @@ def test_two_workers_with_the_environment_of_one_rank() -> None:
         verdict = verify_processes([first, second, second], plan.ranks)
         assert [rank.pid for rank in verdict.ranks] == [first, second]
         assert "a fork server" in only_cause(verdict.ranks[1])
+
+
+def test_ranks_that_were_bound_apart_are_no_double_start() -> None:
+    """Where a launcher has bound them apart, exec plans for each as the only one: rank 0 and 1 have the same seat."""
+    manager = OMPProcessManager(live_plan(bind=((CPUS[0],),)))
+    sleeper = [sys.executable, "-c", "print(flush=True); import time; time.sleep(60)"]
+    with ExitStack() as stack:
+        processes = []
+        for rank in (0, 1, 1):
+            with manager.configure_omp_envs(rank, 0):
+                process = stack.enter_context(subprocess.Popen(sleeper, stdout=subprocess.PIPE))
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            process.stdout.readline()
+            processes.append(process.pid)
+        verdict = verify_processes(processes)
+    told = [any("so was process" in difference.message for difference in rank.differences) for rank in verdict.ranks]
+    assert told == [False, False, True]
 
 
 @needs_intel
