@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import sys
 
 from ompaffinity.devices.devices import live_devices, recorded_devices
+from ompaffinity.jsontext import to_json
 from ompaffinity.topology.load import load_topology
 
 TYPE_CHECKING = False
@@ -15,12 +15,11 @@ if TYPE_CHECKING:
 
 def run_devices(values: dict[str, Any]) -> int:
     """Print one row per GPU; 1 under --strict with a warning, else 0."""
-    machine = {name: values[name] for name in ("machine", "architecture") if name in values}
-    topology = load_topology(**machine)
-    found = live_devices(topology) if "machine" not in machine else recorded_devices(machine["machine"], topology)
+    machine = values.get("machine")
+    topology = load_topology(machine=machine)
+    found = live_devices(topology) if machine is None else recorded_devices(machine, topology)
     if values.get("json"):
-        json.dump(found.to_document(topology), sys.stdout)
-        sys.stdout.write("\n")
+        sys.stdout.write(to_json(found.to_document(topology)) + "\n")
     else:
         from ompaffinity.cli.tables import print_devices
 

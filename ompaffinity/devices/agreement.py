@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ompaffinity.devices.pci import cpu_nodes
 from ompaffinity.records import Message, NamedTuple
 from ompaffinity.topology.idlist import format_id_list
 
@@ -32,9 +33,9 @@ def settle(label: str, answers: Iterable[Answer], topology: Topology) -> tuple[S
     """
     told = sorted(answers, key=lambda answer: TRUST.index(answer.source))
     known = [answer for answer in told if answer.nodes]
-    with_cpus = [node.id for node in topology.nodes if node.cpus]
+    with_cpus = cpu_nodes(topology)
     if not known and len(with_cpus) <= 1:
-        return Settled(tuple(with_cpus), "only-node" if with_cpus else None), []
+        return Settled(with_cpus, "only-node" if with_cpus else None), []
     if not known:
         said = "; ".join(f"{answer.source}: {answer.detail}" for answer in told) or "no source tells anything"
         text = f"{label}: which NUMA node it is next to is not known ({said}), so nothing can be put next to it"

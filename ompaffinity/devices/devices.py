@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from ompaffinity.devices.agreement import settle
-from ompaffinity.devices.pci import Answer, own_memory_node, pci_answers, pci_devices
+from ompaffinity.devices.pci import Answer, pci_answers, pci_devices
 from ompaffinity.devices.visibility import NVIDIA, visible_devices
 from ompaffinity.errors import RequestError
 from ompaffinity.records import Message, NamedTuple
@@ -13,7 +13,7 @@ from ompaffinity.topology.idlist import format_id_list
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from typing import Any
 
     from ompaffinity.devices.nvml import DriverView
@@ -84,7 +84,7 @@ class DeviceList(NamedTuple):
 
 
 def live_devices(topology: Topology) -> DeviceList:
-    """Return the GPUs that this process sees; the drivers' libraries are asked where there is such a GPU."""
+    """Return the GPUs that this process sees; the drivers' libraries are asked, too."""
     from ompaffinity.topology.tree import DirectoryTree
 
     with DirectoryTree("/") as tree:
@@ -118,11 +118,12 @@ def read_devices(
     visible, messages = visible_devices([*known.values()], environ)
     found, told = [], list(messages)
     for index, device in enumerate(visible):
-        said = [*pci_answers(tree, topology, device.address)]
-        said += [answer for answer in answers.get(device.address, ()) if answer.source not in {a.source for a in said}]
+        said = pci_answers(tree, topology, device.address)
+        known_sources = {answer.source for answer in said}
+        said += [answer for answer in answers.get(device.address, ()) if answer.source not in known_sources]
         settled, about = settle(f"GPU {index} ({device.address})", said, topology)
         told += about
-        own = own_memory_node(tree, device.address)
+        own = next((answer.named for answer in said if answer.source == "own-memory"), None)
         found.append(
             Device(
                 index,
@@ -132,7 +133,7 @@ def read_devices(
                 device.uuid,
                 settled.nodes,
                 settled.source,
-                own if own is not None else _own_node(said),
+                own,
                 tuple(said),
             )
         )
@@ -144,14 +145,6 @@ def _views(tree: Tree, topology: Topology) -> list[tuple[str, DriverView]]:
     from ompaffinity.devices.nvml import read_nvml
 
     return [(NVIDIA, read_nvml(tree, topology))]
-
-
-def _own_node(answers: Sequence[Answer]) -> int | None:
-    """Return the node that a driver says the GPU's memory is."""
-    for answer in answers:
-        if answer.source == "own-memory":
-            return int(answer.detail.rpartition(" ")[2])
-    return None
 
 
 def get_device_numa_node(index: int) -> int | None:

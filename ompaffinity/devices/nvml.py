@@ -8,16 +8,16 @@ from __future__ import annotations
 
 from contextlib import suppress
 
-from ompaffinity.devices.pci import Answer, cpu_nodes, informs, nearest_cpu_nodes, pci_address
+from ompaffinity.devices.pci import cpu_nodes, located, own_memory, pci_address
 from ompaffinity.devices.visibility import NVIDIA, PhysicalDevice
 from ompaffinity.records import NamedTuple
-from ompaffinity.topology.idlist import format_id_list
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
 
+    from ompaffinity.devices.pci import Answer
     from ompaffinity.topology.model import Topology
     from ompaffinity.topology.tree import Tree
 
@@ -94,19 +94,18 @@ def _answers(nvml: Any, handle: Any, tree: Tree, topology: Topology) -> Iterable
     scope = getattr(nvml, "NVML_AFFINITY_SCOPE_NODE", 0)
     mask = _asked(nvml, "nvmlDeviceGetMemoryAffinity", handle, words, scope)
     if mask is not None:
-        near = tuple(node for node in with_cpus if node in _bits(mask))
-        told = near if informs(topology, near) else None
-        yield Answer("nvml-memory", told, f"memory affinity {format_id_list(near) or 'none'}")
+        nodes = _bits(mask)
+        near = tuple(node for node in with_cpus if node in nodes)
+        yield located("nvml-memory", "memory affinity is that", near, topology)
     words = max(cpu.id for cpu in topology.cpus) // WORD_BITS + 1
     mask = _asked(nvml, "nvmlDeviceGetCpuAffinity", handle, words)
     if mask is not None:
         cpus = _bits(mask)
         near = tuple(node for node in with_cpus if cpus & set(topology.node(node).cpus))
-        told = near if informs(topology, near) else None
-        yield Answer("nvml-cpu", told, f"CPU affinity with node {format_id_list(near) or 'none'}")
+        yield located("nvml-cpu", "CPU affinity is that", near, topology)
     own = _asked(nvml, "nvmlDeviceGetNumaNodeId", handle)
     if own is not None:
-        yield Answer("own-memory", nearest_cpu_nodes(tree, topology, own), f"its memory is node {own}")
+        yield own_memory(own, tree, topology)
 
 
 def _asked(nvml: Any, function: str, *arguments: Any, field: str | None = None) -> Any:

@@ -12,7 +12,7 @@ import re
 from ompaffinity.devices.visibility import AMD, INTEL, NVIDIA, OTHER, PhysicalDevice
 from ompaffinity.errors import IdListError
 from ompaffinity.records import NamedTuple
-from ompaffinity.topology.idlist import parse_id_list, parse_mask
+from ompaffinity.topology.idlist import format_id_list, parse_id_list, parse_mask
 from ompaffinity.topology.nodes import NODE_ROOT
 from ompaffinity.topology.text import numbered, read_number, read_text
 
@@ -36,12 +36,13 @@ NO_DISTANCE = (0, 255)
 class Answer(NamedTuple):
     """What one source says of where a GPU is: `nodes` are NUMA nodes with CPUs that it is next to, None: it cannot say.
 
-    `detail` says what was read, in a few words.
+    `detail` says what was read, in a few words, and `named` which node, where it was a single one.
     """
 
     source: str
     nodes: tuple[int, ...] | None
     detail: str
+    named: int | None = None
 
 
 def pci_address(text: str) -> str | None:
@@ -78,21 +79,30 @@ def pci_answers(tree: Tree, topology: Topology, address: str) -> list[Answer]:
     node = read_number(tree, f"{folder}/numa_node")
     if node is not None:
         nodes = nearest_cpu_nodes(tree, topology, node) if node >= 0 else None
-        answers.append(Answer("sysfs", nodes, f"numa_node {node}"))
+        answers.append(Answer("sysfs", nodes, f"numa_node {node}", node))
     local = _local_cpus(tree, folder)
     if local:
         near = tuple(found for found in cpu_nodes(topology) if local & set(topology.node(found).cpus))
-        # All CPUs is what the kernel says where it knows nothing.
-        told = near if informs(topology, near) else None
-        answers.append(Answer("local-cpus", told, f"CPUs of node {','.join(map(str, near)) or 'none'}"))
+        answers.append(located("local-cpus", "its CPUs are those", near, topology))
     bridge = _bridge_node(tree, folder)
     if bridge is not None:
         nodes = nearest_cpu_nodes(tree, topology, bridge)
-        answers.append(Answer("bridge", nodes, f"a bridge above it has numa_node {bridge}"))
-    own = own_memory_node(tree, address)
+        answers.append(Answer("bridge", nodes, f"a bridge above it has numa_node {bridge}", bridge))
+    own = _own_memory_node(tree, address)
     if own is not None:
-        answers.append(Answer("own-memory", nearest_cpu_nodes(tree, topology, own), f"its memory is node {own}"))
+        answers.append(own_memory(own, tree, topology))
     return answers
+
+
+def located(source: str, what: str, near: tuple[int, ...], topology: Topology) -> Answer:
+    """Return the answer of a source that names CPU nodes: all of several is what it says where it knows nothing."""
+    detail = f"{what} of node {format_id_list(near) or 'none'}"
+    return Answer(source, near if informs(topology, near) else None, detail)
+
+
+def own_memory(node: int, tree: Tree, topology: Topology) -> Answer:
+    """Return the answer that follows from the node that a GPU's own memory is."""
+    return Answer("own-memory", nearest_cpu_nodes(tree, topology, node), f"its memory is node {node}", node)
 
 
 def _bridge_node(tree: Tree, folder: str) -> int | None:
@@ -108,7 +118,7 @@ def _bridge_node(tree: Tree, folder: str) -> int | None:
     return None
 
 
-def own_memory_node(tree: Tree, address: str) -> int | None:
+def _own_memory_node(tree: Tree, address: str) -> int | None:
     """Return the NUMA node that the memory of an NVIDIA GPU is, None where it is none."""
     text = read_text(tree, f"{NVIDIA_ROOT}/{address}/numa_status") or ""
     found = re.search(r"^Node:\s*([0-9]{1,5})\s*$", text, re.MULTILINE)
