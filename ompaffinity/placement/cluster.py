@@ -145,7 +145,7 @@ def ranks_by_room(
     )
 
 
-def _dealt_out(room: list[int], most: list[int] | None, groups: int, size: int) -> list[int]:
+def _dealt_out(room: Sequence[float], most: Sequence[float] | None, groups: int, size: int) -> list[int]:
     """Return the ranks of each machine after the last group that fits."""
     counts = [0] * len(room)
     for _ in range(groups):
@@ -206,9 +206,7 @@ def _request_of_host(request: PlacementRequest, node: ClusterNode, count: int) -
 
 def _dealt(members: Sequence[ClusterNode], placements: Sequence[RankPlacement]) -> list[ClusterRank]:
     """Deal one machine's ranks out to its nodes by their slots; each gets its CPUs' worth of them, if there are."""
-    counts = [0] * len(members)
-    for _ in placements:
-        counts[max(range(len(members)), key=lambda place: (members[place].slots / (counts[place] + 1), -place))] += 1
+    counts = _dealt_out([node.slots for node in members], None, len(placements), 1)
     ranks: list[ClusterRank] = []
     for node, count in zip(members, counts):
         for placement in placements[len(ranks) : len(ranks) + count]:
