@@ -45,4 +45,6 @@ def _command(values: dict[str, Any], verb: str) -> tuple[str, ...]:
     if "command" not in values:
         raise RequestError(f"{verb} needs a command; write ompaffinity {verb} -- python worker.py")
     command: tuple[str, ...] = values["command"]
+    if not command[0]:
+        raise RequestError(f"the command after -- is empty; write ompaffinity {verb} -- python worker.py")
     return command

@@ -7,10 +7,11 @@ import os
 import sys
 
 from ompaffinity.errors import RequestError
-from ompaffinity.launch.bind_exec import restore_signals
+from ompaffinity.launch.bind_exec import NOT_STARTED, restore_signals
 from ompaffinity.launch.masks import Seat, seat_within_mask
 from ompaffinity.launch.ranks import LauncherRank, local_world
 from ompaffinity.openmp.manager import OMPProcessManager
+from ompaffinity.placement.request import SIZES, product_of_sizes
 from ompaffinity.records import Message
 
 TYPE_CHECKING = False
@@ -20,10 +21,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("ompaffinity")
 
-NOT_STARTED = 127
 MOST_CPUS = 8192
 """NR_CPUS is at most this in any kernel today."""
-SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 
 
 def exec_bound(
@@ -38,23 +37,26 @@ def exec_bound(
     """Become `command`, bound as the local rank that the launcher (or the arguments) say; returns only if not.
 
     `options` are those of a plan. It is for all local ranks that share this process's mask: for one, where the
-    launcher has bound each rank apart. `override` plans with all that the cpuset
-    leaves.
-    The status is 1 where `strict` forbids a warning, 127 where the command cannot be started.
+    launcher has bound each rank apart. `override` plans with all that the cpuset leaves. The status is 1 where
+    `strict` forbids a warning, 127 where the command cannot be started.
 
     Raises:
         RequestError, PlacementError, TopologyError: there can be no such plan here.
         BindingError: the kernel refuses to bind, under `strict`.
     """
     place = local_world(os.environ, local_rank, local_world_size)
-    said = []
+    said: list[Message] = []
+
+    def warn(code: str, text: str) -> None:
+        said.append(Message(code, "warning", text))
+        logger.warning("%s: %s", code, text)
+
     if place is None:
         text = (
             "no launcher says which rank this is (torchrun, mpirun, srun ...), so it is taken for rank 0 of 1;"
             " say it with --local-rank and --local-world-size"
         )
-        said.append(Message("rank-unknown", "warning", text))
-        logger.warning("%s: %s", said[0].code, text)
+        warn("rank-unknown", text)
         place = LauncherRank("nobody", 0, 1, 0, 1)
     if override:
         widen_to_cpuset()
@@ -67,8 +69,7 @@ def exec_bound(
             f" {place.local_rank} takes one of {seat.sharers} parts of its mask; let the launcher bind none (mpirun"
             " --bind-to none, srun --cpu-bind=none), or say --override"
         )
-        said.append(Message("outside-binding", "warning", text))
-        logger.warning("%s: %s", said[-1].code, text)
+        warn("outside-binding", text)
     manager = OMPProcessManager(strict=strict, **_with_sizes(options, place, seat.sharers))
     if strict and any(message.level == "warning" for message in (*said, *manager.warnings)):
         return 1
@@ -91,11 +92,9 @@ def _with_sizes(options: Mapping[str, Any], place: LauncherRank, ranks: int) -> 
     Raises:
         RequestError: sizes were asked for that are another number of ranks.
     """
-    given = dict(options)
-    sizes = {name: given.pop(name) for name in SIZES if name in given}
-    product = 1
-    for size in sizes.values():
-        product *= size
+    sizes = {name: size for name, size in options.items() if name in SIZES}
+    given = {name: value for name, value in options.items() if name not in SIZES}
+    product = product_of_sizes(sizes)
     if sizes and product != (place.local_world_size or 1):
         raise RequestError(
             f"--tp, --pp and --dp make {product} local ranks, but {place.launcher} started {place.local_world_size}"

@@ -11,6 +11,7 @@ import os
 import time
 
 from ompaffinity.launch.ranks import local_rank_variable
+from ompaffinity.processes import mask_of, parent_of, started_with
 from ompaffinity.records import NamedTuple
 
 TYPE_CHECKING = False
@@ -49,10 +50,10 @@ def seat_within_mask(environ: Mapping[str, str], place: LauncherRank) -> Seat:
     mine = os.sched_getaffinity(0)
     if variable is None or variable not in environ:
         # Only the options say which rank this is: a mask that is one of as many parts of the starter's is its own.
-        starters = _mask(os.getppid()) or mine
+        starters = mask_of(os.getppid()) or mine
         return Seat(0, 1) if mine < starters and size * len(mine) <= len(starters) else everybody
     launcher = _launcher(variable)
-    given = _mask(launcher)
+    given = mask_of(launcher)
     if given is None or mine == given:
         return everybody
     return _seen(variable, launcher, place.local_rank, size, mine, given)
@@ -86,8 +87,8 @@ def _seen(variable: str, launcher: int, local_rank: int, size: int, mine: set[in
 def _launcher(variable: str) -> int:
     """Return the nearest ancestor that has not been told a local rank: it, or what it runs under, gives them out."""
     pid = os.getppid()
-    while pid > 1 and variable in (_environment(pid) or {}):
-        pid = _parent(pid)
+    while pid > 1 and variable in _environment(pid):
+        pid = parent_of(pid)
     return pid
 
 
@@ -96,14 +97,14 @@ def _masks_of_ranks(variable: str, launcher: int) -> dict[int, set[int]]:
     children: dict[int, list[int]] = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
-            children.setdefault(_parent(int(name)), []).append(int(name))
+            children.setdefault(parent_of(int(name)), []).append(int(name))
     found: dict[int, set[int]] = {}
     left = list(children.get(launcher, ()))
     while left:
         pid = left.pop()
         left += children.get(pid, ())
-        text = (_environment(pid) or {}).get(variable, "")
-        mask = _mask(pid)
+        text = _environment(pid).get(variable, "")
+        mask = mask_of(pid)
         if mask is None or not (text.isascii() and text.isdigit()):
             continue
         rank = int(text)
@@ -112,27 +113,9 @@ def _masks_of_ranks(variable: str, launcher: int) -> dict[int, set[int]]:
     return found
 
 
-def _mask(pid: int) -> set[int] | None:
+def _environment(pid: int) -> dict[str, str]:
+    """Return what a process was started with, nothing where it may not be read."""
     try:
-        return os.sched_getaffinity(pid)
+        return started_with(pid)
     except OSError:
-        return None
-
-
-def _parent(pid: int) -> int:
-    """Return the number of a process's parent (proc(5), stat: the second field ends with the last parenthesis)."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[1])
-    except (OSError, IndexError, ValueError):
-        return 0
-
-
-def _environment(pid: int) -> dict[str, str] | None:
-    """Return what a process was started with, None where it may not be read."""
-    try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            text = file.read().decode("utf-8", "replace")
-    except OSError:
-        return None
-    return {name: value for name, equals, value in (word.partition("=") for word in text.split("\0")) if equals}
+        return {}

@@ -111,13 +111,20 @@ class RankOutput:
         except OSError:
             # It holds nothing now, or was closed, for this thread came too late.
             return 0
+        self._hand_over(lines, text)
+        return len(text)
+
+    def _hand_over(self, lines: _Lines, text: bytes) -> None:
+        """Hand on what a rank printed; nothing is the end of it."""
         try:
-            lines.take(text) if text else lines.finish()
+            if text:
+                lines.take(text)
+            else:
+                lines.finish()
         except OSError:
             # Nobody reads any more; what comes is still read, or the ranks would wait for ever.
             lines.close()
             self._when_closed()
-        return len(text)
 
     def _drain(self) -> None:
         """Hand on what is in the pipes; somebody whom a rank has started may fill them for ever."""
@@ -125,13 +132,7 @@ class RankOutput:
             drained = 0
             while drained < MOST_DRAINED and (size := self._take(pipe.fileno(), lines)):
                 drained += size
-            self._take_end(lines)
-
-    def _take_end(self, lines: _Lines) -> None:
-        try:
-            lines.finish()
-        except OSError:
-            lines.close()
+            self._hand_over(lines, b"")
 
     def _file(self, rank: int, name: str) -> BinaryIO:
         path = os.path.join(str(self._log_dir), f"rank-{rank}.{name}")

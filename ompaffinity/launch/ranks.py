@@ -198,3 +198,27 @@ def _number(name: str, environ: Mapping[str, str]) -> int | None:
     if not (text.isascii() and text.isdigit() and len(text) < 10):
         raise RequestError(f"the environment variable {name} is {text!r}; a launcher sets it to a number")
     return int(text)
+
+
+def rank_variables(
+    rank: int, world_size: int, local_rank: int, local_world_size: int, *, address: str = "127.0.0.1", port: int = 0
+) -> dict[str, str]:
+    """Return what tells a worker who it is, as torchrun does; `address` and `port` are where rank 0 listens."""
+    return {
+        TORCHRUN.rank: str(rank),
+        TORCHRUN.world_size: str(world_size),
+        TORCHRUN.local_rank: str(local_rank),
+        TORCHRUN.local_world_size: str(local_world_size),
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+    }
+
+
+def free_port() -> int:
+    """Return a TCP port of this machine that nobody listens on."""
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port

@@ -19,6 +19,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from ompaffinity.errors import RequestError
 from ompaffinity.launch import bind_exec, watch
 from ompaffinity.launch.output import RankOutput
+from ompaffinity.launch.ranks import free_port, rank_variables
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
-NOT_STARTED = 127
 POLL_SECONDS = 0.05
 OUTPUT_SECONDS = 2.0
 
@@ -49,11 +49,8 @@ def run_ranks(
     """
     reason = _why_not_started(command[0])
     if reason is not None:
-        print(
-            f"ompaffinity: error: {command[0] or 'a command without a name'} cannot be started: {reason}",
-            file=sys.stderr,
-        )
-        return NOT_STARTED
+        print(f"ompaffinity: error: {command[0]} cannot be started: {reason}", file=sys.stderr)
+        return bind_exec.NOT_STARTED
     with ExitStack() as stack:
         ranks = _Ranks(grace_seconds)
         output = stack.enter_context(RankOutput(len(manager.plan.ranks), log_dir, ranks.nobody_reads))
@@ -78,47 +75,34 @@ def _why_not_started(program: str) -> str | None:
 
 
 @contextmanager
-def _watched() -> Iterator[Callable[[int], None]]:
+def _watched() -> Iterator[Callable[[object], None]]:
     """Yield what tells the watching process of a group; it ends with the context."""
-    # This interpreter and a file of ours: no shell.
-    watcher = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-I", "-S", watch.__file__],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    reader, writer = os.pipe()
+    try:
+        # This interpreter and a file of ours: no shell.
+        watcher = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-I", "-S", watch.__file__],
+            stdin=reader,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+    except BaseException:
+        os.close(writer)
+        raise
+    finally:
+        os.close(reader)
 
     def tell(text: object) -> None:
         # If somebody killed it, there is nobody to tell.
         with suppress(OSError):
-            os.write(watcher.stdin.fileno(), f"{text}\n".encode())  # type: ignore[union-attr]
+            os.write(writer, f"{text}\n".encode())
 
     try:
         yield tell
     finally:
         tell("done")
-        watcher.stdin.close()  # type: ignore[union-attr]
+        os.close(writer)
         watcher.wait()
-
-
-def rank_variables(rank: int, world_size: int, port: int) -> dict[str, str]:
-    """Return what tells a worker who it is: the variables of torchrun."""
-    return {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(world_size),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-
-
-def free_port() -> int:
-    """Return a TCP port of this machine that nobody listens on."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _start(
@@ -126,7 +110,7 @@ def _start(
     command: Sequence[str],
     ranks: _Ranks,
     output: RankOutput,
-    watched: Callable[[int], None],
+    watched: Callable[[object], None],
 ) -> None:
     world_size, port = len(manager.plan.ranks), free_port()
     # This interpreter and a file of ours, then the user's command, all as argv: no shell.
@@ -143,7 +127,7 @@ def _start(
                     stdout=stdout,
                     stderr=stderr,
                     start_new_session=True,
-                    env={**os.environ, **rank_variables(rank, world_size, port)},
+                    env={**os.environ, **rank_variables(rank, world_size, rank, world_size, port=port)},
                 )
         except OSError as error:
             raise RequestError(f"rank {rank} cannot be started: {error.strerror or error}") from None

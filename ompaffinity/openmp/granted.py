@@ -11,7 +11,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ompaffinity.errors import BindingError
     from ompaffinity.memory.ladder import GrantedPolicy
     from ompaffinity.placement.plan import Plan, RankPlacement
 
@@ -38,11 +37,14 @@ def with_memory_policy(placement: RankPlacement, granted: GrantedPolicy) -> Rank
     return placement if granted.refusal is None else placement._replace(memory_policy=granted.policy)
 
 
-def refusal_message(whom: str, placement: RankPlacement, refusal: BindingError, granted: GrantedPolicy) -> Message:
-    """Return the warning that the policy of a placement is not to be had, what there is instead, and the remedy."""
+def refusal_message(whom: str, policy: str, nodes: tuple[int, ...], granted: GrantedPolicy) -> Message | None:
+    """Return the warning that a policy is not to be had, what there is instead, and the remedy; None if it is had."""
+    if granted.refusal is None:
+        return None
     instead = "none" if granted.policy == "none" else f"{granted.policy} {format_id_list(granted.nodes)}"
-    wanted = f"{placement.memory_policy} {format_id_list(placement.nodes)}"
-    return Message(refusal.code, "warning", f"{whom}: memory policy {instead} instead of {wanted}, for {refusal}")
+    wanted = f"{policy} {format_id_list(nodes)}"
+    text = f"{whom}: memory policy {instead} instead of {wanted}, for {granted.refusal}"
+    return Message(granted.refusal.code, "warning", text)
 
 
 def full_message(whom: str, granted: GrantedPolicy) -> Message | None:
@@ -61,13 +63,12 @@ def _messages(plan: Plan, found: dict[tuple[str, tuple[int, ...]], GrantedPolicy
         full = full_message(_called(alike), granted)
         if full is not None:
             yield full
-        if granted.refusal is None:
-            continue
         kind = _kind(policy, granted)
-        if kind not in told:
+        refused = [rank for rank in plan.ranks if _kind_of(rank, found) == kind]
+        message = refusal_message(_called(refused), policy, nodes, granted)
+        if message is not None and kind not in told:
             told.add(kind)
-            refused = [rank for rank in plan.ranks if _kind_of(rank, found) == kind]
-            yield refusal_message(_called(refused), alike[0], granted.refusal, granted)
+            yield message
 
 
 def _kind_of(

@@ -18,6 +18,7 @@ from ompaffinity.openmp.masks import set_mask
 from ompaffinity.openmp.process_memory import give_back_team_policy, take_team_policy
 from ompaffinity.openmp.runtimes import loaded_runtimes
 from ompaffinity.openmp.team import in_each_thread
+from ompaffinity.processes import mask_of
 from ompaffinity.records import Message, NamedTuple
 from ompaffinity.topology.idlist import format_id_list
 
@@ -143,16 +144,8 @@ def _inherited_masks(placement: RankPlacement) -> list[set[int]]:
     mine = os.sched_getaffinity(0)
     if mine not in [set(place) for place in placement.places]:
         return [mine]
-    masks = [frozenset(mask) for number in os.listdir("/proc/self/task") if (mask := _mask(int(number)))]
+    masks = [frozenset(mask) for number in os.listdir("/proc/self/task") if (mask := mask_of(int(number)))]
     return [mine, set(Counter(masks).most_common(1)[0][0])]
-
-
-def _mask(number: int) -> set[int] | None:
-    try:
-        return os.sched_getaffinity(number)
-    except OSError:
-        # It ended meanwhile.
-        return None
 
 
 def _bind_other_threads(placement: RankPlacement, binding: ProcessBinding, inherited: list[set[int]]) -> None:
@@ -161,7 +154,7 @@ def _bind_other_threads(placement: RankPlacement, binding: ProcessBinding, inher
     while new := set(map(int, os.listdir("/proc/self/task"))) - seen:
         seen |= new
         for number in sorted(new):
-            mask = _mask(number)
+            mask = mask_of(number)
             if mask is None:
                 continue
             if mask in inherited:
@@ -175,12 +168,9 @@ def _set_memory_policy(placement: RankPlacement, binding: ProcessBinding) -> Non
     if placement.memory_policy == "none" or not placement.nodes:
         return
     granted, binding._policies_before = take_team_policy(placement.memory_policy, placement.nodes)
-    if granted.refusal is not None:
-        message = refusal_message("this process", placement, granted.refusal, granted)
-        binding.warnings.append(message)
+    refused = refusal_message("this process", placement.memory_policy, placement.nodes, granted)
     full = full_message("this process", granted)
-    if full is not None:
-        binding.warnings.append(full)
+    binding.warnings += [message for message in (refused, full) if message is not None]
 
 
 def _bind(number: int, cpus: tuple[int, ...], binding: ProcessBinding, *, must: bool) -> None:

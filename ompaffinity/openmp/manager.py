@@ -184,11 +184,12 @@ class OMPProcessManager:
                 bound=False, cpus=(), helper_cpus=(), places=(), affinity=(), memory_policy="none"
             )
         granted = take_memory_policy(placement, stack)
-        if granted.refusal is None:
-            return placement
-        if self.strict:
+        if granted.refusal is not None and self.strict:
             raise granted.refusal
-        self._warn(refusal_message(f"rank {placement.rank}", placement, granted.refusal, granted))
+        message = refusal_message(f"rank {placement.rank}", placement.memory_policy, placement.nodes, granted)
+        if message is None:
+            return placement
+        self._warn(message)
         return with_memory_policy(placement, granted)
 
     def _refused(self, whom: str, error: BindingError) -> None:

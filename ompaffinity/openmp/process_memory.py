@@ -19,7 +19,7 @@ from ompaffinity.memory.policy import (
     thread_policy,
     why_unusable,
 )
-from ompaffinity.openmp.granted import full_message
+from ompaffinity.openmp.granted import full_message, refusal_message
 from ompaffinity.openmp.runtimes import loaded_runtimes
 from ompaffinity.openmp.team import in_each_thread
 from ompaffinity.records import Message, NamedTuple
@@ -56,8 +56,8 @@ def init_cpu_memory_env(nodes: Iterable[int], policy: str = "auto", migrate: boo
 
     ``"auto"`` binds to one node and interleaves over several. The calling thread and its OpenMP team get the
     policy (``"none"``: the kernel's default), as will threads that they start; other threads of the process keep
-    theirs. What the kernel does
-    not grant (a container without SYS_NICE) leaves the next best policy and a warning. No nodes: nothing happens.
+    theirs. What the kernel does not grant (a container without SYS_NICE) leaves the next best policy and a warning.
+    No nodes: nothing happens.
 
     Raises:
         RequestError: `nodes` are no node numbers, or a node that cannot be used; an unknown policy.
@@ -70,12 +70,8 @@ def init_cpu_memory_env(nodes: Iterable[int], policy: str = "auto", migrate: boo
     if policy == "auto":
         policy = "bind" if len(wanted) == 1 else "interleave"
     granted, before = take_team_policy(policy, wanted)
-    full = full_message("this process", granted)
-    warnings = [] if full is None else [full]
-    if granted.refusal is not None:
-        instead = "none" if granted.policy == "none" else f"{granted.policy} {format_id_list(granted.nodes)}"
-        text = f"memory policy {instead} instead of {policy} {format_id_list(wanted)}, for {granted.refusal}"
-        warnings.append(Message(granted.refusal.code, "warning", text))
+    said = (full_message("this process", granted), refusal_message("this process", policy, wanted, granted))
+    warnings = [message for message in said if message is not None]
     threads = tuple(sorted(before)) if granted.policy != "none" or policy == "none" else ()
     moved = 0
     if migrate:

@@ -77,6 +77,15 @@ class PlacementRequest(NamedTuple):
         return self.tensor_parallel_size if self.tensor_parallel_size > 1 else self.pipeline_parallel_size
 
 
+SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+
+
+def product_of_sizes(given: Mapping[str, Any]) -> int:
+    """Return how many ranks the sizes among these arguments make; what is no number `check_request` refuses."""
+    sizes = {name: given[name] for name in SIZES if isinstance(given.get(name), int)}
+    return PlacementRequest(**sizes).ranks
+
+
 def check_request(request: PlacementRequest) -> PlacementRequest:
     """Return `request` if it makes sense, its lists as tuples.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ompaffinity.errors import RequestError
+from ompaffinity.launch.ray_nodes import in_one_line
 from ompaffinity.openmp.current import current_placement
 from ompaffinity.proof.compare import Difference, RankVerdict, verify_current_process
 from ompaffinity.proof.verify import Verdict
@@ -47,8 +48,7 @@ def verify_cluster(
         try:
             node_id, told, verdict = ray.get(reference)
         except Exception as error:  # noqa: BLE001
-            # Whatever an actor died of arrives here; the last line says it.
-            verdicts.append(_without_answer(number, str(error).strip().splitlines()[-1][:300]))
+            verdicts.append(_without_answer(number, in_one_line(error)))
             continue
         if verdict is None:
             verdicts.append(_without_answer(number, "it has no placement; start it with actor_options(plan, rank)"))

@@ -13,6 +13,7 @@ from ompaffinity.memory.pages import MappedMemory, mapped_memory
 from ompaffinity.openmp.current import parse_placement
 from ompaffinity.openmp.environment import PLACEMENT_VARIABLE
 from ompaffinity.openmp.runtimes import RuntimeLibrary, runtimes_of_process
+from ompaffinity.processes import parent_of, started_with
 from ompaffinity.records import NamedTuple
 from ompaffinity.topology.idlist import parse_id_list
 
@@ -100,7 +101,7 @@ def observe_process(pid: int) -> ProcessState:
         memory=_memory(pid, problems),
         problems=tuple(problems),
         runtimes_known=known,
-        parent=_parent(pid),
+        parent=parent_of(pid),
     )
 
 
@@ -130,14 +131,6 @@ def _last_cpu(path: str) -> int | None:
     return int(number) if number.isdigit() else None
 
 
-def _parent(pid: int) -> int:
-    try:
-        number = _status(f"/proc/{pid}/status").get("PPid", "")
-    except OSError:
-        return 0
-    return int(number) if number.isdigit() else 0
-
-
 def _command(pid: int) -> str:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
@@ -149,13 +142,10 @@ def _command(pid: int) -> str:
 
 def _environment(pid: int, problems: list[str]) -> dict[str, str] | None:
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            entries = file.read().split(b"\0")
+        return started_with(pid)
     except OSError as error:
         problems.append(f"what it was started with cannot be read (/proc/{pid}/environ: {error.strerror})")
         return None
-    pairs = (os.fsdecode(entry).partition("=") for entry in entries if entry)
-    return {name: value for name, _, value in pairs}
 
 
 def _memory(pid: int, problems: list[str]) -> MappedMemory | None:

@@ -106,6 +106,7 @@ def test_the_commands_status_is_passed_on() -> None:
     ("options", "match"),
     [
         ([], "exec needs a command"),
+        (["--", ""], "the command after -- is empty"),
         (["--"], "there is no command after --"),
         (["--tp", "3", "--local-rank", "0", "--local-world-size", "2", "--", "true"], "make 3 local ranks"),
         (["--local-rank", "2", "--local-world-size", "2", "--", "true"], "local rank 2 is none of 2"),

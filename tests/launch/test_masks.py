@@ -11,6 +11,7 @@ import pytest
 from ompaffinity.launch import masks
 from ompaffinity.launch.masks import Seat, seat_within_mask
 from ompaffinity.launch.ranks import LauncherRank
+from ompaffinity.processes import mask_of, parent_of, started_with
 
 CPUS = sorted(os.sched_getaffinity(0))
 SLEEPER = (
@@ -44,7 +45,7 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> Any:
     def set_up(launcher: set[int], mine: set[int], ranks: dict[int, set[int]]) -> None:
         monkeypatch.setattr(masks, "WAIT_SECONDS", 0.05)
         monkeypatch.setattr(masks, "_launcher", lambda variable: 77)
-        monkeypatch.setattr(masks, "_mask", lambda pid: launcher)
+        monkeypatch.setattr(masks, "mask_of", lambda pid: launcher)
         monkeypatch.setattr(masks, "_masks_of_ranks", lambda variable, pid: dict(ranks))
         monkeypatch.setattr("os.sched_getaffinity", lambda pid: mine)
 
@@ -107,20 +108,20 @@ def test_the_masks_of_real_processes() -> None:
             started[-1].stdout.readline()
         found = masks._masks_of_ranks("OMPI_COMM_WORLD_LOCAL_RANK", os.getpid())
         assert found == {0: set(CPUS), 1: {CPUS[0]}}
-        assert masks._parent(started[0].pid) == os.getpid()
-        assert (masks._environment(started[0].pid) or {})["OMPI_COMM_WORLD_LOCAL_RANK"] == "0"
+        assert parent_of(started[0].pid) == os.getpid()
+        assert started_with(started[0].pid)["OMPI_COMM_WORLD_LOCAL_RANK"] == "0"
     finally:
         for process in started:
             process.send_signal(signal.SIGKILL)
             process.communicate()
-    assert masks._parent(2**22 + 1) == 0
-    assert masks._environment(2**22 + 1) is None
-    assert masks._mask(2**22 + 1) is None
+    assert parent_of(2**22 + 1) == 0
+    assert masks._environment(2**22 + 1) == {}
+    assert mask_of(2**22 + 1) is None
 
 
 def test_the_launcher_is_the_nearest_ancestor_without_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     told = {10: {"RANK": "0"}, 9: {"RANK": "0"}, 8: {}, 7: {"RANK": "9"}}
     monkeypatch.setattr("os.getppid", lambda: 10)
-    monkeypatch.setattr(masks, "_environment", told.get)
-    monkeypatch.setattr(masks, "_parent", lambda pid: pid - 1)
+    monkeypatch.setattr(masks, "_environment", told.__getitem__)
+    monkeypatch.setattr(masks, "parent_of", lambda pid: pid - 1)
     assert masks._launcher("RANK") == 8

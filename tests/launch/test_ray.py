@@ -18,6 +18,8 @@ import pytest
 
 from ompaffinity.errors import RequestError
 from ompaffinity.launch import ray as ours
+from ompaffinity.launch import ray_nodes
+from ompaffinity.launch.ray_start import bound_interpreter
 from ompaffinity.memory.ladder import can_set_mempolicy
 from ompaffinity.placement.cluster import ClusterNode, make_cluster_plan
 from ompaffinity.placement.request import PlacementRequest
@@ -32,7 +34,7 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """The address of a cluster of two nodes whose raylets have a stale variable in their environment."""
-    environment = {**os.environ, "KMP_AFFINITY": "disabled", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    environment = {**os.environ, "KMP_AFFINITY": "disabled"}
     with subprocess.Popen(
         [sys.executable, "-m", "tests.launch.ray_cluster", str(len(CPUS))],
         stdin=subprocess.PIPE,
@@ -290,7 +292,7 @@ def test_a_program_that_is_not_connected_is_told() -> None:
 
 def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(RequestError, match=r"pip install 'ompaffinity\[ray\]'"), ours.connected("auto"):
+    with pytest.raises(RequestError, match=r"pip install 'ompaffinity\[ray\]'"), ray_nodes.connected("auto"):
         pass
 
 
@@ -299,7 +301,7 @@ def test_the_command_of_an_actor_survives_the_shell_that_ray_pastes_it_into() ->
     python = "/a folder/with 'quotes' and $(true)/python"
     node = ClusterNode("id", "name", topology, 8, "host", python=python, helper='/a "b"/bind_exec.py')
     plan = make_cluster_plan([node], PlacementRequest(data_parallel_size=2, memory_policy="bind"))
-    text = ours._bound_interpreter(node, plan.ranks[1].placement, ("KMP_AFFINITY",))
+    text = bound_interpreter(node, plan.ranks[1].placement, ("KMP_AFFINITY",))
     done = subprocess.run(
         ["bash", "-c", f"printf '%s\\0' {text}"], capture_output=True, text=True, check=True, env={"PATH": os.defpath}
     )
@@ -315,5 +317,5 @@ def test_nodes_that_overlap_are_told_of() -> None:
     topology = load_topology(synthetic="numa:1 core:4 pu:1", architecture="x86_64")
     half = topology._replace(cpus=tuple(cpu._replace(allowed=cpu.id < 2) for cpu in topology.cpus))
     nodes = [ClusterNode("a", "a", topology, 4, "boot:0-3"), ClusterNode("b", "b", half, 4, "boot:0-1")]
-    assert [message.code for message in ours._overlaps(nodes)] == ["nodes-overlap"]
-    assert list(ours._overlaps([nodes[0], nodes[1]._replace(host="other:0-1")])) == []
+    assert [message.code for message in ray_nodes._overlaps(nodes)] == ["nodes-overlap"]
+    assert list(ray_nodes._overlaps([nodes[0], nodes[1]._replace(host="other:0-1")])) == []

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ompaffinity.launch.run import free_port
+from ompaffinity.launch.ranks import free_port
 from tests.launch.test_exec import CPUS, EXEC, WORKER, check_ranks, folder, launch, needs_two_cpus, reports
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch")
