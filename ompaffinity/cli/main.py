@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from io import TextIOWrapper
 
 from ompaffinity.cli.parse import parse_command_line
 from ompaffinity.errors import OmpAffinityError, RequestError
 
+RUNNERS = {
+    "plan": ("plan", "run_plan"),
+    "topology": ("topology", "run_topology"),
+    "devices": ("devices", "run_devices"),
+    "verify": ("verify", "run_verify"),
+    "inspect": ("inspect", "run_inspect"),
+    "doctor": ("doctor", "run_doctor"),
+    "exec": ("launch", "run_exec"),
+    "run": ("launch", "run_run"),
+}
+"""{verb: (module of this room, function)}: each verb loads what it needs."""
 DONE, CHECK_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -50,34 +62,6 @@ def _drop_output() -> None:
 
 def _run(arguments: list[str]) -> int:
     verb, values = parse_command_line(arguments)
-    if verb == "plan":
-        from ompaffinity.cli.plan import run_plan
-
-        return run_plan(values)
-    if verb == "verify":
-        from ompaffinity.cli.verify import run_verify
-
-        return run_verify(values)
-    if verb == "inspect":
-        from ompaffinity.cli.inspect import run_inspect
-
-        return run_inspect(values)
-    if verb == "devices":
-        from ompaffinity.cli.devices import run_devices
-
-        return run_devices(values)
-    if verb == "doctor":
-        from ompaffinity.cli.doctor import run_doctor
-
-        return run_doctor(values)
-    if verb == "exec":
-        from ompaffinity.cli.launch import run_exec
-
-        return run_exec(values)
-    if verb == "run":
-        from ompaffinity.cli.launch import run_run
-
-        return run_run(values)
-    from ompaffinity.cli.topology import run_topology
-
-    return run_topology(values)
+    module, function = RUNNERS[verb]
+    status: int = getattr(import_module(f"ompaffinity.cli.{module}"), function)(values)
+    return status

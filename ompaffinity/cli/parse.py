@@ -7,7 +7,7 @@ directly; whatever is not of that form goes to argparse, which then also says wh
 
 from __future__ import annotations
 
-from ompaffinity.cli.options import EXAMPLES, SUMMARIES, VERBS, WITH_COMMAND, option_value
+from ompaffinity.cli.options import VERBS, WITH_COMMAND, option_value
 from ompaffinity.errors import RequestError
 
 TYPE_CHECKING = False
@@ -71,6 +71,7 @@ def parse_with_argparse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
     import argparse
 
     from ompaffinity import __version__
+    from ompaffinity.cli.help import EXAMPLES, SUMMARIES
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> Any:

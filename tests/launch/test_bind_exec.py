@@ -13,6 +13,9 @@ import pytest
 import ompaffinity
 from ompaffinity.launch import bind_exec
 from ompaffinity.launch.bind_exec import NotUnderstoodError, id_list
+from ompaffinity.memory import ladder, policy
+from ompaffinity.openmp import environment
+from ompaffinity.topology.idlist import MAX_ID
 from tests.conftest import ROOT
 from tests.openmp.test_manager import needs_libnuma
 
@@ -41,12 +44,12 @@ def test_a_program_is_born_bound(mode: str, word: str) -> None:
     node = ompaffinity.get_memory_affinity()[0]
     done = run("--cpus", str(CPU), mode, str(node), "--set", "A=1=2", "--unset", "HOME", "--strict", *WORKER)
     assert (done.returncode, done.stderr) == (0, "")
-    cpus, policies, environment = json.loads(done.stdout)
+    cpus, policies, variables = json.loads(done.stdout)
     assert cpus == [CPU]
     assert policies == [f"{word}:{node}"]
-    assert environment["A"] == "1=2"
-    assert "HOME" not in environment
-    assert bind_exec.UNBOUND_VARIABLE not in environment
+    assert variables["A"] == "1=2"
+    assert "HOME" not in variables
+    assert bind_exec.UNBOUND_VARIABLE not in variables
 
 
 @pytest.mark.parametrize(
@@ -78,10 +81,10 @@ def test_what_cannot_be_had_leaves_the_program_unbound_and_marked(words: list[st
 def test_where_policies_are_refused_the_cpus_are_bound_all_the_same() -> None:
     prefix = (sys.executable, "-m", "tests.memory.seccomp")
     done = run("--cpus", str(CPU), "--bind", "0", *WORKER, prefix=prefix)
-    cpus, policies, environment = json.loads(done.stdout)
+    cpus, policies, variables = json.loads(done.stdout)
     assert (cpus, policies) == ([CPU], ["default"])
-    assert "Operation not permitted" in environment[bind_exec.UNBOUND_VARIABLE]
-    assert "no policy instead" in environment[bind_exec.UNBOUND_VARIABLE]
+    assert "Operation not permitted" in variables[bind_exec.UNBOUND_VARIABLE]
+    assert "no policy instead" in variables[bind_exec.UNBOUND_VARIABLE]
 
 
 def test_a_command_that_cannot_be_started() -> None:
@@ -105,6 +108,13 @@ def test_a_program_dies_with_the_one_that_started_it(tmp_path: Path) -> None:
     while child.exists() and "\nState:\tZ" not in (child / "status").read_text() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not child.exists() or "\nState:\tZ" in (child / "status").read_text()
+
+
+def test_what_it_must_know_by_itself_is_what_the_package_knows() -> None:
+    assert set(bind_exec.BINDING_VARIABLES) == set(environment.BINDING_VARIABLES)
+    assert {name.removeprefix("--"): mode for name, mode in bind_exec.MODES.items()} == policy.MODES
+    assert tuple(name.removeprefix("--") for name in bind_exec.LADDER) == ladder.LADDER
+    assert bind_exec.MAX_ID == MAX_ID
 
 
 def test_id_lists() -> None:
