@@ -9,8 +9,10 @@ __version__ = "0.1.0"
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from ompaffinity.devices.devices import get_all_device_numa_nodes as get_all_device_numa_nodes
-    from ompaffinity.devices.devices import get_device_numa_node as get_device_numa_node
+    from ompaffinity.devices.nodes import get_all_device_numa_nodes as get_all_device_numa_nodes
+    from ompaffinity.devices.nodes import get_auto_numa_nodes as get_auto_numa_nodes
+    from ompaffinity.devices.nodes import get_device_numa_node as get_device_numa_node
+    from ompaffinity.devices.nodes import get_numa_node_if_available as get_numa_node_if_available
     from ompaffinity.errors import BindingError as BindingError
     from ompaffinity.errors import CapacityError as CapacityError
     from ompaffinity.errors import IdListError as IdListError
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from ompaffinity.errors import RequestError as RequestError
     from ompaffinity.errors import StartMethodError as StartMethodError
     from ompaffinity.errors import TopologyError as TopologyError
+    from ompaffinity.launch.gpu_worker import configure_subprocess as configure_subprocess
     from ompaffinity.memory.capacity import kv_cache_bytes as kv_cache_bytes
     from ompaffinity.memory.capacity import memory_budget as memory_budget
     from ompaffinity.memory.ladder import can_set_mempolicy as can_set_mempolicy
@@ -34,6 +37,9 @@ if TYPE_CHECKING:
     from ompaffinity.openmp.process_memory import init_cpu_memory_env as init_cpu_memory_env
     from ompaffinity.openmp.threads import helper_threads as helper_threads
     from ompaffinity.openmp.threads import move_to_helper_cpus as move_to_helper_cpus
+    from ompaffinity.openmp.whole_node import numa_bind_to_node as numa_bind_to_node
+    from ompaffinity.placement.numa_bind import DeviceHome as DeviceHome
+    from ompaffinity.placement.numa_bind import NumaBindConfig as NumaBindConfig
     from ompaffinity.placement.plan import Plan as Plan
     from ompaffinity.placement.plan import RankPlacement as RankPlacement
     from ompaffinity.placement.plan import make_plan as make_plan
@@ -52,7 +58,12 @@ if TYPE_CHECKING:
     from ompaffinity.topology.model import Topology as Topology
 
 _HOMES = {
-    "devices.devices": ("get_all_device_numa_nodes", "get_device_numa_node"),
+    "devices.nodes": (
+        "get_all_device_numa_nodes",
+        "get_auto_numa_nodes",
+        "get_device_numa_node",
+        "get_numa_node_if_available",
+    ),
     "errors": (
         "BindingError",
         "CapacityError",
@@ -64,6 +75,7 @@ _HOMES = {
         "StartMethodError",
         "TopologyError",
     ),
+    "launch.gpu_worker": ("configure_subprocess",),
     "memory.capacity": ("kv_cache_bytes", "memory_budget"),
     "memory.ladder": ("can_set_mempolicy",),
     "openmp.current": ("current_placement", "determine_available_memory", "get_device_total_memory"),
@@ -72,6 +84,8 @@ _HOMES = {
     "openmp.manager": ("OMPProcessManager",),
     "openmp.process_memory": ("MemoryBinding", "init_cpu_memory_env"),
     "openmp.threads": ("helper_threads", "move_to_helper_cpus"),
+    "openmp.whole_node": ("numa_bind_to_node",),
+    "placement.numa_bind": ("DeviceHome", "NumaBindConfig"),
     "placement.plan": ("Plan", "RankPlacement", "make_plan"),
     "placement.request": ("PlacementRequest",),
     "proof.compare": ("log_current_affinity_state", "verify_current_process"),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -57,3 +59,24 @@ def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProc
         timeout=60,
         check=False,
     )
+
+
+needs_nvml = pytest.mark.skipif(
+    importlib.util.find_spec("pynvml") is None or shutil.which("gcc") is None,
+    reason="nvidia-ml-py (the extra [nvidia]) or gcc is not installed",
+)
+
+
+@pytest.fixture(scope="session")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The folders of a stand-in driver, and of one that is old."""
+    folders = {}
+    for name, flags in (("new", []), ("old", ["-DOLD_DRIVER"])):
+        folders[name] = tmp_path_factory.mktemp(name)
+        source = str(ROOT / "tests" / "devices" / "nvml_standin.c")
+        library = str(folders[name] / "libnvidia-ml.so.1")
+        subprocess.run(
+            ["gcc", "-O1", "-shared", "-fPIC", "-Wl,-soname,libnvidia-ml.so.1", *flags, "-o", library, source],
+            check=True,
+        )
+    return folders

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+SEVERAL_VALUES = ("pids", "numbers", "lists")
 FORMATS = ("table", "json", "env")
 
 
@@ -30,7 +31,7 @@ class Option(NamedTuple):
     """One option, or without leading dashes an argument.
 
     `kind` says how its text is read: a flag, a number, one of `choices`, an id list, or text.
-    An option of the kind ``"files"`` may be given several times, one of the kind ``"pids"`` takes several values.
+    An option of the kind ``"files"`` may be given several times, one of `SEVERAL_VALUES` takes several values.
     """
 
     flag: str
@@ -140,6 +141,23 @@ PLAN_OPTIONS = (
         "tell each rank's memory budget: this part of what it shares with the others, as in 0.9",
         metavar="F",
     ),
+    Option("--numa-bind", "numa_bind", "flag", "GPU ranks: each next to its GPU"),
+    Option(
+        "--numa-bind-nodes",
+        "numa_bind_nodes",
+        "numbers",
+        "GPU ranks: the NUMA node of each GPU, by hand: 0 0 1 1",
+        metavar="N",
+    ),
+    Option(
+        "--numa-bind-cpus",
+        "numa_bind_cpus",
+        "lists",
+        "GPU ranks: the CPUs of each GPU's rank, by hand: 0-3 4-7",
+        metavar="LIST",
+    ),
+    Option("--gpus", "gpus", "ids", "GPU ranks: the GPU of each rank (default 0, 1, ...): 2,3", metavar="LIST"),
+    Option("--share", "share", "flag", "GPU ranks: those next to one node share all of it"),
 )
 OUTPUT_OPTIONS = (Option("--json", "json", "flag", "print JSON"),)
 TOPOLOGY_OPTIONS = (
@@ -242,7 +260,7 @@ WITH_COMMAND = ("verify", "exec", "run")
 
 
 def option_value(option: Option, text: Any) -> Any:
-    """Return what an option's text (of the kinds ``"files"`` and ``"pids"``: list of texts) stands for.
+    """Return what an option's text (of the kinds ``"files"`` and `SEVERAL_VALUES`: list of texts) stands for.
 
     Raises:
         RequestError: the text is not of the option's kind.
@@ -294,8 +312,17 @@ def _process_number(option: Option, word: str) -> int:
     return int(word)
 
 
+def _numbers(option: Option, words: list[str]) -> tuple[int, ...]:
+    strange = [word for word in words if not (word.isascii() and word.isdigit() and len(word) < 10)]
+    if strange:
+        raise RequestError(f"{option.flag} has {strange[0]!r} in it; it must be numbers, as in 0 0 1 1")
+    return tuple(map(int, words))
+
+
 _READERS: dict[str, Callable[[Option, Any], Any]] = {
     "bind": lambda _option, text: parse_bind(text),
     "fraction": _fraction,
+    "numbers": _numbers,
+    "lists": lambda _option, words: tuple(words),
     "pids": lambda option, words: tuple(_process_number(option, word) for word in words),
 }

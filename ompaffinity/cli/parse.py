@@ -7,7 +7,7 @@ directly; whatever is not of that form goes to argparse, which then also says wh
 
 from __future__ import annotations
 
-from ompaffinity.cli.options import VERBS, WITH_COMMAND, option_value
+from ompaffinity.cli.options import SEVERAL_VALUES, VERBS, WITH_COMMAND, option_value
 from ompaffinity.errors import RequestError
 
 TYPE_CHECKING = False
@@ -52,7 +52,7 @@ def scan(arguments: list[str]) -> tuple[str, dict[str, Any]] | None:
             waiting = None
             continue
         option = options.get(argument)
-        if option is None or option.kind == "pids":
+        if option is None or option.kind in SEVERAL_VALUES:
             return None
         if option.kind == "flag":
             texts[option.field] = True
@@ -103,7 +103,7 @@ def parse_with_argparse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
             if option.kind == "flag":
                 keywords["action"] = "store_true"
             else:
-                if option.kind == "pids":
+                if option.kind in SEVERAL_VALUES:
                     keywords["nargs"] = "+"
                 if option.kind == "files":
                     keywords["action"] = "append"

@@ -77,6 +77,10 @@ def plan_from_values(values: dict[str, Any]) -> tuple[Topology, Plan]:
         given["avoid"] = held_by_plans(given["avoid"])
     request = requested(given, os.environ)
     topology = load_topology(**machine)
+    if request.for_gpus:
+        from ompaffinity.devices.homes import with_device_homes
+
+        request = with_device_homes(request, topology, machine=machine.get("machine"), synthetic="synthetic" in machine)
     plan = make_plan(topology, request)
     if request.bind != "none" and not machine.keys() & {"machine", "synthetic"}:
         plan = plan._replace(warnings=(*plan.warnings, *environment_messages(os.environ)))

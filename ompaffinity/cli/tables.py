@@ -36,12 +36,17 @@ def print_plan(topology: Topology, plan: Plan, rank: int | None = None) -> None:
     console.print(f"variables for {_RUNTIME_NAMES[plan.runtime]}, {_GRANULARITY_NAMES[plan.granularity]}", style="dim")
     console.print()
     budgets = any(placement.memory_budget is not None for placement in plan.ranks)
-    headings = ("rank", "threads", "CPUs", "helper CPUs", "memory", *(("budget",) if budgets else ()))
-    ranks = _table(*headings, right=("rank", "threads", "budget"))
+    gpus = any(placement.device is not None for placement in plan.ranks)
+    headings = (
+        *("rank", *(("GPU",) if gpus else ()), "threads", "CPUs", "helper CPUs", "memory"),
+        *(("budget",) if budgets else ()),
+    )
+    ranks = _table(*headings, right=("rank", "GPU", "threads", "budget"))
     for placement in plan.ranks:
         if rank is None or placement.rank == rank:
             budget = (_bytes(placement.memory_budget),) if budgets else ()
-            ranks.add_row(str(placement.rank), *_placement_cells(placement), *budget)
+            gpu = (str(placement.device),) if gpus else ()
+            ranks.add_row(str(placement.rank), *gpu, *_placement_cells(placement), *budget)
     console.print(ranks)
     if plan.left_out:
         console.print()

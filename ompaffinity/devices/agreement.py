@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ompaffinity.devices.pci import cpu_nodes
+from ompaffinity.placement.numa_bind import unknown_node
 from ompaffinity.records import Message, NamedTuple
 from ompaffinity.topology.idlist import format_id_list
 
@@ -13,9 +14,10 @@ if TYPE_CHECKING:
     from ompaffinity.devices.pci import Answer
     from ompaffinity.topology.model import Topology
 
-TRUST = ("sysfs", "nvml-memory", "nvml-cpu", "own-memory", "bridge", "local-cpus")
-"""The sources, the most trusted first. sysfs is what the firmware says (_PXM); where it says nothing, the driver may
-know; the node of a GPU's own memory is near, but not the same."""
+USER = "user"
+TRUST = (USER, "sysfs", "nvml-memory", "nvml-cpu", "amdsmi", "own-memory", "bridge", "local-cpus")
+"""The sources, the most trusted first. The user knows best (--numa-bind-nodes). sysfs is what the firmware says (_PXM);
+where it says nothing, the driver may know; the node of a GPU's own memory is near, but not the same."""
 
 
 class Settled(NamedTuple):
@@ -38,8 +40,7 @@ def settle(label: str, answers: Iterable[Answer], topology: Topology) -> tuple[S
         return Settled(with_cpus, "only-node" if with_cpus else None), []
     if not known:
         said = "; ".join(f"{answer.source}: {answer.detail}" for answer in told) or "no source tells anything"
-        text = f"{label}: which NUMA node it is next to is not known ({said}), so nothing can be put next to it"
-        return Settled((), None), [Message("device-node-unknown", "warning", text)]
+        return Settled((), None), [unknown_node(label, said)]
     first = known[0]
     believed = set(first.nodes or ())
     others = [answer for answer in known[1:] if not believed & set(answer.nodes or ())]
@@ -47,4 +48,6 @@ def settle(label: str, answers: Iterable[Answer], topology: Topology) -> tuple[S
         return Settled(first.nodes or (), first.source), []
     said = ", ".join(f"{answer.source} {format_id_list(answer.nodes or ())}" for answer in (first, *others))
     text = f"{label}: the sources differ on its NUMA node: {said}; {first.source} is believed"
-    return Settled(first.nodes or (), first.source), [Message("device-sources-disagree", "warning", text)]
+    # What the user says is had; the rest is for information.
+    level = "note" if first.source == USER else "warning"
+    return Settled(first.nodes or (), first.source), [Message("device-sources-disagree", level, text)]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 
-from ompaffinity.devices.agreement import settle
+from ompaffinity.devices.agreement import USER, settle
 from ompaffinity.devices.pci import Answer, pci_answers, pci_devices
-from ompaffinity.devices.visibility import NVIDIA, visible_devices
-from ompaffinity.errors import RequestError
+from ompaffinity.devices.visibility import AMD, NVIDIA, visible_devices
 from ompaffinity.records import Message, NamedTuple
 from ompaffinity.topology.idlist import format_id_list
 
@@ -25,7 +24,7 @@ class Device(NamedTuple):
     """A GPU: its number in this process (from 0), its PCI address, the CPU nodes it is next to, and who says so.
 
     `nodes` is empty where nothing tells; `source` is then None. `own_node` is the NUMA node that its memory is, if it
-    is one. `answers` are those of all sources.
+    is one. `answers` are those of all sources, and `messages` what there is to say of this one.
     """
 
     number: int
@@ -37,6 +36,7 @@ class Device(NamedTuple):
     source: str | None
     own_node: int | None
     answers: tuple[Answer, ...]
+    messages: tuple[Message, ...] = ()
 
     def near_cpus(self, topology: Topology) -> tuple[int, ...]:
         """Return the CPUs on line next to it, ascending; none where its nodes are not known."""
@@ -83,15 +83,21 @@ class DeviceList(NamedTuple):
         }
 
 
-def live_devices(topology: Topology) -> DeviceList:
-    """Return the GPUs that this process sees; the drivers' libraries are asked, too."""
+def live_devices(
+    topology: Topology, *, environ: Mapping[str, str] | None = None, user_nodes: tuple[int, ...] | None = None
+) -> DeviceList:
+    """Return the GPUs that this process (or one with `environ`) sees; the drivers' libraries are asked, too.
+
+    `user_nodes` are the NUMA nodes that the user says, one per GPU.
+    """
     from ompaffinity.topology.tree import DirectoryTree
 
+    seen_by = os.environ if environ is None else environ
     with DirectoryTree("/") as tree:
-        return read_devices(tree, topology, os.environ, ask_drivers=True)
+        return read_devices(tree, topology, seen_by, ask_drivers=True, user_nodes=user_nodes)
 
 
-def recorded_devices(path: str, topology: Topology) -> DeviceList:
+def recorded_devices(path: str, topology: Topology, *, user_nodes: tuple[int, ...] | None = None) -> DeviceList:
     """Return the GPUs of a recorded machine, all of them, by its files alone.
 
     Raises:
@@ -100,11 +106,16 @@ def recorded_devices(path: str, topology: Topology) -> DeviceList:
     from ompaffinity.topology.load import recorded_tree
 
     with recorded_tree(path) as tree:
-        return read_devices(tree, topology, {})
+        return read_devices(tree, topology, {}, user_nodes=user_nodes)
 
 
 def read_devices(
-    tree: Tree, topology: Topology, environ: Mapping[str, str], *, ask_drivers: bool = False
+    tree: Tree,
+    topology: Topology,
+    environ: Mapping[str, str],
+    *,
+    ask_drivers: bool = False,
+    user_nodes: tuple[int, ...] | None = None,
 ) -> DeviceList:
     """Return the GPUs of a machine's files as a process with `environ` sees them."""
     known = {device.address: device for device in pci_devices(tree)}
@@ -112,6 +123,8 @@ def read_devices(
     libraries: dict[str, str] = {}
     for vendor, view in _views(tree, topology) if ask_drivers else ():
         libraries[vendor] = view.problem or "ok"
+        if view.complete:
+            known = {address: device for address, device in known.items() if device.vendor != vendor}
         for device in view.devices:
             known[device.address] = device
         answers.update(view.answers)
@@ -119,6 +132,8 @@ def read_devices(
     found, told = [], list(messages)
     for index, device in enumerate(visible):
         said = pci_answers(tree, topology, device.address)
+        if user_nodes is not None and index < len(user_nodes):
+            said.insert(0, Answer(USER, (user_nodes[index],), "--numa-bind-nodes", user_nodes[index]))
         known_sources = {answer.source for answer in said}
         said += [answer for answer in answers.get(device.address, ()) if answer.source not in known_sources]
         settled, about = settle(f"GPU {index} ({device.address})", said, topology)
@@ -135,6 +150,7 @@ def read_devices(
                 settled.source,
                 own,
                 tuple(said),
+                tuple(about),
             )
         )
     return DeviceList(tuple(found), tuple(told), libraries)
@@ -142,32 +158,7 @@ def read_devices(
 
 def _views(tree: Tree, topology: Topology) -> list[tuple[str, DriverView]]:
     """Ask the drivers' libraries, also where the bus shows nothing, for containers hide it."""
+    from ompaffinity.devices.amdsmi import read_amdsmi
     from ompaffinity.devices.nvml import read_nvml
 
-    return [(NVIDIA, read_nvml(tree, topology))]
-
-
-def get_device_numa_node(index: int) -> int | None:
-    """Return the NUMA node that a GPU is next to, None where nothing tells (a server's name for it).
-
-    `index` is its number in this process, as CUDA_VISIBLE_DEVICES and its like leave it; no driver is initialised.
-
-    Raises:
-        RequestError: this process sees no such GPU.
-        TopologyError: the machine cannot be read.
-    """
-    nodes = get_all_device_numa_nodes()
-    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(nodes):
-        raise RequestError(f"GPU {index!r} is not one of the {len(nodes)} GPUs that this process sees")
-    return nodes[index]
-
-
-def get_all_device_numa_nodes() -> list[int | None]:
-    """Return the NUMA node that each GPU of this process is next to, None for one that nothing is known of.
-
-    Raises:
-        TopologyError: the machine cannot be read.
-    """
-    from ompaffinity.topology.load import load_topology
-
-    return [device.nodes[0] if device.nodes else None for device in live_devices(load_topology()).devices]
+    return [(NVIDIA, read_nvml(tree, topology)), (AMD, read_amdsmi(tree, topology))]

@@ -25,11 +25,15 @@ WORD_BITS = 64
 
 
 class DriverView(NamedTuple):
-    """What a vendor's library says: its GPUs, {address: answers}, and why it says nothing (None: it does)."""
+    """What a vendor's library says: its GPUs, {address: answers}, and why it says nothing (None: it does).
+
+    `complete`: these are all GPUs that there are for this process, whatever the bus shows (a container's are fewer).
+    """
 
     devices: tuple[PhysicalDevice, ...] = ()
     answers: dict[str, list[Answer]] = {}
     problem: str | None = None
+    complete: bool = False
 
 
 def read_nvml(tree: Tree, topology: Topology) -> DriverView:
@@ -53,7 +57,8 @@ def read_nvml(tree: Tree, topology: Topology) -> DriverView:
 
 def _read(nvml: Any, tree: Tree, topology: Topology) -> DriverView:
     devices, answers = [], {}
-    for index in range(nvml.nvmlDeviceGetCount()):
+    count = nvml.nvmlDeviceGetCount()
+    for index in range(count):
         handle = _asked(nvml, "nvmlDeviceGetHandleByIndex", index)
         if handle is None:
             continue
@@ -70,7 +75,7 @@ def _read(nvml: Any, tree: Tree, topology: Topology) -> DriverView:
             )
         )
         answers[address] = list(_answers(nvml, handle, tree, topology))
-    return DriverView(tuple(devices), answers)
+    return DriverView(tuple(devices), answers, complete=0 < len(devices) == count)
 
 
 def _parts(nvml: Any, handle: Any) -> Iterable[str]:

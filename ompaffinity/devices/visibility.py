@@ -54,8 +54,13 @@ def visible_devices(
     return tuple(found), tuple(messages)
 
 
+def by_address(address: str) -> tuple[int, ...]:
+    """Return what PCI addresses are sorted by."""
+    return tuple(int(number, 16) for number in re.split("[:.]", address))
+
+
 def _by_address(device: PhysicalDevice) -> tuple[int, ...]:
-    return tuple(int(number, 16) for number in re.split("[:.]", device.address))
+    return by_address(device.address)
 
 
 def _cuda(

@@ -11,7 +11,7 @@ from ompaffinity.launch.bind_exec import NOT_STARTED, restore_signals
 from ompaffinity.launch.masks import Seat, seat_within_mask
 from ompaffinity.launch.ranks import LauncherRank, local_world
 from ompaffinity.openmp.manager import OMPProcessManager
-from ompaffinity.placement.request import SIZES, product_of_sizes
+from ompaffinity.placement.request import SIZES, PlacementRequest, product_of_sizes
 from ompaffinity.records import Message
 
 TYPE_CHECKING = False
@@ -60,21 +60,23 @@ def exec_bound(
         place = LauncherRank("nobody", 0, 1, 0, 1)
     if override:
         widen_to_cpuset()
-        seat = Seat(place.local_rank, place.local_world_size or 1)
+        seat = Seat(place.local_rank, tuple(range(place.local_world_size or 1)))
     else:
         seat = seat_within_mask(os.environ, place)
     if not seat.certain:
         text = (
             f"{place.launcher} or a script under it has bound the ranks, and not all of them were seen, so rank"
-            f" {place.local_rank} takes one of {seat.sharers} parts of its mask; let the launcher bind none (mpirun"
+            f" {place.local_rank} takes one of {len(seat.ranks)} parts of its mask; let the launcher bind none (mpirun"
             " --bind-to none, srun --cpu-bind=none), or say --override"
         )
         warn("outside-binding", text)
-    manager = OMPProcessManager(strict=strict, **_with_sizes(options, place, seat.sharers))
+    _check_sizes(options, place)
+    given, number = options_of_seat(options, seat, place.local_world_size or 1)
+    manager = OMPProcessManager(strict=strict, **given)
     if strict and any(message.level == "warning" for message in (*said, *manager.warnings)):
         return 1
     rank = place.local_rank if place.rank is None else place.rank
-    with manager.configure_omp_envs(rank, seat.number):
+    with manager.configure_omp_envs(rank, number):
         return _become(command)
 
 
@@ -86,21 +88,33 @@ def widen_to_cpuset() -> None:
     os.sched_setaffinity(0, range(MOST_CPUS))
 
 
-def _with_sizes(options: Mapping[str, Any], place: LauncherRank, ranks: int) -> dict[str, Any]:
-    """Return the options of a plan for so many local ranks.
+def options_of_seat(options: Mapping[str, Any], seat: Seat, local_world_size: int) -> tuple[dict[str, Any], int]:
+    """Return the options of a plan for the ranks that share a mask, and which rank of it this one is.
 
     Raises:
-        RequestError: sizes were asked for that are another number of ranks.
+        RequestError: what is asked for GPUs makes no sense for so many ranks.
+        TopologyError: the machine cannot be read.
     """
+    ranks = len(seat.ranks)
     sizes = {name: size for name, size in options.items() if name in SIZES}
     given = {name: value for name, value in options.items() if name not in SIZES}
+    given |= sizes if ranks == product_of_sizes(sizes) else {"tensor_parallel_size": ranks}
+    if not PlacementRequest(**given).for_gpus:
+        return given, seat.number
+    from ompaffinity.launch.gpus import gpus_of_seat
+
+    return gpus_of_seat(given, seat, local_world_size)
+
+
+def _check_sizes(options: Mapping[str, Any], place: LauncherRank) -> None:
+    """Refuse sizes that are another number of ranks than the launcher has started."""
+    sizes = {name: size for name, size in options.items() if name in SIZES}
     product = product_of_sizes(sizes)
     if sizes and product != (place.local_world_size or 1):
         raise RequestError(
             f"--tp, --pp and --dp make {product} local ranks, but {place.launcher} started {place.local_world_size}"
             " on this machine; leave them out, or start as many"
         )
-    return given | (sizes if ranks == product else {"tensor_parallel_size": ranks})
 
 
 def _become(command: Sequence[str]) -> int:

@@ -25,11 +25,16 @@ POLL_SECONDS = 0.02
 
 
 class Seat(NamedTuple):
-    """Which of how many ranks this one is, of those that share its mask; whether all of them were seen."""
+    """The local ranks that share a rank's mask, itself among them, ascending; whether all of them were seen."""
 
-    number: int
-    sharers: int
+    local_rank: int
+    ranks: tuple[int, ...]
     certain: bool = True
+
+    @property
+    def number(self) -> int:
+        """Which of these ranks it is, from 0."""
+        return self.ranks.index(self.local_rank)
 
 
 def seat_within_mask(environ: Mapping[str, str], place: LauncherRank) -> Seat:
@@ -40,7 +45,7 @@ def seat_within_mask(environ: Mapping[str, str], place: LauncherRank) -> Seat:
     unused.
     """
     size = place.local_world_size or 1
-    everybody = Seat(place.local_rank, size)
+    everybody = Seat(place.local_rank, tuple(range(size)))
     if size == 1 or not hasattr(os, "sched_getaffinity"):
         return everybody
     kind = environ.get("SLURM_CPU_BIND_TYPE", "")
@@ -51,7 +56,8 @@ def seat_within_mask(environ: Mapping[str, str], place: LauncherRank) -> Seat:
     if variable is None or variable not in environ:
         # Only the options say which rank this is: a mask that is one of as many parts of the starter's is its own.
         starters = mask_of(os.getppid()) or mine
-        return Seat(0, 1) if mine < starters and size * len(mine) <= len(starters) else everybody
+        own = mine < starters and size * len(mine) <= len(starters)
+        return Seat(place.local_rank, (place.local_rank,)) if own else everybody
     launcher = _launcher(variable)
     given = mask_of(launcher)
     if given is None or mine == given:
@@ -63,8 +69,7 @@ def _listed_by_slurm(environ: Mapping[str, str], local_rank: int, size: int) -> 
     """Slurm lists its tasks' masks (srun(1), SLURM_CPU_BIND_LIST); the list begins anew where there are more tasks."""
     listed = environ.get("SLURM_CPU_BIND_LIST", "").split(",")
     masks = [listed[rank % len(listed)] for rank in range(size)]
-    sharers = [rank for rank, mask in enumerate(masks) if mask == masks[local_rank]]
-    return Seat(sharers.index(local_rank), len(sharers))
+    return Seat(local_rank, tuple(rank for rank, mask in enumerate(masks) if mask == masks[local_rank]))
 
 
 def _seen(variable: str, launcher: int, local_rank: int, size: int, mine: set[int], given: set[int]) -> Seat:
@@ -80,8 +85,8 @@ def _seen(variable: str, launcher: int, local_rank: int, size: int, mine: set[in
     if size * len(mine) <= len(given):
         # There is room for a mask of its own for each.
         open_ranks, masks = set(), {rank: masks.get(rank, given) for rank in range(size)}
-    sharers = [rank for rank in range(size) if rank in open_ranks or masks[rank] <= mine]
-    return Seat(sharers.index(local_rank), len(sharers), not open_ranks)
+    sharers = tuple(rank for rank in range(size) if rank in open_ranks or masks[rank] <= mine)
+    return Seat(local_rank, sharers, not open_ranks)
 
 
 def _launcher(variable: str) -> int:

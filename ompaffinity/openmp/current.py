@@ -95,6 +95,7 @@ def placement_of(document: dict[str, Any]) -> RankPlacement:
         node_ranks=tuple(_count(ranks) for ranks in shares),
         local_world_size=_count(document.get("local_world_size", 1)),
         memory_budget=None if (budget := document.get("memory_budget_bytes")) is None else int(budget),
+        devices=tuple(id_number(device) for device in document.get("devices", [])),
     )
 
 

@@ -73,6 +73,7 @@ def placement_document(placement: RankPlacement) -> dict[str, Any]:
         "node_ranks": list(placement.node_ranks),
         "local_world_size": placement.local_world_size,
         "memory_budget_bytes": placement.memory_budget,
+        "devices": list(placement.devices),
     }
 
 

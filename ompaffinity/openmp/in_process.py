@@ -45,7 +45,7 @@ class ProcessBinding:
         self.not_bound: list[UnboundThread] = []
         self.warnings: list[Message] = []
         self._masks_before: dict[int, set[int]] = {}
-        self._policies_before: dict[int, ThreadPolicy] = {}
+        self.policies_before: dict[int, ThreadPolicy] = {}
         self._runtimes: list[tuple[ctypes.CDLL, int]] = []
         self._all_teams: set[int] = set()
 
@@ -58,7 +58,7 @@ class ProcessBinding:
             # A thread that has ended needs no mask.
             set_mask(number, mask)
         self._masks_before.clear()
-        policies, self._policies_before = self._policies_before, {}
+        policies, self.policies_before = self.policies_before, {}
         try:
             give_back_team_policy(policies)
         finally:
@@ -117,7 +117,7 @@ def _bind_team(placement: RankPlacement, binding: ProcessBinding, alone: tuple[i
     if not libraries:
         binding.team = (get_native_id(),)
         binding._all_teams.add(get_native_id())
-        _bind(get_native_id(), alone, binding, must=True)
+        bind_thread(get_native_id(), alone, binding, must=True)
         return
     for library in libraries:
         runtime = ctypes.CDLL(library.path)
@@ -132,7 +132,7 @@ def _bind_team(placement: RankPlacement, binding: ProcessBinding, alone: tuple[i
         binding.team = binding.team or team
         binding._all_teams.update(team)
         for place, number in zip(placement.places, team):
-            _bind(number, place, binding, must=True)
+            bind_thread(number, place, binding, must=True)
 
 
 def _inherited_masks(placement: RankPlacement) -> list[set[int]]:
@@ -158,22 +158,22 @@ def _bind_other_threads(placement: RankPlacement, binding: ProcessBinding, inher
             if mask is None:
                 continue
             if mask in inherited:
-                _bind(number, placement.affinity, binding, must=False)
+                bind_thread(number, placement.affinity, binding, must=False)
             elif mask != set(placement.affinity):
-                bound = UnboundThread(number, _name(number), f"was bound to CPU {format_id_list(mask)} before")
+                bound = UnboundThread(number, thread_name(number), f"was bound to CPU {format_id_list(mask)} before")
                 binding.not_bound.append(bound)
 
 
 def _set_memory_policy(placement: RankPlacement, binding: ProcessBinding) -> None:
     if placement.memory_policy == "none" or not placement.nodes:
         return
-    granted, binding._policies_before = take_team_policy(placement.memory_policy, placement.nodes)
+    granted, binding.policies_before = take_team_policy(placement.memory_policy, placement.nodes)
     refused = refusal_message("this process", placement.memory_policy, placement.nodes, granted)
     full = full_message("this process", granted)
     binding.warnings += [message for message in (refused, full) if message is not None]
 
 
-def _bind(number: int, cpus: tuple[int, ...], binding: ProcessBinding, *, must: bool) -> None:
+def bind_thread(number: int, cpus: tuple[int, ...], binding: ProcessBinding, *, must: bool) -> None:
     """Bind one thread, read back, and remember what was.
 
     Raises:
@@ -188,10 +188,11 @@ def _bind(number: int, cpus: tuple[int, ...], binding: ProcessBinding, *, must: 
     elif must:
         raise BindingError(f"thread {number} could not be bound to CPU {format_id_list(cpus)}: {reason}")
     else:
-        binding.not_bound.append(UnboundThread(number, _name(number), reason))
+        binding.not_bound.append(UnboundThread(number, thread_name(number), reason))
 
 
-def _name(number: int) -> str:
+def thread_name(number: int) -> str:
+    """Return what a thread of this process is called, "" for one that has ended."""
     try:
         with open(f"/proc/self/task/{number}/comm", encoding="utf-8", errors="replace") as file:
             return file.read().strip()

@@ -42,7 +42,12 @@ def live_plan(options: Mapping[str, Any], probe: str | Iterable[str] = ()) -> Pl
     modules = _module_names(probe)
     libraries = probe_runtimes(modules) if modules else expected_runtimes(os.environ)
     request, messages = for_runtimes(request, libraries)
-    return with_messages(make_plan(load_topology(), request), [*messages, *environment_messages(os.environ)])
+    topology = load_topology()
+    if request.for_gpus:
+        from ompaffinity.devices.homes import with_device_homes
+
+        request = with_device_homes(request, topology)
+    return with_messages(make_plan(topology, request), [*messages, *environment_messages(os.environ)])
 
 
 def for_runtimes(
@@ -52,8 +57,12 @@ def for_runtimes(
     several = len(libraries) > 1
     immune = request.runtime == IOMP
     unknown = request.runtime == AUTO and not libraries
+    floating = request.for_gpus and request.granularity == AUTO
     if request.runtime == AUTO:
         request = request._replace(runtime=libraries[0].family if libraries else "omp")
+    if floating:
+        # A GPU rank's team floats anyway, within a mask that every runtime keeps to.
+        return request, []
     # Who names libomp's or libiomp5's family gets their variables, which leave a libgomp beside them alone.
     if request.granularity == AUTO and (unknown or (several and not immune)):
         request = request._replace(granularity="team")

@@ -32,6 +32,7 @@ from ompaffinity.records import Message
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from contextlib import AbstractContextManager
     from multiprocessing.process import BaseProcess
     from typing import Any
 
@@ -104,7 +105,7 @@ class OMPProcessManager:
             before = stack.enter_context(restored_environment())
             bound = placement.bound
             if bound:
-                stack.enter_context(refuse_unbindable_starts())
+                stack.enter_context(self._guard_starts())
                 placement = self._bind_calling_thread(placement, stack)
             environment, unset = self._environment(placement)
             if bound and not placement.bound:
@@ -165,6 +166,10 @@ class OMPProcessManager:
                 for name in (*BINDING_VARIABLES, PLACEMENT_VARIABLE):
                     os.environ.pop(name, None)
             yield reserved
+
+    def _guard_starts(self) -> AbstractContextManager[None]:
+        """Refuse, in the calling thread, ways to start a process that would not be bound."""
+        return refuse_unbindable_starts()
 
     def _environment(self, placement: RankPlacement) -> tuple[dict[str, str], tuple[str, ...]]:
         """Return what a worker hears, worked out once for each placement."""

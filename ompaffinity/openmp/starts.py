@@ -22,14 +22,16 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def refuse_unbindable_starts() -> Iterator[None]:
-    """Make ``fork`` after OpenMP and ``forkserver`` raise in the calling thread until the context ends.
+def refuse_unbindable_starts(*, fork: bool = True) -> Iterator[None]:
+    """Make ``fork`` after OpenMP (unless `fork` is False) and ``forkserver`` raise here until the context ends.
+
+    Here is the calling thread; others do what they like.
 
     Raises (inside, where such a process is started):
         StartMethodError: with the code ``fork-after-openmp`` or ``forkserver-environment``.
     """
     with ExitStack() as stack:
-        if hasattr(os, "fork"):
+        if fork and hasattr(os, "fork"):
             stack.enter_context(_checked(os, "fork", _check_fork))
         if "multiprocessing.context" in sys.modules and os.name == "posix":
             from multiprocessing import forkserver

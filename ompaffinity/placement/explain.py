@@ -14,7 +14,7 @@ from ompaffinity.topology.model import UNKNOWN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from ompaffinity.placement.architecture import ArchitectureRule
     from ompaffinity.placement.cores import Core, Pool
@@ -107,8 +107,12 @@ def _detail(
         where = "" if topology.architecture == "unknown" else f" on {topology.architecture}"
         return f"{name} per core{where}; --threads-per-core all uses them"
     if reason == "unused-node":
+        if request.for_gpus:
+            return UNUSED_BY_GPUS
         nodes = {core.node for pool in pools for core in pool.cores}
         return _about_unused_nodes(len(nodes), request.ranks)
+    if reason == "unbound" and request.for_gpus:
+        return "no GPU rank could be bound, as the warnings say"
     if reason == "not-allowed" and request.avoid:
         return _about_held(topology, request, cpus)
     return DETAILS[reason]
@@ -135,10 +139,17 @@ def plan_messages(
 ) -> list[Message]:
     """Return what there is to say about a plan, in a fixed order."""
     messages = [*_about_machine(topology, request)]
-    if request.bind != "none":
+    if request.for_gpus:
+        messages += _about_gpu_nodes(pools, ranks)
+        if any(rank.bound for rank in ranks) and request.numa_bind_cpus is None and not request.share:
+            messages += _about_reserve(request, rule, pools, [rank for rank in ranks if rank.bound], sharing)
+        messages += _about_memory(topology, ranks)
+        messages += _about_quota(topology, ranks)
+    elif request.bind != "none":
         if isinstance(request.bind, str):
             messages += _about_nodes(topology, pools, ranks)
             messages += _about_kinds(topology, request, ranks)
+            messages += _about_sharing(pools, ranks, sharing)
             messages += _about_reserve(request, rule, pools, ranks, sharing)
         messages += _about_helpers(ranks)
         messages += _about_memory(topology, ranks)
@@ -187,6 +198,18 @@ def _about_nodes(topology: Topology, pools: list[Pool], ranks: tuple[RankPlaceme
         )
 
 
+def _about_gpu_nodes(pools: list[Pool], ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
+    used = {cpu for rank in ranks for cpu in (*rank.cpus, *rank.helper_cpus)}
+    unused = [pool for pool in pools if not any(cpu in used for core in pool.cores for cpu in core.cpus)]
+    if unused and used:
+        nodes = format_id_list(pool.node for pool in unused)
+        text = f"{_plural('node', len(unused))} {nodes}: {UNUSED_BY_GPUS}"
+        yield Message("nodes-unused", NOTE, text)
+
+
+UNUSED_BY_GPUS = "no GPU of the ranks is next to them; --span package (or machine) lends them to the nearest ranks"
+
+
 def _about_unused_nodes(nodes: int, ranks: int) -> str:
     if ranks < nodes:
         return f"more nodes than ranks; {nodes} ranks (--tp, --pp, --dp) would use them all, or --span machine"
@@ -204,13 +227,7 @@ def _about_kinds(topology: Topology, request: PlacementRequest, ranks: tuple[Ran
         )
 
 
-def _about_reserve(
-    request: PlacementRequest,
-    rule: ArchitectureRule,
-    pools: list[Pool],
-    ranks: tuple[RankPlacement, ...],
-    sharing: bool,
-) -> Iterator[Message]:
+def _about_sharing(pools: list[Pool], ranks: tuple[RankPlacement, ...], sharing: bool) -> Iterator[Message]:
     cpus = sum(len(core.cpus) for pool in pools for core in pool.cores)
     if len(ranks) > cpus:
         yield Message(
@@ -227,6 +244,15 @@ def _about_reserve(
             f"{len(ranks)} ranks are more than the physical cores, so SMT siblings of one core go to different ranks"
             f" ({cores} CPUs in all); fewer ranks would each run faster",
         )
+
+
+def _about_reserve(
+    request: PlacementRequest,
+    rule: ArchitectureRule,
+    pools: list[Pool],
+    ranks: Sequence[RankPlacement],
+    sharing: bool,
+) -> Iterator[Message]:
     reserve = wanted_reserve(request, rule)
     wanted = reserve.per_rank * len(ranks) + reserve.total
     cores_of = {cpu: core for pool in pools for core in pool.cores for cpu in core.cpus}

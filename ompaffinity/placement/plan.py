@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from ompaffinity.errors import NoMemoryNodeError, PlacementError
 from ompaffinity.placement.architecture import ALL, rule_for
-from ompaffinity.placement.cores import held_cpus, single_core, unusable_cpus, usable_pools
+from ompaffinity.placement.cores import single_core, unusable_cpus, usable_pools
 from ompaffinity.placement.explain import DETAILS, left_out_groups, plan_messages
+from ompaffinity.placement.gpu import device_shares
 from ompaffinity.placement.memory import memory_nodes, memory_policy, usable_memory_nodes
+from ompaffinity.placement.named import check_allowed, check_avoided, check_named
 from ompaffinity.placement.request import AUTO, check_request
 from ompaffinity.placement.reserve import Share, reserve_cores, wanted_reserve
 from ompaffinity.placement.split import split_cores
 from ompaffinity.records import Message, NamedTuple
-from ompaffinity.topology.idlist import format_id_list
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ompaffinity.placement.architecture import ArchitectureRule
     from ompaffinity.placement.cores import Core, Pool
     from ompaffinity.placement.request import PlacementRequest
@@ -29,7 +32,8 @@ class RankPlacement(NamedTuple):
     leave. `affinity` is the mask of the process and of all its other threads. `nodes` are its
     memory nodes, also where `memory_policy` is ``"none"``; `node_ranks[i]` is the number of local ranks that
     use `nodes[i]`, this one included, and `local_world_size` that of all local ranks. `memory_budget` is in
-    bytes, None where no utilization was asked for or the machine does not tell its memory.
+    bytes, None where no utilization was asked for or the machine does not tell its memory. `device` is the number of
+    its GPU, `devices` those of the workers that it is to start, if it is their engine.
     """
 
     rank: int
@@ -45,6 +49,7 @@ class RankPlacement(NamedTuple):
     node_ranks: tuple[int, ...] = ()
     local_world_size: int = 1
     memory_budget: int | None = None
+    devices: tuple[int, ...] = ()
 
 
 class LeftOut(NamedTuple):
@@ -79,24 +84,33 @@ def make_plan(topology: Topology, request: PlacementRequest) -> Plan:
     request = check_request(request)
     unusable = unusable_cpus(topology, request)
     rule = _rule(topology, request)
-    granularity = "thread" if request.granularity == AUTO else request.granularity
+    # A GPU's worker has few OpenMP threads and many others, which share its CPUs.
+    usual = "team" if request.for_gpus else "thread"
+    granularity = usual if request.granularity == AUTO else request.granularity
     pools: list[Pool] = []
     idle: frozenset[Core] = frozenset()
     sharing = False
-    _check_avoided(topology, request)
-    if request.bind == "none":
+    check_avoided(topology, request)
+    told: list[Message] = []
+    if request.for_gpus:
+        found = device_shares(topology, request, rule)
+        pools, unusable, told = found.pools, found.unusable, found.messages
+        shares = found.shares
+        if not any(shares):
+            unusable = dict.fromkeys((cpu.id for cpu in topology.cpus), "unbound") | unusable
+        idle = _idle(pools, shares)
+        ranks = _placements(topology, request, _within_quota(topology, shares), granularity)
+    elif request.bind == "none":
         ranks = tuple(RankPlacement(rank, rank, bound=False) for rank in range(request.ranks))
         unusable = dict.fromkeys((cpu.id for cpu in topology.cpus), "unbound") | unusable
     elif isinstance(request.bind, tuple):
         shares = _explicit_shares(topology, request, request.bind)
         ranks = _placements(topology, request, _within_quota(topology, shares), granularity)
     else:
-        _check_named(topology, request)
+        check_named(topology, request)
         pools, unusable, sharing = _pools(topology, request, rule, unusable)
         shares = _shares(topology, request, rule, pools)
-        given = {core for share in shares for core in (*share.compute, *share.reserved)}
-        used = [pool for pool in pools if not given.isdisjoint(pool.cores)]
-        idle = frozenset(core for pool in used for core in pool.cores) - given
+        idle = _idle(pools, shares)
         ranks = _placements(topology, request, _within_quota(topology, shares), granularity)
     ranks = with_sharing(ranks)
     if request.utilization is not None:
@@ -116,8 +130,19 @@ def make_plan(topology: Topology, request: PlacementRequest) -> Plan:
         left_out=tuple(
             LeftOut(*group) for group in left_out_groups(topology, request, rule, unusable, pools, idle, ranks)
         ),
-        warnings=(*topology.messages, *plan_messages(topology, request, rule, pools, ranks, sharing=sharing)),
+        warnings=(
+            *topology.messages,
+            *dict.fromkeys(told),
+            *plan_messages(topology, request, rule, pools, ranks, sharing=sharing),
+        ),
     )
+
+
+def _idle(pools: list[Pool], shares: Sequence[Share | None]) -> frozenset[Core]:
+    """Return the cores that stay idle in the pools that ranks use."""
+    given = {core for share in shares if share for core in (*share.compute, *share.reserved)}
+    used = [pool for pool in pools if not given.isdisjoint(pool.cores)]
+    return frozenset(core for pool in used for core in pool.cores) - given
 
 
 def usable_room(topology: Topology, request: PlacementRequest) -> tuple[int, int]:
@@ -128,7 +153,7 @@ def usable_room(topology: Topology, request: PlacementRequest) -> tuple[int, int
     Raises:
         PlacementError: the request names CPUs or nodes that the machine does not have.
     """
-    _check_named(topology, request)
+    check_named(topology, request)
     pools = usable_pools(topology, unusable_cpus(topology, request), _rule(topology, request))
     cores = [core for pool in pools for core in pool.cores]
     quota = topology.limits.cpu_quota
@@ -181,54 +206,6 @@ def _rule(topology: Topology, request: PlacementRequest) -> ArchitectureRule:
     return rule
 
 
-def _check_named(topology: Topology, request: PlacementRequest) -> None:
-    """Refuse CPUs and nodes that were asked for by number and are not to be had."""
-    if request.nodes is not None:
-        strange = set(request.nodes) - {node.id for node in topology.nodes}
-        if strange:
-            known = format_id_list(node.id for node in topology.nodes) or "none"
-            raise PlacementError(
-                f"--nodes (or CPU_VISIBLE_MEMORY_NODES) names node {format_id_list(strange)},"
-                f" which this machine does not have; its nodes are {known}"
-            )
-    if request.cpus is not None:
-        _check_allowed("--cpus", topology, request, request.cpus)
-
-
-def _check_avoided(topology: Topology, request: PlacementRequest) -> None:
-    """Refuse a plan to keep off that cannot be of this machine."""
-    present = {cpu.id for cpu in topology.cpus}
-    for plan in request.avoid:
-        strange = (set(plan.cpus) | set(plan.known)) - present
-        if strange:
-            raise PlacementError(
-                f"--avoid {plan.name} holds CPU {format_id_list(strange)}, which this machine does not have;"
-                " is it a plan for another machine?"
-            )
-        unknown = present - set(plan.known)
-        if plan.known and unknown:
-            raise PlacementError(
-                f"--avoid {plan.name} says nothing of CPU {format_id_list(unknown)};"
-                " it must be the whole plan (no --rank) for this machine"
-            )
-
-
-def _check_allowed(option: str, topology: Topology, request: PlacementRequest, cpus: tuple[int, ...]) -> None:
-    held = held_cpus(topology, request)
-    taken = [cpu for cpu in cpus if cpu in held]
-    if taken:
-        raise PlacementError(
-            f"{option} names CPU {format_id_list(taken)}, whose core the plan {held[taken[0]]} holds (--avoid)"
-        )
-    allowed = topology.allowed_cpus
-    strange = set(cpus) - set(allowed)
-    if strange:
-        raise PlacementError(
-            f"{option} names CPU {format_id_list(strange)}, which this process may not use;"
-            f" it may use {format_id_list(allowed) or 'none'}"
-        )
-
-
 def _too_many_ranks(request: PlacementRequest, usable: int, unusable: dict[int, str]) -> str:
     if usable:
         return (
@@ -245,13 +222,17 @@ def _too_many_ranks(request: PlacementRequest, usable: int, unusable: dict[int, 
     return f"no CPU may be used ({counts}){remedy}"
 
 
-def _explicit_shares(topology: Topology, request: PlacementRequest, lists: tuple[tuple[int, ...], ...]) -> list[Share]:
+def _explicit_shares(
+    topology: Topology, request: PlacementRequest, lists: tuple[tuple[int, ...], ...]
+) -> list[Share | None]:
     """The user's own lists: each CPU is a core of its own, in the order written; nothing is reserved."""
-    _check_allowed("--bind", topology, request, tuple(cpu for cpus in lists for cpu in cpus))
+    check_allowed("--bind", topology, request, tuple(cpu for cpus in lists for cpu in cpus))
     return [Share(tuple(single_core(topology.cpu(cpu)) for cpu in cpus)) for cpus in lists]
 
 
-def _shares(topology: Topology, request: PlacementRequest, rule: ArchitectureRule, pools: list[Pool]) -> list[Share]:
+def _shares(
+    topology: Topology, request: PlacementRequest, rule: ArchitectureRule, pools: list[Pool]
+) -> list[Share | None]:
     """Return the cores of each rank; with more ranks than CPUs (--oversubscribe) neighbours share a CPU."""
     cores = [core for pool in pools for core in pool.cores]
     if request.ranks > len(cores):
@@ -259,17 +240,20 @@ def _shares(topology: Topology, request: PlacementRequest, rule: ArchitectureRul
     spread = request.distribute == "spread"
     distance = None if topology.equally_far else topology.distance
     split = split_cores(pools, request.ranks, distance, spread=spread, group=request.group)
-    return reserve_cores(split, wanted_reserve(request, rule))
+    return [*reserve_cores(split, wanted_reserve(request, rule))]
 
 
-def _within_quota(topology: Topology, shares: list[Share]) -> list[Share]:
+def _within_quota(topology: Topology, shares: list[Share | None]) -> list[Share | None]:
     """Drop threads beyond the rank's part of the CPU quota, rounded down, at least one; the first ones stay."""
     quota = topology.limits.cpu_quota
     if quota is None:
         return shares
     limit = max(1, int(quota // len(shares)))
-    kept = []
+    kept: list[Share | None] = []
     for share in shares:
+        if share is None:
+            kept.append(None)
+            continue
         cores, room = [], limit
         for core in share.compute:
             if room > 0:
@@ -280,10 +264,10 @@ def _within_quota(topology: Topology, shares: list[Share]) -> list[Share]:
 
 
 def _placements(
-    topology: Topology, request: PlacementRequest, shares: list[Share], granularity: str
+    topology: Topology, request: PlacementRequest, shares: list[Share | None], granularity: str
 ) -> tuple[RankPlacement, ...]:
-    threads = [tuple(cpu for core in share.compute for cpu in core.threads) for share in shares]
-    helpers = [tuple(sorted(cpu for core in share.reserved for cpu in core.cpus)) for share in shares]
+    threads = [tuple(cpu for core in share.compute for cpu in core.threads) if share else () for share in shares]
+    helpers = [tuple(sorted(cpu for core in share.reserved for cpu in core.cpus)) if share else () for share in shares]
     try:
         usable = usable_memory_nodes(topology, request.nodes)
     except NoMemoryNodeError:
@@ -294,10 +278,15 @@ def _placements(
     shared: dict[frozenset[int], tuple[int, ...]] = {}
     placements = []
     for rank, share in enumerate(shares):
+        device = request.gpu_of_rank[rank] if request.for_gpus else None
+        if share is None:
+            placements.append(RankPlacement(rank, rank, bound=False, device=device))
+            continue
         cpus, helper_cpus = threads[rank], helpers[rank]
-        roam = set(helper_cpus) or {cpu for core in share.compute for cpu in core.cpus} - set(cpus)
+        siblings = {cpu for core in share.compute for cpu in core.cpus} - set(cpus)
+        roam = siblings.union(helper_cpus) if request.for_gpus else set(helper_cpus) or siblings
         affinity = tuple(sorted({*cpus, *roam}))
-        if not roam:
+        if not roam and not request.for_gpus:
             # Nothing of its own is left for helper threads: they run on the CPUs of all ranks of the node.
             nodes_of_rank = frozenset(topology.cpu(cpu).numa_node for cpu in cpus)
             if nodes_of_rank not in shared:
@@ -305,7 +294,8 @@ def _placements(
             affinity = shared[nodes_of_rank]
         # What the first thread starts later inherits its mask: it keeps all that the other threads leave.
         if granularity == "team":
-            places = (affinity, *(tuple(sorted({*cpus, *helper_cpus})) for _ in cpus[1:]))
+            team = affinity if request.for_gpus else tuple(sorted({*cpus, *helper_cpus}))
+            places = (affinity, *(team for _ in cpus[1:]))
         else:
             others = set(cpus[1:])
             first = tuple(cpu for cpu in affinity if cpu not in others) if others else affinity
@@ -313,7 +303,7 @@ def _placements(
                 # Nothing is left: then it shares the CPUs of the others, for later threads must not crowd on its own.
                 first = affinity
             places = (first, *((cpu,) for cpu in cpus[1:]))
-        nodes = memory_nodes(topology, cpus, usable)
+        nodes = memory_nodes(topology, _near_memory(request, topology, rank, cpus), usable)
         placements.append(
             RankPlacement(
                 rank=rank,
@@ -324,6 +314,14 @@ def _placements(
                 affinity=affinity,
                 nodes=nodes,
                 memory_policy=memory_policy(topology, request, nodes),
+                device=device,
             )
         )
     return tuple(placements)
+
+
+def _near_memory(request: PlacementRequest, topology: Topology, rank: int, cpus: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the CPUs whose memory a rank uses: its own, or those of the node that the user names beside its CPUs."""
+    if request.numa_bind_cpus is None or request.numa_bind_nodes is None:
+        return cpus
+    return topology.node(request.numa_bind_nodes[request.gpu_of_rank[rank]]).cpus[:1]

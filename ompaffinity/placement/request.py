@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from ompaffinity.placement.numa_bind import DeviceHome
+
 AUTO = "auto"
 MAX_RANKS = 65536
 
@@ -43,6 +45,11 @@ class PlacementRequest(NamedTuple):
     by architecture; `reserve` is in cores for all ranks, `reserve_per_rank` in cores for each.
     `avoid` is what other plans hold; their cores are left alone whole. `utilization` (above 0, at most 1) is the
     part of the memory that the ranks may use; with it the plan tells each rank's budget.
+
+    GPU ranks are asked for with any of `numa_bind` (next to the GPU), `numa_bind_nodes` (one node per GPU),
+    `numa_bind_cpus` (one CPU list per GPU) and `gpus` (the GPU of each rank; default: as many as there are ranks, from
+    0). GPUs are numbered as the processes see them; `device_homes` says where each one is, where the machine was asked.
+    With `share` the ranks of a node share all of it.
     """
 
     tensor_parallel_size: int = 1
@@ -65,6 +72,24 @@ class PlacementRequest(NamedTuple):
     wait_policy: str = "keep"
     memory_policy: str = AUTO
     utilization: float | None = None
+    numa_bind: bool = False
+    numa_bind_nodes: tuple[int, ...] | None = None
+    numa_bind_cpus: tuple[tuple[int, ...], ...] | None = None
+    gpus: tuple[int, ...] | None = None
+    share: bool = False
+    device_homes: tuple[DeviceHome, ...] | None = None
+
+    @property
+    def for_gpus(self) -> bool:
+        """Whether the ranks have GPUs, and are to be next to them."""
+        return self.numa_bind or any(
+            given is not None for given in (self.numa_bind_nodes, self.numa_bind_cpus, self.gpus)
+        )
+
+    @property
+    def gpu_of_rank(self) -> tuple[int, ...]:
+        """The number of each rank's GPU."""
+        return tuple(range(self.ranks)) if self.gpus is None else self.gpus
 
     @property
     def ranks(self) -> int:
@@ -100,6 +125,10 @@ def check_request(request: PlacementRequest) -> PlacementRequest:
         cpus=None if request.cpus is None else _ids("--cpus (cpus)", request.cpus),
         nodes=None if request.nodes is None else _ids("--nodes (nodes)", request.nodes),
     )
+    if request.for_gpus or request.share:
+        from ompaffinity.placement.numa_bind import check_gpu_options
+
+        request = check_gpu_options(request)
     if isinstance(request.bind, str):
         if request.bind not in (AUTO, "none"):
             raise RequestError(
@@ -158,7 +187,12 @@ _NUMBERS = {
     "reserve": ("--reserve", 0, True),
     "reserve_per_rank": ("--reserve-per-rank", 0, True),
 }
-_FLAGS = {"kv_transfer": "--kv-transfer", "oversubscribe": "--oversubscribe"}
+_FLAGS = {
+    "kv_transfer": "--kv-transfer",
+    "oversubscribe": "--oversubscribe",
+    "numa_bind": "--numa-bind",
+    "share": "--share",
+}
 _WORDS = {
     "kinds": ("--kinds", KINDS),
     "distribute": ("--distribute", DISTRIBUTIONS),
@@ -235,7 +269,12 @@ def requested(given: Mapping[str, Any], environ: Mapping[str, str]) -> Placement
     if given.get("reserve_per_rank") is not None:
         arguments.pop("reserve", None)
     arguments.update(given)
-    if not isinstance(arguments.get("bind", AUTO), str):
+    asked = PlacementRequest(**given)
+    # What the environment holds for CPU ranks, and a reserve for ranks that share all, are not meant for these.
+    for void, name in ((asked.for_gpus, "bind"), (asked.share, "reserve")):
+        if void and name not in given:
+            arguments.pop(name, None)
+    if not isinstance(arguments.get("bind", AUTO), str) or asked.numa_bind_cpus is not None:
         # Lists say it all: what the environment holds for automatic planning is not meant for them.
         arguments = {name: value for name, value in arguments.items() if name in given or name not in _VOID_WITH_LISTS}
     return PlacementRequest(**arguments)

@@ -87,7 +87,10 @@ class Node:
 
 @dataclass(frozen=True)
 class Guest:
-    """One machine: CPUs are numbered by thread, core and package, as QEMU does; `tests` are files in ``inside/``."""
+    """One machine: CPUs are numbered by thread, core and package, as QEMU does; `tests` are files in ``inside/``.
+
+    `devices` are what QEMU's ``-device`` takes.
+    """
 
     name: str
     architecture: str
@@ -101,6 +104,7 @@ class Guest:
     minimal_qemu: tuple[int, int] = OLD_QEMU
     setup: str = ""
     seconds: int = 420
+    devices: tuple[str, ...] = ()
     in_ci: bool = True
 
     @property
@@ -137,6 +141,8 @@ class Guest:
             for target, distance in enumerate(row):
                 if source != target:
                     arguments += ["-numa", f"dist,src={source},dst={target},val={distance}"]
+        for device in self.devices:
+            arguments += ["-device", device]
         return arguments
 
     def description(self) -> dict[str, object]:
@@ -185,6 +191,27 @@ GUESTS = {
             threads=2,
             nodes={0: Node("0-31", 768), 1: Node("32-63", 768)},
             tests=(*READS, "many_cpus"),
+        ),
+        # Displays on the root bus (nobody says where), behind a bridge on node 0, and two behind one on node 1.
+        Guest(
+            "x86-gpus",
+            "amd64",
+            packages=2,
+            cores=4,
+            threads=1,
+            nodes={0: Node("0-3", 512), 1: Node("4-7", 512)},
+            devices=(
+                "bochs-display,bus=pcie.0,addr=0x10",
+                "pxb-pcie,id=bridge0,bus=pcie.0,bus_nr=0x20,numa_node=0",
+                "pcie-root-port,id=port0,bus=bridge0,chassis=1,slot=1",
+                "bochs-display,bus=port0",
+                "pxb-pcie,id=bridge1,bus=pcie.0,bus_nr=0x40,numa_node=1",
+                "pcie-root-port,id=port1,bus=bridge1,chassis=2,slot=2",
+                "bochs-display,bus=port1",
+                "pcie-root-port,id=port2,bus=bridge1,chassis=3,slot=3",
+                "bochs-display,bus=port2",
+            ),
+            tests=("gpus",),
         ),
         Guest(
             "arm-four-nodes",

@@ -22,11 +22,11 @@ SLEEPER = (
 @pytest.mark.parametrize(
     ("kind", "listed", "rank", "size", "seat"),
     [
-        ("mask_cpu:", "0x1,0x2", 1, 2, Seat(0, 1)),
+        ("mask_cpu:", "0x1,0x2", 1, 2, Seat(1, (1,))),
         # All tasks have the one mask that was allocated.
-        ("mask_cpu:", "0xF", 3, 4, Seat(3, 4)),
-        ("mask_cpu:", "0x1,0x2", 3, 4, Seat(1, 2)),
-        ("map_cpu:", "0,0,1,1", 2, 4, Seat(0, 2)),
+        ("mask_cpu:", "0xF", 3, 4, Seat(3, (0, 1, 2, 3))),
+        ("mask_cpu:", "0x1,0x2", 3, 4, Seat(3, (1, 3))),
+        ("map_cpu:", "0,0,1,1", 2, 4, Seat(2, (2, 3))),
     ],
 )
 def test_slurm_lists_its_masks(kind: str, listed: str, rank: int, size: int, seat: Seat) -> None:
@@ -57,43 +57,43 @@ TOLD = {"OMPI_COMM_WORLD_LOCAL_RANK": "1"}
 
 def test_a_launcher_that_binds_nobody(processes: Any) -> None:
     processes({0, 1, 2, 3}, {0, 1, 2, 3}, {})
-    assert seat_within_mask(TOLD, place(1, 2)) == Seat(1, 2)
+    assert seat_within_mask(TOLD, place(1, 2)) == Seat(1, (0, 1))
 
 
 def test_ranks_apart(processes: Any) -> None:
     processes({0, 1, 2, 3}, {1}, {0: {0}})
-    assert seat_within_mask(TOLD, place(1, 2)) == Seat(0, 1)
+    assert seat_within_mask(TOLD, place(1, 2)) == Seat(1, (1,))
 
 
 def test_ranks_on_two_sockets(processes: Any) -> None:
     # Rank 3 has bound itself already.
     processes({0, 1, 2, 3}, {2, 3}, {0: {0, 1}, 2: {0}, 3: {3}})
-    assert seat_within_mask(TOLD, place(1, 4)) == Seat(0, 2)
+    assert seat_within_mask(TOLD, place(1, 4)) == Seat(1, (1, 3))
 
 
 def test_one_mask_for_all(processes: Any) -> None:
     processes({0, 1, 2, 3}, {0, 1, 2}, {0: {0}, 2: {0, 1, 2}})
-    assert seat_within_mask(TOLD, place(1, 3)) == Seat(1, 3)
+    assert seat_within_mask(TOLD, place(1, 3)) == Seat(1, (0, 1, 2))
 
 
 def test_who_is_not_seen_counts(processes: Any) -> None:
     processes({0, 1, 2, 3}, {0, 1}, {0: {0, 1, 2, 3}, 2: {2, 3}})
-    assert seat_within_mask(TOLD, place(1, 4)) == Seat(1, 3, certain=False)
+    assert seat_within_mask(TOLD, place(1, 4)) == Seat(1, (0, 1, 3), certain=False)
 
 
 def test_who_is_not_seen_has_a_mask_of_its_own_where_there_is_room(processes: Any) -> None:
     processes({0, 1, 2, 3}, {1}, {0: {0, 1, 2, 3}})
-    assert seat_within_mask(TOLD, place(1, 4)) == Seat(0, 1)
+    assert seat_within_mask(TOLD, place(1, 4)) == Seat(1, (1,))
     # Who is seen to share does so.
     processes({0, 1, 2, 3}, {0, 1}, {0: {0}})
-    assert seat_within_mask(TOLD, place(1, 2)) == Seat(1, 2)
+    assert seat_within_mask(TOLD, place(1, 2)) == Seat(1, (0, 1))
 
 
 def test_only_the_options_say_which_rank_this_is(processes: Any) -> None:
     processes({0, 1, 2, 3}, {0, 1}, {})
-    assert seat_within_mask({}, place(1, 2, "the options")) == Seat(0, 1)
-    assert seat_within_mask({}, place(1, 3, "the options")) == Seat(1, 3)
-    assert seat_within_mask({}, place(0, 1, "the options")) == Seat(0, 1)
+    assert seat_within_mask({}, place(1, 2, "the options")) == Seat(1, (1,))
+    assert seat_within_mask({}, place(1, 3, "the options")) == Seat(1, (0, 1, 2))
+    assert seat_within_mask({}, place(0, 1, "the options")) == Seat(0, (0,))
 
 
 @pytest.mark.skipif(len(CPUS) < 2, reason="masks that differ need two CPUs")

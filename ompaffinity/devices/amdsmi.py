@@ -1,0 +1,106 @@
+"""AMD's GPUs by amdsmi (the extra ``[amd]``), asked in a child process.
+
+Importing amdsmi prints to standard output and raises KeyError where its library is missing, and its shutdown ends it
+for every user in the process; none of that reaches the caller this way. Asked is
+``amdsmi_get_gpu_topo_numa_affinity``, and not ``amdsmi_topo_get_numa_node_number``: that is a number of the driver's
+own topology, and was uninitialised memory in some releases. Source: the AMD SMI Python API reference.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+from ompaffinity.devices.nvml import DriverView
+from ompaffinity.devices.pci import Answer, nearest_cpu_nodes, pci_address
+from ompaffinity.devices.visibility import AMD, PhysicalDevice
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from ompaffinity.topology.model import Topology
+    from ompaffinity.topology.tree import Tree
+
+ASK_SECONDS = 30
+MARK = "ompaffinity-amdsmi:"
+PROGRAM = f"""
+import json, sys
+found = []
+try:
+    import amdsmi
+    amdsmi.amdsmi_init()
+    for handle in amdsmi.amdsmi_get_processor_handles():
+        row = {{}}
+        for name, function in (
+            ("address", "amdsmi_get_gpu_device_bdf"),
+            ("uuid", "amdsmi_get_gpu_device_uuid"),
+            ("node", "amdsmi_get_gpu_topo_numa_affinity"),
+            ("numbers", "amdsmi_get_gpu_enumeration_info"),
+            ("board", "amdsmi_get_gpu_asic_info"),
+        ):
+            try:
+                row[name] = getattr(amdsmi, function)(handle)
+            except Exception as error:
+                row[name + "_error"] = str(error)
+        found.append(row)
+    answer = {{"gpus": found}}
+except BaseException as error:
+    answer = {{"problem": type(error).__name__ + ": " + " ".join(str(error).split())}}
+print()
+print({MARK!r} + json.dumps(answer, default=str))
+"""
+
+
+def read_amdsmi(tree: Tree, topology: Topology) -> DriverView:
+    """Return what amdsmi says of every GPU of this machine, whatever is visible."""
+    from importlib.util import find_spec
+
+    if find_spec("amdsmi") is None:
+        return DriverView(problem="amdsmi is not installed (the extra [amd])")
+    # It is asked of the driver, not of what this process may see.
+    environment = {name: value for name, value in os.environ.items() if not name.endswith("_VISIBLE_DEVICES")}
+    try:
+        # This interpreter and a program of ours: no shell.
+        done = subprocess.run(  # noqa: S603
+            [sys.executable, "-c", PROGRAM],
+            capture_output=True,
+            text=True,
+            timeout=ASK_SECONDS,
+            check=False,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        return DriverView(problem=str(error))
+    line = next((line for line in done.stdout.splitlines() if line.startswith(MARK)), None)
+    if line is None:
+        return DriverView(problem=f"amdsmi does not answer (status {done.returncode})")
+    # Written by the program above.
+    answer = json.loads(line.removeprefix(MARK))
+    if "problem" in answer:
+        return DriverView(problem=answer["problem"])
+    return _view(answer["gpus"], tree, topology)
+
+
+def _view(rows: list[dict[str, Any]], tree: Tree, topology: Topology) -> DriverView:
+    devices, answers = [], {}
+    for row in rows:
+        address = pci_address(str(row.get("address", "")))
+        if address is None:
+            continue
+        # HIP's own form, which its variables take, where the library tells it.
+        uuid = _field(row, "numbers", "hip_uuid") or str(row.get("uuid", ""))
+        devices.append(PhysicalDevice(address, AMD, _field(row, "board", "market_name"), uuid))
+        node = row.get("node")
+        if isinstance(node, int):
+            near = nearest_cpu_nodes(tree, topology, node) if node >= 0 else None
+            answers[address] = [Answer("amdsmi", near, f"NUMA affinity {node}")]
+    return DriverView(tuple(devices), answers, complete=0 < len(devices) == len(rows))
+
+
+def _field(row: dict[str, Any], name: str, field: str) -> str:
+    found = row.get(name)
+    return str(found.get(field) or "") if isinstance(found, dict) else ""

@@ -1,0 +1,217 @@
+"""Start GPU workers, each bound next to its GPU from birth: no numactl, no script, any start method that inherits.
+
+A worker's mask and memory policy are those of the thread that starts it (sched_setaffinity(2), set_mempolicy(2)). Its
+OpenMP team floats within the mask, so that no variable of OpenMP needs to name a CPU.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+
+from ompaffinity.devices.homes import with_device_homes
+from ompaffinity.errors import RequestError
+from ompaffinity.jsontext import to_json
+from ompaffinity.openmp.current import current_placement
+from ompaffinity.openmp.document import placement_document
+from ompaffinity.openmp.environment import BINDING_VARIABLES, PLACEMENT_VARIABLE
+from ompaffinity.openmp.manager import OMPProcessManager
+from ompaffinity.openmp.starts import refuse_unbindable_starts
+from ompaffinity.placement.memory import memory_policy
+from ompaffinity.placement.numa_bind import DeviceHome, NumaBindConfig
+from ompaffinity.placement.plan import RankPlacement, make_plan
+from ompaffinity.placement.request import PlacementRequest, requested
+from ompaffinity.records import Message, NamedTuple
+from ompaffinity.topology.idlist import format_id_list
+from ompaffinity.topology.load import load_topology
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
+    from typing import Any
+
+    from ompaffinity.placement.plan import Plan
+    from ompaffinity.topology.model import Topology
+
+WORKER, ENGINE = "worker", "EngineCore"
+ALL_GPUS_BACKENDS = ("ray", "external_launcher")
+"""Backends under which a local rank counts all GPUs that it sees, whatever its data-parallel rank."""
+
+
+class GpuProcessManager(OMPProcessManager):
+    """Binds by inheritance alone: a thread count that is set stays, and a fork is as good as a spawn."""
+
+    def _guard_starts(self) -> AbstractContextManager[None]:
+        return refuse_unbindable_starts(fork=False)
+
+    def _environment(self, placement: RankPlacement) -> tuple[dict[str, str], tuple[str, ...]]:
+        environment = {PLACEMENT_VARIABLE: to_json(placement_document(placement))}
+        if placement.bound and not placement.devices and "OMP_NUM_THREADS" not in os.environ:
+            environment["OMP_NUM_THREADS"] = str(len(placement.cpus))
+        # What names CPUs was meant for another process.
+        return environment, BINDING_VARIABLES if placement.bound else ()
+
+
+@contextmanager
+def configure_subprocess(
+    config: Any, local_rank: int, dp_local_rank: int | None = None, process_kind: str = WORKER
+) -> Iterator[RankPlacement]:
+    """Start a GPU worker inside this context, bound next to its GPU; yields its placement.
+
+    `config` is any object (or has one as its `parallel_config`) with `tensor_parallel_size`,
+    `pipeline_parallel_size`, `data_parallel_rank_local`, `data_parallel_index`, `nnodes_within_dp`,
+    `distributed_executor_backend` and `data_parallel_backend`; what it lacks is taken for one rank on one machine. If
+    it has `numa_bind` and that is False, nothing is bound; its `numa_bind_nodes` and `numa_bind_cpus` are those of
+    `NumaBindConfig`. The GPU is that of `local_rank`, counted from the first one of its data-parallel rank where one
+    server starts several of these here. `process_kind` is ``"worker"``, or ``"EngineCore"`` for the process that
+    starts the workers of a data-parallel rank: it gets all that they get.
+
+    The GPUs that this process sees (with `data_parallel_size_local`: those of the workers) share the CPUs next to
+    them. What cannot be had leaves the worker unbound, with a warning in the log. Environment, affinity and memory
+    policy of the calling thread are what they were afterwards.
+
+    Raises:
+        RequestError: another process kind, no such GPU, or sizes, ranks and lists that make no sense.
+        PlacementError: this machine does not have the nodes or CPUs of the lists.
+        TopologyError: the machine cannot be read.
+        StartMethodError: inside, a process is started by ``forkserver``, which inherits nothing.
+    """
+    if process_kind not in (WORKER, ENGINE):
+        raise RequestError(f"process_kind is {process_kind!r}; it must be {WORKER!r} or {ENGINE!r}")
+    config = getattr(config, "parallel_config", config)
+    wanted = _wanted_gpus(config, local_rank, dp_local_rank, process_kind)
+    if not getattr(config, "numa_bind", True):
+        yield RankPlacement(local_rank, local_rank, bound=False)
+        return
+    topology = load_topology()
+    plan = _plan(config, topology, wanted)
+    ranks = [rank for rank in plan.ranks if rank.device in wanted.own]
+    own = _union(topology, ranks) if process_kind == ENGINE else ranks[0]
+    manager = GpuProcessManager(plan._replace(ranks=(own._replace(rank=local_rank, local_rank=0),)))
+    with manager.configure_omp_envs(local_rank, 0) as placement:
+        yield placement
+
+
+class _WantedGpus(NamedTuple):
+    """The GPUs of a process, and how many the server has here, None where the configuration does not say."""
+
+    own: tuple[int, ...]
+    of_server: int | None
+
+
+def _wanted_gpus(config: Any, local_rank: int, dp_local_rank: int | None, process_kind: str) -> _WantedGpus:
+    """Return the number of a worker's GPU, or those of all workers of an engine.
+
+    Raises:
+        RequestError: a rank or a size is no number.
+    """
+    _check_rank("local_rank", local_rank)
+    ranks = _size(config, "tensor_parallel_size") * _size(config, "pipeline_parallel_size")
+    machines = _size(config, "nnodes_within_dp")
+    first, of_server = 0, None
+    backend = getattr(config, "distributed_executor_backend", None)
+    over_ray = getattr(config, "data_parallel_backend", None) == "ray"
+    if backend not in ALL_GPUS_BACKENDS and not over_ray and machines == 1:
+        of_config = [getattr(config, name, None) for name in ("data_parallel_rank_local", "data_parallel_index")]
+        rank = next((rank for rank in (dp_local_rank, *of_config) if rank is not None), 0)
+        first = _check_rank("dp_local_rank", rank) * ranks
+        if hasattr(config, "data_parallel_size_local"):
+            of_server = _size(config, "data_parallel_size_local") * ranks
+    if process_kind == ENGINE:
+        return _WantedGpus(tuple(range(first, first + max(1, ranks // machines))), of_server)
+    return _WantedGpus((first + local_rank,), of_server)
+
+
+def _size(config: Any, name: str) -> int:
+    value: object = getattr(config, name, 1)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise RequestError(f"{name} of the configuration is {value!r}; it must be a number of at least 1")
+    return value
+
+
+def _check_rank(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise RequestError(f"{name} is {value!r}; it must be a number from 0")
+    return value
+
+
+def _plan(config: Any, topology: Topology, wanted: _WantedGpus) -> Plan:
+    """Return the plan for the GPUs of a process, and for those that they share the machine with.
+
+    Raises:
+        RequestError: there are GPUs, but none of these.
+    """
+    lists = NumaBindConfig(True, getattr(config, "numa_bind_nodes", None), getattr(config, "numa_bind_cpus", None))
+    request = with_device_homes(requested(lists._asdict(), os.environ), topology)
+    homes = request.device_homes or ()
+    by_hand = [len(given) for given in (lists.numa_bind_nodes, lists.numa_bind_cpus) if given is not None]
+    count = by_hand[0] if by_hand else len(homes)
+    if not count:
+        return _no_gpu(topology, wanted)
+    own = [gpu for gpu in wanted.own if gpu < count]
+    if not own:
+        raise RequestError(
+            f"GPU {format_id_list(wanted.own)} was asked for, but "
+            + (f"the lists of the configuration name {count}" if by_hand else f"this process sees {count}")
+            + "; look at CUDA_VISIBLE_DEVICES, and at the sizes and lists of the configuration"
+        )
+    # The others are there to be left their part; what is wrong with them is for their own workers to say.
+    homes = tuple(home if gpu in own else DeviceHome(home.nodes) for gpu, home in enumerate(homes))
+    request = request._replace(device_homes=homes)
+    sharers = [gpu for gpu in _sharers(own, wanted, count) if gpu in own or _has_room(topology, request, gpu)]
+    return make_plan(topology, request._replace(tensor_parallel_size=len(sharers), gpus=tuple(sharers), runtime="omp"))
+
+
+def _sharers(own: list[int], wanted: _WantedGpus, count: int) -> list[int]:
+    """Return the GPUs whose workers share what this process may use."""
+    try:
+        placement = current_placement()
+    except RequestError:
+        placement = None
+    if placement is not None and set(own) <= set(placement.devices):
+        # This is an engine that was bound to what these workers get, and nobody else.
+        return [device for device in placement.devices if device < count]
+    if wanted.of_server is not None and max(own) < wanted.of_server:
+        return list(range(min(wanted.of_server, count)))
+    return list(range(count))
+
+
+def _has_room(topology: Topology, request: PlacementRequest, gpu: int) -> bool:
+    """Return whether a GPU's worker would be bound to anything at all."""
+    allowed = set(topology.allowed_cpus)
+    if request.numa_bind_cpus is not None:
+        return not allowed.isdisjoint(request.numa_bind_cpus[gpu])
+    nodes = (request.numa_bind_nodes[gpu],) if request.numa_bind_nodes else (request.device_homes or ())[gpu].nodes
+    return any(node.id in nodes and not allowed.isdisjoint(node.cpus) for node in topology.nodes)
+
+
+def _no_gpu(topology: Topology, wanted: _WantedGpus) -> Plan:
+    plan = make_plan(topology, PlacementRequest(bind="none"))
+    text = "no GPU is seen here, so the worker stays unbound; look at its driver and at CUDA_VISIBLE_DEVICES"
+    unseen = Message("device-node-unknown", "warning", text)
+    ranks = tuple(rank._replace(device=wanted.own[0]) for rank in plan.ranks)
+    return plan._replace(ranks=ranks, warnings=(*plan.warnings, unseen))
+
+
+def _union(topology: Topology, ranks: list[RankPlacement]) -> RankPlacement:
+    """Return the placement of the engine of these workers: all that they have, and they may divide it."""
+    devices = tuple(rank.device for rank in ranks if rank.device is not None)
+    bound = [rank for rank in ranks if rank.bound]
+    if not bound:
+        return RankPlacement(0, 0, bound=False, devices=devices)
+    cpus = tuple(dict.fromkeys(cpu for rank in bound for cpu in rank.cpus))
+    affinity = tuple(sorted({cpu for rank in bound for cpu in rank.affinity}))
+    nodes = tuple(sorted({node for rank in bound for node in rank.nodes}))
+    return RankPlacement(
+        rank=0,
+        local_rank=0,
+        cpus=cpus,
+        helper_cpus=tuple(sorted({cpu for rank in bound for cpu in rank.helper_cpus} - set(cpus))),
+        places=(affinity,) * len(cpus),
+        affinity=affinity,
+        nodes=nodes,
+        memory_policy=memory_policy(topology, PlacementRequest(), nodes),
+        node_ranks=(1,) * len(nodes),
+        devices=devices,
+    )

@@ -1,0 +1,142 @@
+"""AMD's GPUs: the real amdsmi, installed apart, over a stand-in library."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ompaffinity.devices.amdsmi import read_amdsmi
+from ompaffinity.topology.sysfs import read_sysfs
+from ompaffinity.topology.tree import DirectoryTree
+from tests.conftest import ROOT
+from tests.devices.amdsmi_standin import build
+from tests.devices.test_devices import TWO_NODES, gpu, machine
+
+APART = Path(sys.prefix, "amdsmi-apart")
+WRAPPER = APART / "amdsmi" / "amdsmi_wrapper.py"
+needs_amdsmi = pytest.mark.skipif(
+    not WRAPPER.exists() or shutil.which("gcc") is None,
+    reason="amdsmi is not installed apart (scripts/run-tests test,test-runtimes does that), or gcc is missing",
+)
+PROGRAM = """
+import json, sys
+from tests.devices.test_devices import seen
+found = seen(sys.argv[1], json.loads(sys.argv[2]), ask_drivers=True)
+rows = [[d.address, list(d.nodes), d.source, d.uuid, [a.detail for a in d.answers]] for d in found.devices]
+print(json.dumps([rows, [message.code for message in found.messages], found.libraries["amd"]]))
+"""
+PLAN = """\
+gpu bdf=0000:c1:00.0 node=1 uuid=aaaa0000-1
+gpu bdf=0000:c2:00.0 node=0 uuid=bbbb0000-2
+"""
+
+
+@pytest.fixture(scope="module")
+def rocm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("rocm")
+    build(WRAPPER, folder)
+    return folder
+
+
+def asked(root: Path, rocm: Path | None, plan: str = PLAN, environ: dict[str, str] | None = None) -> Any:
+    """Return what a new process sees: [rows, codes of the messages, what amdsmi said]."""
+    (root / "plan").write_text(plan)
+    told = {"PYTHONPATH": str(APART), "OMPAFFINITY_AMDSMI_PLAN": str(root / "plan")}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(root), json.dumps(environ or {})],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+        env={**os.environ, **told, **({} if rocm is None else {"ROCM_PATH": str(rocm)})},
+    )
+    assert done.returncode == 0, done.stderr
+    # Not a word of the binding's reaches the caller's output.
+    return json.loads(done.stdout)
+
+
+@needs_amdsmi
+def test_where_the_firmware_says_nothing_amdsmi_may_know(tmp_path: Path, rocm: Path) -> None:
+    machine(tmp_path, TWO_NODES)
+    for address in ("0000:c1:00.0", "0000:c2:00.0"):
+        gpu(tmp_path, address, -1, "0-7", vendor="0x1002")
+    rows, codes, said = asked(tmp_path, rocm)
+    assert [row[:4] for row in rows] == [
+        ["0000:c1:00.0", [1], "amdsmi", "GPU-aaaa0000-1"],
+        ["0000:c2:00.0", [0], "amdsmi", "GPU-bbbb0000-2"],
+    ]
+    assert (codes, said) == ([], "ok")
+
+
+@needs_amdsmi
+def test_hip_numbers_what_rocr_leaves(tmp_path: Path, rocm: Path) -> None:
+    machine(tmp_path, TWO_NODES)
+    rows, _, _ = asked(tmp_path, rocm, environ={"ROCR_VISIBLE_DEVICES": "1,0", "HIP_VISIBLE_DEVICES": "1"})
+    assert [row[:2] for row in rows] == [["0000:c1:00.0", [1]]]
+    rows, _, _ = asked(tmp_path, rocm, environ={"HIP_VISIBLE_DEVICES": "GPU-bbbb"})
+    assert [row[:2] for row in rows] == [["0000:c2:00.0", [0]]]
+
+
+@needs_amdsmi
+def test_each_gpu_for_itself(tmp_path: Path, rocm: Path) -> None:
+    machine(tmp_path, TWO_NODES)
+    plan = (
+        "gpu bdf=0000:c1:00.0 node=-1 uuid=a\ngpu bdf=0000:c2:00.0 error=2 uuid=b\ngpu bdf=0000:c3:00.0 node=1 uuid=c\n"
+    )
+    rows, codes, _ = asked(tmp_path, rocm, plan)
+    assert [row[1] for row in rows] == [[], [], [1]]
+    assert codes == ["device-node-unknown"] * 2
+
+
+@needs_amdsmi
+def test_sysfs_is_believed_and_the_difference_told(tmp_path: Path, rocm: Path) -> None:
+    machine(tmp_path, TWO_NODES)
+    gpu(tmp_path, "0000:c1:00.0", 0, "0-3", vendor="0x1002")
+    rows, codes, _ = asked(tmp_path, rocm, "gpu bdf=0000:c1:00.0 node=1 uuid=a\n")
+    assert rows[0][1:3] == [[0], "sysfs"]
+    assert codes == ["device-sources-disagree"]
+
+
+@needs_amdsmi
+def test_a_container_has_those_that_the_driver_shows(tmp_path: Path, rocm: Path) -> None:
+    machine(tmp_path, TWO_NODES)
+    for address in ("0000:c1:00.0", "0000:c2:00.0"):
+        gpu(tmp_path, address, 1, "4-7", vendor="0x1002")
+    rows, _, _ = asked(tmp_path, rocm, "gpu bdf=0000:c2:00.0 node=1 uuid=b\n")
+    assert [row[0] for row in rows] == ["0000:c2:00.0"]
+
+
+@needs_amdsmi
+def test_a_driver_that_is_not_loaded(tmp_path: Path, rocm: Path) -> None:
+    machine(tmp_path, TWO_NODES)
+    gpu(tmp_path, "0000:c1:00.0", 1, "4-7", vendor="0x1002")
+    rows, codes, said = asked(tmp_path, rocm, "init_error 34\n")
+    assert [row[:3] for row in rows] == [["0000:c1:00.0", [1], "sysfs"]]
+    assert codes == []
+    assert "34" in said or "as the plan says" in said
+
+
+@needs_amdsmi
+@pytest.mark.skipif(Path("/opt/rocm").exists(), reason="AMD's own library is installed here")
+def test_without_amds_library_the_bus_still_tells(tmp_path: Path) -> None:
+    machine(tmp_path, TWO_NODES)
+    gpu(tmp_path, "0000:c1:00.0", 1, "4-7", vendor="0x1002")
+    rows, _, said = asked(tmp_path, None)
+    assert [row[:3] for row in rows] == [["0000:c1:00.0", [1], "sysfs"]]
+    assert "libamd_smi.so" in said
+
+
+def test_without_the_binding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(tmp_path, TWO_NODES)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with DirectoryTree(str(tmp_path)) as tree:
+        view = read_amdsmi(tree, read_sysfs(tree, architecture="x86_64", machine="test"))
+    assert view.devices == ()
+    assert view.problem == "amdsmi is not installed (the extra [amd])"
