@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from ompaffinity.devices.devices import live_devices, recorded_devices
+from ompaffinity.devices.devices import live_devices
+from ompaffinity.devices.recorded import recorded_devices
 from ompaffinity.jsontext import to_json
 from ompaffinity.topology.load import load_topology
 

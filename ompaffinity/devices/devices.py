@@ -12,10 +12,11 @@ from ompaffinity.topology.idlist import format_id_list
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
     from typing import Any
 
     from ompaffinity.devices.nvml import DriverView
+    from ompaffinity.devices.visibility import PhysicalDevice
     from ompaffinity.topology.model import Topology
     from ompaffinity.topology.tree import Tree
 
@@ -44,12 +45,15 @@ class Device(NamedTuple):
 
     def to_document(self, topology: Topology) -> dict[str, Any]:
         """Return it as plain values, ready for JSON."""
+        return self.to_record(topology) | {"uuid": self.uuid}
+
+    def to_record(self, topology: Topology) -> dict[str, Any]:
+        """Return it as a capture of the machine holds it: without what is a serial number."""
         return {
             "index": self.number,
             "address": self.address,
             "vendor": self.vendor,
             "name": self.name,
-            "uuid": self.uuid,
             "nodes": list(self.nodes),
             "source": self.source,
             "memory_node": self.own_node,
@@ -59,6 +63,7 @@ class Device(NamedTuple):
                     "source": answer.source,
                     "nodes": None if answer.nodes is None else list(answer.nodes),
                     "detail": answer.detail,
+                    "node": answer.named,
                 }
                 for answer in self.answers
             ],
@@ -71,6 +76,15 @@ class DeviceList(NamedTuple):
     devices: tuple[Device, ...]
     messages: tuple[Message, ...] = ()
     libraries: dict[str, str] = {}
+
+    @classmethod
+    def of(
+        cls, devices: Iterable[Device], messages: Iterable[Message] = (), libraries: Mapping[str, str] | None = None
+    ) -> DeviceList:
+        """Return the list of these GPUs, with what there is to say of all of them and of each."""
+        found = tuple(devices)
+        told = (*messages, *(message for device in found for message in device.messages))
+        return cls(found, told, dict(libraries or {}))
 
     def to_document(self, topology: Topology) -> dict[str, Any]:
         """Return the ``ompaffinity.devices/1`` document: plain values, ready for JSON."""
@@ -97,18 +111,6 @@ def live_devices(
         return read_devices(tree, topology, seen_by, ask_drivers=True, user_nodes=user_nodes)
 
 
-def recorded_devices(path: str, topology: Topology, *, user_nodes: tuple[int, ...] | None = None) -> DeviceList:
-    """Return the GPUs of a recorded machine, all of them, by its files alone.
-
-    Raises:
-        TopologyError: the record holds no files.
-    """
-    from ompaffinity.topology.load import recorded_tree
-
-    with recorded_tree(path) as tree:
-        return read_devices(tree, topology, {}, user_nodes=user_nodes)
-
-
 def read_devices(
     tree: Tree,
     topology: Topology,
@@ -129,31 +131,40 @@ def read_devices(
             known[device.address] = device
         answers.update(view.answers)
     visible, messages = visible_devices([*known.values()], environ)
-    found, told = [], list(messages)
+    found = []
     for index, device in enumerate(visible):
         said = pci_answers(tree, topology, device.address)
-        if user_nodes is not None and index < len(user_nodes):
-            said.insert(0, Answer(USER, (user_nodes[index],), "--numa-bind-nodes", user_nodes[index]))
         known_sources = {answer.source for answer in said}
         said += [answer for answer in answers.get(device.address, ()) if answer.source not in known_sources]
-        settled, about = settle(f"GPU {index} ({device.address})", said, topology)
-        told += about
-        own = next((answer.named for answer in said if answer.source == "own-memory"), None)
-        found.append(
-            Device(
-                index,
-                device.address,
-                device.vendor,
-                device.name,
-                device.uuid,
-                settled.nodes,
-                settled.source,
-                own,
-                tuple(said),
-                tuple(about),
-            )
-        )
-    return DeviceList(tuple(found), tuple(told), libraries)
+        found.append(settled(index, device, said, topology, user_nodes))
+    return DeviceList.of(found, messages, libraries)
+
+
+def settled(
+    index: int,
+    device: PhysicalDevice,
+    said: Iterable[Answer],
+    topology: Topology,
+    user_nodes: tuple[int, ...] | None = None,
+) -> Device:
+    """Return a GPU with where it is, of all that the sources say; the user, if asked, is believed before them."""
+    answers = [*said]
+    if user_nodes is not None and index < len(user_nodes):
+        answers.insert(0, Answer(USER, (user_nodes[index],), "--numa-bind-nodes", user_nodes[index]))
+    home, messages = settle(f"GPU {index} ({device.address})", answers, topology)
+    own = next((answer.named for answer in answers if answer.source == "own-memory"), None)
+    return Device(
+        number=index,
+        address=device.address,
+        vendor=device.vendor,
+        name=device.name,
+        uuid=device.uuid,
+        nodes=home.nodes,
+        source=home.source,
+        own_node=own,
+        answers=tuple(answers),
+        messages=tuple(messages),
+    )
 
 
 def _views(tree: Tree, topology: Topology) -> list[tuple[str, DriverView]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from ompaffinity.devices.devices import live_devices, recorded_devices
+from ompaffinity.devices.devices import live_devices
+from ompaffinity.devices.recorded import recorded_devices
 from ompaffinity.errors import TopologyError
 from ompaffinity.placement.numa_bind import DeviceHome, checked_maps
 

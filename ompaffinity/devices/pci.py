@@ -79,7 +79,7 @@ def pci_answers(tree: Tree, topology: Topology, address: str) -> list[Answer]:
     node = read_number(tree, f"{folder}/numa_node")
     if node is not None:
         nodes = nearest_cpu_nodes(tree, topology, node) if node >= 0 else None
-        answers.append(Answer("sysfs", nodes, f"numa_node {node}", node))
+        answers.append(Answer("sysfs", nodes, f"numa_node {node}", None if node < 0 else node))
     local = _local_cpus(tree, folder)
     if local:
         near = tuple(found for found in cpu_nodes(topology) if local & set(topology.node(found).cpus))

@@ -68,6 +68,6 @@ def options_of_own_gpu(
     told = {
         "tensor_parallel_size": len(ordered),
         "gpus": tuple(0 if device is own else 1 + others.index(device) for device in ordered),
-        "device_homes": (*homes(DeviceList((own,), own.messages)), *(DeviceHome(device.nodes) for device in others)),
+        "device_homes": (*homes(DeviceList.of([own])), *(DeviceHome(device.nodes) for device in others)),
     }
     return given | told, ordered.index(own)

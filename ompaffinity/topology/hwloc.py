@@ -41,17 +41,12 @@ def parse_hwloc(text: bytes, machine: str) -> Topology:
     Raises:
         TopologyError: it is no such export, defines entities, or describes no CPU.
     """
-    root = _parsed(text)
-    top = root.find("object")
-    if root.tag != "topology" or top is None or top.get("type") != "Machine":
-        raise TopologyError("this XML is not an hwloc topology: no <topology> with a Machine object")
-    if not root.get("version", "").startswith(("2.", "3.")):
-        raise TopologyError("this is an export of hwloc 1; export it again with hwloc 2 or later")
+    root, top = parsed_export(text)
     levels = _levels(top)
     if not levels:
         raise TopologyError("this hwloc topology describes no CPU")
-    allowed = _cpuset(top, "allowed_cpuset")
-    absent = set(_cpuset(top, "complete_cpuset") or ()) - levels.keys()
+    allowed = cpu_set(top, "allowed_cpuset")
+    absent = set(cpu_set(top, "complete_cpuset") or ()) - levels.keys()
     nodes = _nodes(root, top, levels)
     node_of = {cpu: node.id for node in nodes for cpu in node.cpus}
     kinds = _kinds(root, levels)
@@ -74,6 +69,21 @@ def parse_hwloc(text: bytes, machine: str) -> Topology:
     vendors = {item.get("value") for item in top.iter("info") if item.get("name") == "CPUVendor"}
     name = info.get("Architecture") or ("x86_64" if vendors & X86_VENDORS else UNKNOWN_ARCHITECTURE)
     return Topology(name, "hwloc", machine, cpus, nodes, limits, tuple(_doubts(top)))
+
+
+def parsed_export(text: bytes) -> tuple[Element, Element]:
+    """Return the topology and the Machine object of an export.
+
+    Raises:
+        TopologyError: it is none, or defines entities.
+    """
+    root = _parsed(text)
+    top = root.find("object")
+    if root.tag != "topology" or top is None or top.get("type") != "Machine":
+        raise TopologyError("this XML is not an hwloc topology: no <topology> with a Machine object")
+    if not root.get("version", "").startswith(("2.", "3.")):
+        raise TopologyError("this is an export of hwloc 1; export it again with hwloc 2 or later")
+    return root, top
 
 
 def _parsed(text: bytes) -> Element:
@@ -110,7 +120,7 @@ def _levels(top: Element) -> dict[int, Any]:
 
 
 def _nodes(root: Element, top: Element, levels: dict[int, Any]) -> tuple[MemoryNodeInfo, ...]:
-    allowed = _cpuset(top, "allowed_nodeset")
+    allowed = cpu_set(top, "allowed_nodeset")
     distances = dict(_distances(root))
     free = set(levels)
     nodes = []
@@ -123,7 +133,7 @@ def _nodes(root: Element, top: Element, levels: dict[int, Any]) -> tuple[MemoryN
     for element in sorted(elements, key=lambda element: _number(element, "os_index")):
         number = _number(element, "os_index")
         size = _number(element, "local_memory") if element.get("local_memory") else no_size
-        cpus = tuple(cpu for cpu in _cpuset(element, "cpuset") or () if cpu in free)
+        cpus = tuple(cpu for cpu in cpu_set(element, "cpuset") or () if cpu in free)
         free.difference_update(cpus)
         nodes.append(
             MemoryNodeInfo(
@@ -170,7 +180,7 @@ def _kinds(root: Element, levels: dict[int, Any]) -> dict[int, str]:
     speeds: dict[int, int] = {}
     for element in root.findall("cpukind"):
         info = {item.get("name"): item.get("value", "") for item in element.findall("info")}
-        for cpu in _cpuset(element, "cpuset") or ():
+        for cpu in cpu_set(element, "cpuset") or ():
             if info.get("CoreType") in INTEL_KINDS:
                 named[cpu] = INTEL_KINDS[info["CoreType"]]
             for name in ("LinuxCapacity", "FrequencyMaxMHz"):
@@ -179,7 +189,7 @@ def _kinds(root: Element, levels: dict[int, Any]) -> dict[int, str]:
     return completed_kinds(named, levels) or kinds_by_speed(speeds)
 
 
-def _cpuset(element: Element, name: str) -> list[int] | None:
+def cpu_set(element: Element, name: str) -> list[int] | None:
     """Return the ids of a set (``0xf``, ``0x00000001,0x0``), None where the attribute is absent."""
     text = element.get(name)
     if text is None:

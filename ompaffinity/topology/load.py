@@ -65,11 +65,29 @@ def recorded_tree(path: str) -> Iterator[Tree]:
         with DirectoryTree(_machine_directory(path)) as tree:
             yield tree
         return
-    if _head(path).startswith((b"{", b"[", b"#", b"<")):
-        raise TopologyError(f"{path} holds no devices; record the machine's sys/ as a directory or tar file")
+    if is_text(path):
+        raise TopologyError(f"{path} holds no files; record the machine's sys/ as a directory or tar file")
     from ompaffinity.topology.archive import open_archive
 
     yield open_archive(path)
+
+
+def is_text(path: str) -> bool:
+    """Return whether a record is a capture, a saved output of lscpu or an hwloc XML export: no files in it.
+
+    Raises:
+        TopologyError: there is no such record.
+    """
+    return not os.path.isdir(path) and _head(path).startswith((b"{", b"[", b"#", b"<"))
+
+
+def recorded_text(path: str) -> bytes:
+    """Return the content of a record of which `is_text` holds.
+
+    Raises:
+        TopologyError: it cannot be read, or is too large.
+    """
+    return _read(path, MAX_TEXT_BYTES)
 
 
 def _live(source: str) -> Topology:
@@ -162,8 +180,7 @@ def _recorded(path: str, architecture: str | None, source: str) -> Topology:
             if source == "lscpu":
                 return _by_lscpu(tree, name, label, None, folder)
             return read_sysfs(tree, architecture=name, machine=label)
-    head = _head(path)
-    if head.startswith((b"{", b"[", b"#", b"<")):
+    if is_text(path):
         _refuse_lscpu(source, "a record of this form")
         return _recorded_text(path, label, architecture)
     from ompaffinity.topology.archive import open_archive

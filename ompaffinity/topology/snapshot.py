@@ -15,21 +15,22 @@ from ompaffinity.topology.model import UNKNOWN, Limits, LogicalCPUInfo, MemoryNo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from typing import Any
 
 SCHEMA = "ompaffinity.topology/1"
 KINDS = (None, "performance", "efficiency", "low-power")
 
 
-def write_capture(topology: Topology, path: str) -> None:
-    """Write a machine to a file that `parse_capture` reads.
+def write_capture(topology: Topology, path: str, devices: Iterable[dict[str, Any]] = ()) -> None:
+    """Write a machine, with its `devices` as plain values, to a file that `parse_capture` reads.
 
     Raises:
         TopologyError: the file cannot be written.
     """
     try:
         with open(path, "w", encoding="utf-8") as file:
-            json.dump(topology.to_document(), file)
+            json.dump(topology.to_document() | {"devices": [*devices]}, file)
             file.write("\n")
     except OSError as error:
         raise TopologyError(f"cannot write {path}: {error.strerror}") from None

@@ -27,7 +27,7 @@ def test_the_main_job_here() -> None:
     assert set(rank["cpus"]) <= os.sched_getaffinity(0)
     assert list(rank) == [
         "rank", "local_rank", "bound", "cpus", "helper_cpus", "places", "affinity", "nodes", "memory_policy", "device",
-        "node_ranks", "local_world_size", "memory_budget_bytes", "environment", "unset",
+        "node_ranks", "local_world_size", "memory_budget_bytes", "devices", "environment", "unset",
     ]  # fmt: skip
     assert list(plan) == [
         "schema",

@@ -14,9 +14,10 @@ import pytest
 import ompaffinity
 from ompaffinity.devices import nodes
 from ompaffinity.devices.agreement import settle
-from ompaffinity.devices.devices import read_devices, recorded_devices
+from ompaffinity.devices.devices import read_devices
 from ompaffinity.devices.nvml import read_nvml
 from ompaffinity.devices.pci import Answer, nearest_cpu_nodes, pci_address
+from ompaffinity.devices.recorded import recorded_devices
 from ompaffinity.errors import RequestError, TopologyError
 from ompaffinity.topology.load import load_topology
 from ompaffinity.topology.sysfs import read_sysfs
@@ -356,6 +357,54 @@ def test_recorded_machines(name: str, recorded_machines: Path) -> None:
         assert device.own_node == row["memory_node"]
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ppc64le-power8-4p100-2p2n8c16t", "x86-avakas-visu01-2p2n16c16t", "x86-dgx2-2p2n4c4t", "x86-qemu-cxl-1p1n4c4t",
+        "x86-x3950m2-pci-16p4n96c96t",
+    ],
+)  # fmt: skip
+def test_recorded_exports(name: str, recorded_machines: Path) -> None:
+    path = recorded_machines / "hwloc-xml" / f"{name}.xml"
+    expected = json.loads((recorded_machines / "expected" / f"{name}.json").read_text())
+    topology = load_topology(machine=str(path))
+    found = {device.address: device for device in recorded_devices(str(path), topology).devices}
+    wanted = {row["bdf"]: row for row in expected["gpus"] if row["vendor"] not in ("0x102b", "0x1a03")}
+    assert found.keys() == wanted.keys()
+    for address, row in wanted.items():
+        assert found[address].near_cpus(topology) == tuple(ompaffinity.parse_id_list(row["local_cpus_hwloc"]))
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        ((), {}),
+        (("address",), "somewhere"),
+        (("vendor",), "acme"),
+        (("name",), "a\nb"),
+        (("answers",), None),
+        (("answers", 0, "source"), "user"),
+        (("answers", 0, "nodes"), [7]),
+        (("answers", 0, "nodes"), [True]),
+        (("answers", 0, "detail"), 1),
+    ],
+)
+def test_a_damaged_capture_is_refused(tmp_path: Path, where: tuple[Any, ...], value: Any) -> None:
+    machine(tmp_path, TWO_NODES)
+    gpu(tmp_path, "0000:1a:00.0", 0, "0-3")
+    capture = tmp_path / "capture.json"
+    run_command("topology", "--machine", str(tmp_path), "--capture", str(capture))
+    document = json.loads(capture.read_text())
+    place: Any = document
+    for step in ("devices", 0, *where)[:-1]:
+        place = place[step]
+    place[("devices", 0, *where)[-1]] = value
+    capture.write_text(json.dumps(document))
+    done = run_command("devices", "--machine", str(capture))
+    assert done.returncode == 2
+    assert "the devices of this capture are damaged" in done.stderr
+
+
 # The command, and the names that servers know.
 
 
@@ -369,7 +418,7 @@ def test_the_command(tmp_path: Path) -> None:
     first, second = document["devices"]
     # A recorded machine shows all of them, whatever is visible here.
     assert (first["index"], first["address"], first["nodes"], first["near_cpus"]) == (0, "0000:1a:00.0", [1], "4-7")
-    assert first["answers"][0] == {"source": "sysfs", "nodes": [1], "detail": "numa_node 1"}
+    assert first["answers"][0] == {"source": "sysfs", "nodes": [1], "detail": "numa_node 1", "node": 1}
     assert (second["nodes"], second["source"]) == ([], None)
     assert [message["code"] for message in document["warnings"]] == ["device-node-unknown"]
     table = run_command("devices", "--machine", str(tmp_path), "--strict")
@@ -378,7 +427,11 @@ def test_the_command(tmp_path: Path) -> None:
     assert "unknown" in table.stdout
     capture = tmp_path / "capture.json"
     run_command("topology", "--machine", str(tmp_path), "--capture", str(capture))
-    refused = run_command("devices", "--machine", str(capture))
+    again = json.loads(run_command("devices", "--machine", str(capture), "--json").stdout)
+    assert again["devices"] == document["devices"]
+    lscpu = tmp_path / "lscpu.json"
+    lscpu.write_text('{"cpus": [{"cpu": 0, "core": 0}]}')
+    refused = run_command("devices", "--machine", str(lscpu))
     assert refused.returncode == 2
     assert "holds no devices" in refused.stderr
     assert run_command("devices").returncode == 0

@@ -52,7 +52,7 @@ def seen(*nodes: int | None) -> DeviceList:
         told = () if node is not None else (unknown_node(f"GPU {number} ({label})"),)
         near = () if node is None else (node,)
         found.append(Device(number, label, "nvidia", "", "", near, "sysfs", None, (), told))
-    return DeviceList(tuple(found), tuple(message for device in found for message in device.messages))
+    return DeviceList.of(found)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def set_up(topology: Topology, *nodes: int | None, visible: tuple[int, ...] | None = None) -> Topology:
         every = seen(*nodes)
-        chosen = every if visible is None else DeviceList(tuple(every.devices[gpu] for gpu in visible))
+        chosen = every if visible is None else DeviceList.of(every.devices[gpu] for gpu in visible)
 
         def live(_: Topology, *, environ: Any = None, user_nodes: Any = None) -> DeviceList:
             del user_nodes

@@ -1,0 +1,122 @@
+"""The GPUs of a recorded machine: of its files, of a capture, or of an hwloc XML export."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from ompaffinity.devices.agreement import TRUST, USER
+from ompaffinity.devices.devices import DeviceList, read_devices, settled
+from ompaffinity.devices.pci import CLASSES, NO_GPUS, VENDORS, Answer, cpu_nodes, located, pci_address
+from ompaffinity.devices.visibility import AMD, INTEL, NVIDIA, OTHER, PhysicalDevice, visible_devices
+from ompaffinity.errors import TopologyError
+from ompaffinity.topology.idlist import MAX_ID
+from ompaffinity.topology.load import is_text, recorded_text, recorded_tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+    from xml.etree.ElementTree import Element
+
+    from ompaffinity.topology.model import Topology
+
+MAX_DEVICES = 4096
+MAX_TEXT = 2000
+
+
+def recorded_devices(path: str, topology: Topology, *, user_nodes: tuple[int, ...] | None = None) -> DeviceList:
+    """Return the GPUs of a recorded machine, all of them; no driver is asked, and no variable counts.
+
+    Raises:
+        TopologyError: the record cannot be read, or cannot tell of GPUs (a saved output of lscpu).
+    """
+    if not is_text(path):
+        with recorded_tree(path) as tree:
+            return read_devices(tree, topology, {}, user_nodes=user_nodes)
+    content = recorded_text(path)
+    if content.lstrip().startswith(b"<"):
+        found = dict(_exported(content, topology))
+        visible, messages = visible_devices([*found], {})
+        return DeviceList.of(
+            (settled(index, device, found[device], topology, user_nodes) for index, device in enumerate(visible)),
+            messages,
+        )
+    return DeviceList.of(
+        settled(index, device, said, topology, user_nodes)
+        for index, (device, said) in enumerate(_captured(content, topology))
+    )
+
+
+def _captured(content: bytes, topology: Topology) -> Iterator[tuple[PhysicalDevice, list[Answer]]]:
+    """Yield the GPUs of a capture, in their order, with what was said of each."""
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        document = None
+    if not isinstance(document, dict) or "schema" not in document:
+        raise TopologyError("this record holds no devices; record the machine's sys/ as a directory or tar file")
+    try:
+        rows = document["devices"]
+        if not isinstance(rows, list) or len(rows) > MAX_DEVICES:
+            raise ValueError("devices")
+        devices = [(_device(row), [_answer(answer, topology) for answer in row["answers"]]) for row in rows]
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise TopologyError(f"the devices of this capture are damaged ({type(error).__name__}: {error})") from None
+    yield from devices
+
+
+def _device(row: dict[str, Any]) -> PhysicalDevice:
+    address = pci_address(_text(row["address"]))
+    if address is None or row["vendor"] not in (NVIDIA, AMD, INTEL, OTHER):
+        raise ValueError("the address or the vendor of a device")
+    return PhysicalDevice(address, row["vendor"], _text(row["name"]))
+
+
+def _answer(row: dict[str, Any], topology: Topology) -> Answer:
+    if row["source"] not in TRUST or row["source"] == USER:
+        raise ValueError("the source of an answer")
+    nodes = None if row["nodes"] is None else tuple(_node(node) for node in row["nodes"])
+    if nodes is not None and not set(nodes) <= set(cpu_nodes(topology)):
+        raise ValueError("a device next to a node that has no CPUs")
+    named = row.get("node")
+    return Answer(row["source"], nodes, _text(row["detail"]), None if named is None else _node(named))
+
+
+def _node(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_ID:
+        raise ValueError("the number of a node")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str) or not value.isprintable() or len(value) > MAX_TEXT:
+        raise ValueError("a name is not printable text")
+    return value
+
+
+def _exported(content: bytes, topology: Topology) -> Iterator[tuple[PhysicalDevice, list[Answer]]]:
+    """Yield the GPUs of an hwloc export: each is near the CPUs of the object that its bus hangs from.
+
+    Source: hwloc's documentation, "I/O Devices".
+    """
+    from ompaffinity.topology.hwloc import cpu_set, parsed_export
+
+    def walk(element: Element, near: set[int]) -> Iterator[tuple[Element, set[int]]]:
+        cpus = cpu_set(element, "cpuset")
+        here = near if cpus is None else set(cpus)
+        if element.get("type") == "PCIDev":
+            yield element, here
+        for child in element.findall("object"):
+            yield from walk(child, here)
+
+    _, top = parsed_export(content)
+    for element, cpus in walk(top, set()):
+        address = pci_address(element.get("pci_busid", ""))
+        kind = re.match(r"([0-9a-f]{4}) \[([0-9a-f]{4}):([0-9a-f]{4})\]", element.get("pci_type", ""))
+        if address is None or kind is None or kind[1] not in CLASSES or kind[2] in NO_GPUS:
+            continue
+        nodes = tuple(node for node in cpu_nodes(topology) if cpus & set(topology.node(node).cpus))
+        name = "".join(letter for letter in element.get("name", "") if letter.isprintable()) or f"{kind[2]}:{kind[3]}"
+        device = PhysicalDevice(address, VENDORS.get(kind[2], OTHER), name[:MAX_TEXT])
+        yield device, [located("local-cpus", "its CPUs are those", nodes, topology)]
