@@ -66,11 +66,14 @@ def print_cluster_plan(plan: ClusterPlan, rank: int | None = None) -> None:
     machines = _counted(len(plan.hosts), "machine")
     console.print(Text(f"{_counted(len(plan.ranks), 'rank')} on {machines} of the cluster", style="bold"))
     console.print()
-    table = _table("rank", "node", "threads", "CPUs", "helper CPUs", "memory", right=("rank", "threads"))
+    gpus = any(chosen.placement.device is not None for chosen in plan.ranks)
+    headings = ("rank", "node", *(("GPU",) if gpus else ()), "threads", "CPUs", "helper CPUs", "memory")
+    table = _table(*headings, right=("rank", "GPU", "threads"))
     for chosen in plan.ranks:
         if rank is None or chosen.rank == rank:
             _, node = plan.home(chosen.rank)
-            table.add_row(str(chosen.rank), node.name, *_placement_cells(chosen.placement))
+            gpu = (str(chosen.placement.device),) if gpus else ()
+            table.add_row(str(chosen.rank), node.name, *gpu, *_placement_cells(chosen.placement))
     console.print(table)
     if plan.all_warnings:
         console.print()

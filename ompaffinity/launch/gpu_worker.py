@@ -12,15 +12,17 @@ from contextlib import contextmanager
 from ompaffinity.devices.homes import with_device_homes
 from ompaffinity.errors import RequestError
 from ompaffinity.jsontext import to_json
+from ompaffinity.launch.gpus import may_use
 from ompaffinity.openmp.current import current_placement
 from ompaffinity.openmp.document import placement_document
 from ompaffinity.openmp.environment import BINDING_VARIABLES, PLACEMENT_VARIABLE
 from ompaffinity.openmp.manager import OMPProcessManager
 from ompaffinity.openmp.starts import refuse_unbindable_starts
-from ompaffinity.placement.memory import memory_policy
+from ompaffinity.placement.gpu import nodes_of_gpu
 from ompaffinity.placement.numa_bind import DeviceHome, NumaBindConfig
 from ompaffinity.placement.plan import RankPlacement, make_plan
 from ompaffinity.placement.request import PlacementRequest, requested
+from ompaffinity.placement.union import union_of
 from ompaffinity.records import Message, NamedTuple
 from ompaffinity.topology.idlist import format_id_list
 from ompaffinity.topology.load import load_topology
@@ -87,7 +89,7 @@ def configure_subprocess(
     topology = load_topology()
     plan = _plan(config, topology, wanted)
     ranks = [rank for rank in plan.ranks if rank.device in wanted.own]
-    own = _union(topology, ranks) if process_kind == ENGINE else ranks[0]
+    own = union_of(topology, ranks) if process_kind == ENGINE else ranks[0]
     manager = GpuProcessManager(plan._replace(ranks=(own._replace(rank=local_rank, local_rank=0),)))
     with manager.configure_omp_envs(local_rank, 0) as placement:
         yield placement
@@ -179,11 +181,9 @@ def _sharers(own: list[int], wanted: _WantedGpus, count: int) -> list[int]:
 
 def _has_room(topology: Topology, request: PlacementRequest, gpu: int) -> bool:
     """Return whether a GPU's worker would be bound to anything at all."""
-    allowed = set(topology.allowed_cpus)
     if request.numa_bind_cpus is not None:
-        return not allowed.isdisjoint(request.numa_bind_cpus[gpu])
-    nodes = (request.numa_bind_nodes[gpu],) if request.numa_bind_nodes else (request.device_homes or ())[gpu].nodes
-    return any(node.id in nodes and not allowed.isdisjoint(node.cpus) for node in topology.nodes)
+        return not set(topology.allowed_cpus).isdisjoint(request.numa_bind_cpus[gpu])
+    return may_use(topology, nodes_of_gpu(request, gpu))
 
 
 def _no_gpu(topology: Topology, wanted: _WantedGpus) -> Plan:
@@ -192,26 +192,3 @@ def _no_gpu(topology: Topology, wanted: _WantedGpus) -> Plan:
     unseen = Message("device-node-unknown", "warning", text)
     ranks = tuple(rank._replace(device=wanted.own[0]) for rank in plan.ranks)
     return plan._replace(ranks=ranks, warnings=(*plan.warnings, unseen))
-
-
-def _union(topology: Topology, ranks: list[RankPlacement]) -> RankPlacement:
-    """Return the placement of the engine of these workers: all that they have, and they may divide it."""
-    devices = tuple(rank.device for rank in ranks if rank.device is not None)
-    bound = [rank for rank in ranks if rank.bound]
-    if not bound:
-        return RankPlacement(0, 0, bound=False, devices=devices)
-    cpus = tuple(dict.fromkeys(cpu for rank in bound for cpu in rank.cpus))
-    affinity = tuple(sorted({cpu for rank in bound for cpu in rank.affinity}))
-    nodes = tuple(sorted({node for rank in bound for node in rank.nodes}))
-    return RankPlacement(
-        rank=0,
-        local_rank=0,
-        cpus=cpus,
-        helper_cpus=tuple(sorted({cpu for rank in bound for cpu in rank.helper_cpus} - set(cpus))),
-        places=(affinity,) * len(cpus),
-        affinity=affinity,
-        nodes=nodes,
-        memory_policy=memory_policy(topology, PlacementRequest(), nodes),
-        node_ranks=(1,) * len(nodes),
-        devices=devices,
-    )

@@ -49,7 +49,7 @@ def gpus_of_seat(options: Mapping[str, Any], seat: Seat, local_world_size: int) 
 def options_of_own_gpu(
     options: Mapping[str, Any], topology: Topology, own: Device, *, alone: bool = False
 ) -> tuple[dict[str, Any], int]:
-    """Return the options of a plan for all GPUs that are next to the node of this one, and which rank of it has it.
+    """Return the options of a plan for all GPUs of this machine that can be bound, and which rank of it has this one.
 
     Nobody tells a process that sees one GPU what the others have; but if each plans for every GPU of the machine and
     takes the part of its own, no CPU is given twice. `alone`: nobody shares the CPUs of this process.
@@ -59,10 +59,7 @@ def options_of_own_gpu(
     """
     given = {name: value for name, value in options.items() if name not in SIZES}
     every = [own] if alone else [*live_devices(topology, environ={}).devices]
-    others = [device for device in every if device.address != own.address and device.nodes]
-    if options.get("span", "node") == "node":
-        near = set(own.nodes)
-        others = [device for device in others if near & set(device.nodes)]
+    others = [device for device in every if device.address != own.address and may_use(topology, device.nodes)]
     # In the order that every process finds; but this one's own is GPU 0 to it.
     ordered = sorted([own, *others], key=lambda device: by_address(device.address))
     told = {
@@ -71,3 +68,9 @@ def options_of_own_gpu(
         "device_homes": (*homes(DeviceList.of([own])), *(DeviceHome(device.nodes) for device in others)),
     }
     return given | told, ordered.index(own)
+
+
+def may_use(topology: Topology, nodes: tuple[int, ...]) -> bool:
+    """Return whether this process may use any CPU of these nodes."""
+    allowed = set(topology.allowed_cpus)
+    return any(node.id in nodes and not allowed.isdisjoint(node.cpus) for node in topology.nodes)

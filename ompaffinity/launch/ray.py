@@ -15,6 +15,7 @@ from operator import index
 from ompaffinity.errors import BindingError, RequestError
 from ompaffinity.launch import bind_exec
 from ompaffinity.launch.ranks import rank_variables
+from ompaffinity.launch.ray_gpus import GPU_VARIABLE, gpu_table, placement_of_rays_gpus
 from ompaffinity.launch.ray_nodes import connected, granted_there, read_nodes
 from ompaffinity.launch.ray_start import bound_interpreter
 from ompaffinity.openmp.current import current_placement
@@ -95,7 +96,8 @@ def actor_options(
     of Ray's CPUs as it has, and the runtime environment that binds all of its threads from birth and tells it its
     rank as torchrun does (RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT). `runtime_env` is
     merged with that; one that brings an interpreter of its own (pip, conda, uv, a container) leaves the binding to
-    `bind_actor`, first thing in the actor.
+    `bind_actor`, first thing in the actor, and so does a GPU rank: it gets one of Ray's GPUs, and which one is known
+    only then.
 
     Raises:
         RequestError: the plan has no such rank.
@@ -116,6 +118,13 @@ def actor_options(
         address=plan.home(0)[1].address,
         port=plan.home(0)[1].port,
     )
+    strategy = scheduling_strategy or NodeAffinitySchedulingStrategy(chosen.node_id, soft=False)
+    options = {"num_cpus": chosen.slots, "scheduling_strategy": strategy, "runtime_env": environment}
+    if chosen.placement.device is not None:
+        # Ray says which GPU only inside of the actor: bind_actor() looks up what goes with it.
+        told[GPU_VARIABLE] = gpu_table(host, chosen.node_id)
+        environment["env_vars"] = {**told, **(environment.get("env_vars") or {})}
+        return options | {"num_gpus": 1}
     environment["env_vars"] = {**told, **variables, **(environment.get("env_vars") or {})}
     jobs = ray.get_runtime_context().runtime_env if ray.is_initialized() else {}
     # What we ourselves gave the actor that asks is no interpreter of the user's.
@@ -130,8 +139,7 @@ def actor_options(
         )
     elif chosen.placement.bound and node.helper:
         environment["py_executable"] = bound_interpreter(node, chosen.placement, unset)
-    strategy = scheduling_strategy or NodeAffinitySchedulingStrategy(chosen.node_id, soft=False)
-    return {"num_cpus": chosen.slots, "scheduling_strategy": strategy, "runtime_env": environment}
+    return options
 
 
 def _rank_number(rank: object, ranks: int) -> int:
@@ -153,25 +161,29 @@ def bind_actor(placement: RankPlacement | None = None) -> ProcessBinding:
     """Bind this process, from inside and with all of its threads; call it first thing in an actor, before torch.
 
     It is for actors that could not be bound at their birth; one that was is left as it is. `placement` is by default
-    the one that `actor_options` told it. What the kernel refuses is logged and among the `warnings` of what is
-    returned; nothing is raised for it, for an actor that fails in its ``__init__`` is lost. Where it is bound already
-    by an earlier call, that one's binding is returned.
+    the one that `actor_options` told it; of a GPU rank, the one that goes with the GPU that Ray gave it. An actor with
+    a GPU and without a plan gets its GPU's part of the CPUs next to it. What the kernel refuses is logged and among the
+    `warnings` of what is returned; nothing is raised for it, for an actor that fails in its ``__init__`` is lost. Where
+    it is bound already by an earlier call, that one's binding is returned.
 
     Raises:
-        RequestError: OMPAFFINITY_PLACEMENT does not hold a placement, or there is none.
+        RequestError: OMPAFFINITY_PLACEMENT does not hold a placement, or there is none and no GPU either.
     """
-    placement = current_placement() if placement is None else placement
+    if (earlier := current_binding()) is not None:
+        return earlier
+    said: tuple[Message, ...] = ()
+    if placement is None:
+        placement, said = placement_of_rays_gpus() or (current_placement(), ())
     if placement is None:
         raise RequestError(
             "this actor has no placement; start it with Worker.options(**actor_options(plan, rank)), or give it one"
         )
-    if (earlier := current_binding()) is not None:
-        return earlier
     try:
         binding = bind_current_process(placement, before_openmp=True)
     except BindingError as error:
         binding = ProcessBinding()
         binding.warnings.append(Message(error.code, "warning", f"this actor: {error}"))
+    binding.warnings += said
     if binding.not_bound:
         reasons = "; ".join(sorted({thread.reason for thread in binding.not_bound}))
         text = f"this actor: {len(binding.not_bound)} of its threads are not bound ({reasons})"

@@ -16,6 +16,7 @@ from ompaffinity.openmp.granted import with_granted_memory
 from ompaffinity.openmp.live import for_runtimes
 from ompaffinity.openmp.runtimes import RuntimeLibrary, expected_runtimes
 from ompaffinity.placement.cluster import ClusterNode
+from ompaffinity.placement.numa_bind import DeviceHome
 from ompaffinity.records import Message
 from ompaffinity.topology.idlist import format_id_list
 from ompaffinity.topology.load import load_topology
@@ -23,7 +24,7 @@ from ompaffinity.topology.model import Topology
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from typing import Any
 
     from ompaffinity.placement.plan import Plan
@@ -121,7 +122,8 @@ def read_nodes(
     if strange:
         raise RequestError(f"machines names node {min(strange)!r}, which the cluster does not have")
     working = [node for node in alive if node["Resources"].get("CPU", 0) > 0]
-    read = _on_each([node["NodeID"] for node in working], read_node, (), timeout_seconds)
+    ids = [node["NodeID"] for node in working]
+    read = _on_each(ids, read_node, (request.for_gpus,), timeout_seconds)
     nodes, messages = [], []
     for node in working:
         found = read[node["NodeID"]]
@@ -173,8 +175,27 @@ def _cluster_node(
         port=found["port"],
         python=found["python"],
         helper="" if found["problem"] else found["helper"],
+        gpus=float(node["Resources"].get("GPU", 0)),
+        devices=_homes(found["devices"], machine, topology) if request.for_gpus else (),
     )
     return cluster_node, [message._replace(message=f"{name}: {message.message}") for message in told]
+
+
+def _homes(
+    found: Iterable[Sequence[Any]], machine: Topology | str | None, topology: Topology
+) -> tuple[tuple[str, DeviceHome], ...]:
+    """Return the GPUs of a node: those that it told of, or those of the record that it is planned as."""
+    if isinstance(machine, str):
+        from ompaffinity.devices.recorded import recorded_devices
+
+        recorded = recorded_devices(machine, topology).devices
+        return tuple((device.address, DeviceHome(device.nodes, device.messages)) for device in recorded)
+    if machine is not None:
+        return ()
+    return tuple(
+        (address, DeviceHome(tuple(nodes), tuple(Message(*message) for message in messages)))
+        for address, nodes, messages in found
+    )
 
 
 def _overlaps(nodes: Sequence[ClusterNode]) -> Iterator[Message]:
@@ -224,7 +245,7 @@ def in_one_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[-1][:MOST_TOLD]
 
 
-def read_node() -> dict[str, Any]:
+def read_node(for_gpus: bool) -> dict[str, Any]:
     """Return what a worker of a Ray node sees there, as plain values; it is run as a task of that node."""
     topology = _topology_of_node()
     try:
@@ -241,7 +262,16 @@ def read_node() -> dict[str, Any]:
         "problem": helper_problem(),
         "runtimes": [tuple(library) for library in expected_runtimes(os.environ)],
         "port": free_port(),
+        "devices": _devices(topology) if for_gpus else [],
     }
+
+
+def _devices(topology: Topology) -> list[tuple[str, tuple[int, ...], list[tuple[str, ...]]]]:
+    """Return (PCI address, nodes, messages) of every GPU of this machine, whatever is visible to this process."""
+    from ompaffinity.devices.devices import live_devices
+
+    found = live_devices(topology, environ={}).devices
+    return [(device.address, device.nodes, [tuple(message) for message in device.messages]) for device in found]
 
 
 def _topology_of_node() -> Topology:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ompaffinity.errors import PlacementError, RequestError
+from ompaffinity.placement.numa_bind import DeviceHome
 from ompaffinity.placement.plan import make_plan, usable_room
 from ompaffinity.placement.request import check_request
 from ompaffinity.records import Message, NamedTuple
@@ -23,7 +24,8 @@ class ClusterNode(NamedTuple):
     the same `host` share one machine and its CPUs. `runtime` is the OpenMP runtime that workers load there, as
     `PlacementRequest` names it, and `granularity` how their threads are bound. `address` is where the others
     reach it, `port` one that was free there, `python` the interpreter of its workers, and `helper` the file that
-    binds them at their birth, empty where it does not run.
+    binds them at their birth, empty where it does not run. `gpus` are the GPUs that the scheduler counts there,
+    `devices` all that the machine has: PCI address and home of each.
     """
 
     node_id: str
@@ -37,10 +39,15 @@ class ClusterNode(NamedTuple):
     port: int = 0
     python: str = ""
     helper: str = ""
+    gpus: float = 0
+    devices: tuple[tuple[str, DeviceHome], ...] = ()
 
 
 class ClusterRank(NamedTuple):
-    """One rank of the cluster: its node, its placement there, and how many of the node's slots it takes."""
+    """One rank of the cluster: its node, its placement there, and how many of the node's slots it takes.
+
+    Which GPU a GPU rank gets is the scheduler's to say: its placement is that of one of them.
+    """
 
     rank: int
     node_id: str
@@ -49,11 +56,15 @@ class ClusterRank(NamedTuple):
 
 
 class HostPlan(NamedTuple):
-    """The plan of one machine, with the cluster's rank numbers, and the nodes that are on it."""
+    """The plan of one machine, with the cluster's rank numbers, and the nodes that are on it.
+
+    `by_gpu` has, for GPU ranks, the placement that goes with each of the machine's GPUs, by PCI address.
+    """
 
     host: str
     nodes: tuple[ClusterNode, ...]
     plan: Plan
+    by_gpu: dict[str, RankPlacement] = {}
 
 
 class ClusterPlan(NamedTuple):
@@ -90,13 +101,23 @@ def make_cluster_plan(nodes: Iterable[ClusterNode], request: PlacementRequest) -
         PlacementError: the nodes cannot meet it.
     """
     request = check_for_cluster(request)
-    usable = [node for node in nodes if node.slots > 0]
+    usable = [node for node in nodes if node.slots > 0 and (node.gpus >= 1 or not request.for_gpus)]
     if not usable:
-        raise PlacementError("no node of the cluster may run anything: each has 0 CPUs for its scheduler")
+        what = "GPUs" if request.for_gpus else "CPUs"
+        raise PlacementError(f"no node of the cluster may run anything: each has 0 {what} for its scheduler")
     hosts: dict[str, list[ClusterNode]] = {}
     for node in usable:
         hosts.setdefault(node.host, []).append(node)
-    rooms = [usable_room(members[0].topology, request) for members in hosts.values()]
+    if request.for_gpus:
+        gpus = [int(sum(node.gpus for node in members)) for members in hosts.values()]
+        if request.ranks > sum(gpus):
+            raise PlacementError(
+                f"{request.ranks} GPU ranks were asked for, but the cluster counts {sum(gpus)} GPUs; ask for at most"
+                " these with --tp, --pp and --dp"
+            )
+        rooms = [(count, count) for count in gpus]
+    else:
+        rooms = [usable_room(members[0].topology, request) for members in hosts.values()]
     counts, whole = ranks_by_room(rooms, request.ranks, request.group, oversubscribe=request.oversubscribe)
     messages = list(_cluster_messages(hosts, request, whole=whole))
     plans, ranks = [], []
@@ -104,12 +125,22 @@ def make_cluster_plan(nodes: Iterable[ClusterNode], request: PlacementRequest) -
     for members, count in zip(hosts.values(), counts):
         if not count:
             continue
-        plan = make_plan(members[0].topology, _request_of_host(request, members[0], count))
+        by_gpu: dict[str, RankPlacement] = {}
+        if request.for_gpus:
+            plan, by_gpu = _plan_for_gpus(request, members, count)
+        else:
+            plan = make_plan(members[0].topology, _request_of_host(request, members[0], count))
         placements = tuple(placement._replace(rank=first + placement.rank) for placement in plan.ranks)
-        plans.append(HostPlan(members[0].host, tuple(members), plan._replace(ranks=placements)))
+        plans.append(HostPlan(members[0].host, tuple(members), plan._replace(ranks=placements), by_gpu))
         ranks += _dealt(members, placements)
         first += count
     threads = [len(rank.placement.cpus) for rank in ranks if rank.placement.bound]
+    if request.for_gpus:
+        text = (
+            "which GPU of its node a rank gets is the scheduler's to say; bind_actor(), first thing in the actor, takes"
+            " the CPUs that go with it"
+        )
+        messages.append(Message("gpu-by-scheduler", "note", text))
     if threads and max(threads) > min(threads) + 1 and len(plans) > 1:
         text = (
             f"the ranks have {min(threads)} to {max(threads)} threads, for the machines differ; a group that works"
@@ -164,6 +195,10 @@ def check_for_cluster(request: PlacementRequest) -> PlacementRequest:
     Raises:
         RequestError: it does not, or for no machine.
     """
+    by_hand = {"numa_bind_nodes": "--numa-bind-nodes", "numa_bind_cpus": "--numa-bind-cpus", "gpus": "--gpus"}
+    named = [option for field, option in by_hand.items() if getattr(request, field) is not None]
+    if named:
+        raise RequestError(f"{named[0]} is for one machine; for the GPUs of a cluster say --numa-bind")
     if isinstance(request.bind, tuple):
         raise RequestError("--bind with lists is for one machine; for a cluster it is auto or none")
     if request.avoid:
@@ -202,6 +237,28 @@ def _request_of_host(request: PlacementRequest, node: ClusterNode, count: int) -
         runtime=node.runtime if request.runtime == "auto" else request.runtime,
         granularity=node.granularity if request.granularity == "auto" else request.granularity,
     )
+
+
+def _plan_for_gpus(
+    request: PlacementRequest, members: Sequence[ClusterNode], count: int
+) -> tuple[Plan, dict[str, RankPlacement]]:
+    """Return the plan of so many ranks on one machine, and the placement that goes with each of its GPUs.
+
+    All GPUs have their part, for which of them the ranks get is not known. Those that the scheduler counts and nobody
+    sees are next to nothing that is known.
+    """
+    node = members[0]
+    unseen = max(0, count - len(node.devices))
+    homes = (*(home for _, home in node.devices), *(DeviceHome() for _ in range(unseen)))
+    whole = make_plan(
+        node.topology,
+        _request_of_host(request, node, count)._replace(
+            tensor_parallel_size=len(homes), pipeline_parallel_size=1, data_parallel_size=1, device_homes=homes
+        ),
+    )
+    by_gpu = {address: rank for (address, _), rank in zip(node.devices, whole.ranks)}
+    ranks = tuple(rank._replace(local_world_size=count) for rank in whole.ranks[:count])
+    return whole._replace(ranks=ranks), by_gpu
 
 
 def _dealt(members: Sequence[ClusterNode], placements: Sequence[RankPlacement]) -> list[ClusterRank]:

@@ -48,7 +48,7 @@ def device_shares(topology: Topology, request: PlacementRequest, rule: Architect
     return _shared_out(topology, request, rule)
 
 
-def node_of_gpu(request: PlacementRequest, gpu: int) -> tuple[int, ...]:
+def nodes_of_gpu(request: PlacementRequest, gpu: int) -> tuple[int, ...]:
     """Return the nodes that a GPU is next to: the user's own, else what was found; none where that is not known.
 
     Raises:
@@ -66,7 +66,7 @@ def node_of_gpu(request: PlacementRequest, gpu: int) -> tuple[int, ...]:
 def _check_nodes(topology: Topology, request: PlacementRequest) -> None:
     """Refuse nodes that the user names and that hold no CPU."""
     for gpu in request.gpu_of_rank:
-        (node,) = node_of_gpu(request, gpu)
+        (node,) = nodes_of_gpu(request, gpu)
         known = [found.id for found in topology.nodes if found.cpus]
         if node not in known:
             what = "has no CPU on line" if any(found.id == node for found in topology.nodes) else "does not exist here"
@@ -142,7 +142,7 @@ def _usable_nodes(
 ) -> tuple[int, ...]:
     """Return the nodes of a rank's GPU that have usable cores, as `pools` name them; what it lacks is told of."""
     gpu = request.gpu_of_rank[rank]
-    nodes = node_of_gpu(request, gpu) if topology.nodes or request.numa_bind_nodes is not None else ()
+    nodes = nodes_of_gpu(request, gpu) if topology.nodes or request.numa_bind_nodes is not None else ()
     here = [pool.node for pool in pools]
     with_cpus = tuple(node.id for node in topology.nodes if node.cpus)
     if not nodes and len(with_cpus) == 1:

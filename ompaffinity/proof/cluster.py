@@ -36,7 +36,9 @@ def verify_cluster(
     ranks = () if plan is None else plan.ranks
     if plan is not None and len(actors) > len(ranks):
         raise RequestError(f"there are {len(actors)} actors, but the plan has {len(ranks)} ranks")
-    expected = [ranks[number].placement if ranks else None for number in range(len(actors))]
+    # What a GPU rank has depends on the GPU that it was given, which it knows itself.
+    planned = [ranks[number].placement if ranks else None for number in range(len(actors))]
+    expected = [None if placement is None or placement.device is not None else placement for placement in planned]
     asked = [actor.__ray_call__.remote(look_at_actor, placement) for actor, placement in zip(actors, expected)]
     ready, _ = ray.wait(asked, num_returns=len(asked), timeout=timeout_seconds) if asked else ([], [])
     verdicts: list[RankVerdict] = []

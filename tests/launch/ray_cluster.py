@@ -1,4 +1,7 @@
-"""Two Ray nodes on this machine, until standard input ends: ``python -m tests.launch.ray_cluster CPUS``."""
+"""Two Ray nodes on this machine, until standard input ends: ``python -m tests.launch.ray_cluster CPUS``.
+
+With a number of GPUs besides there is one node, which has them.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,9 @@ NODES = 2
 
 def main() -> None:
     cluster = Cluster()
-    for _ in range(NODES):
-        cluster.add_node(num_cpus=int(sys.argv[1]), object_store_memory=80 << 20, include_dashboard=False)
+    cpus, gpus = int(sys.argv[1]), int((*sys.argv, "0", "0")[2])
+    for _ in range(1 if gpus else NODES):
+        cluster.add_node(num_cpus=cpus, num_gpus=gpus, object_store_memory=80 << 20, include_dashboard=False)
     cluster.wait_for_nodes()
     print(cluster.address, flush=True)
     sys.stdin.read()

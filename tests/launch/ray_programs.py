@@ -248,6 +248,45 @@ def inherited() -> Any:
     return [answers([actor.cpus_of_nodes.remote()])[0], *states, list(plan.ranks[0].placement.affinity)]
 
 
+def gpu_actors() -> Any:
+    """Actors with a GPU each, which one Ray says; one with two of them; one without a plan; and one with none."""
+    plan = plan_cluster(tensor_parallel_size=RANKS, numa_bind=True)
+    actors = [start(plan, rank, GpuWorker) for rank in range(RANKS)]
+    states = answers([actor.gpu_state.remote() for actor in actors])
+    answers([actor.team.remote() for actor in actors])
+    verdict = verify_cluster(actors, plan).to_document()
+    for actor in actors:
+        ray.kill(actor)
+    both = start(plan, 0, GpuWorker, options={"num_gpus": 2})
+    states += answers([both.gpu_state.remote()])
+    ray.kill(both)
+    alone = ray.remote(GpuWorker).options(num_gpus=1, num_cpus=0).remote()
+    states += answers([alone.gpu_state.remote()])
+    ray.kill(alone)
+    without = ray.remote(Worker).options(num_cpus=0).remote(bind=True)
+    try:
+        answers([without.state.remote()])
+        refused = ""
+    except ray.exceptions.ActorDiedError as error:
+        refused = str(error)
+    table = [[rank.placement.device, rank.placement.affinity] for rank in plan.ranks]
+    return [table, [message.code for message in plan.all_warnings], states, verdict, refused]
+
+
+class GpuWorker(Worker):
+    """An actor that binds itself first thing, as actors with a GPU must."""
+
+    def __init__(self) -> None:
+        super().__init__(bind=True)
+
+    def gpu_state(self) -> Any:
+        placement = ompaffinity.current_placement()
+        assert placement is not None
+        state = self.state()
+        state |= {"gpus": os.environ.get("CUDA_VISIBLE_DEVICES"), "affinity": placement.affinity}
+        return state | {"device": placement.device, "devices": placement.devices, "rank": placement.rank}
+
+
 def interpreter_of_the_job() -> Any:
     """Called with a connection of its own, for the environment is the job's."""
     address = ray.get_runtime_context().gcs_address

@@ -24,7 +24,7 @@ from ompaffinity.memory.ladder import can_set_mempolicy
 from ompaffinity.placement.cluster import ClusterNode, make_cluster_plan
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.topology.load import load_topology
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, needs_nvml, run_command
 
 CPUS = sorted(os.sched_getaffinity(0))
 RANKS = min(2, len(CPUS))
@@ -34,9 +34,22 @@ needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[str]:
     """The address of a cluster of two nodes whose raylets have a stale variable in their environment."""
-    environment = {**os.environ, "KMP_AFFINITY": "disabled"}
+    yield from started_cluster({"KMP_AFFINITY": "disabled"})
+
+
+@pytest.fixture
+def gpu_cluster(driver: dict[str, Path], tmp_path: Path) -> Iterator[str]:
+    """The address of a cluster of one node with two GPUs of a stand-in driver."""
+    lines = "".join(f"gpu bus=00000000:{16 + at:02X}:00.0 uuid=GPU-{at} memory=1 cpu=ff\n" for at in range(2))
+    (tmp_path / "plan").write_text(lines)
+    told = {"LD_LIBRARY_PATH": str(driver["new"]), "OMPAFFINITY_NVML_PLAN": str(tmp_path / "plan")}
+    yield from started_cluster(told, "2")
+
+
+def started_cluster(variables: dict[str, str], *arguments: str) -> Iterator[str]:
+    environment = {**os.environ, **variables}
     with subprocess.Popen(
-        [sys.executable, "-m", "tests.launch.ray_cluster", str(len(CPUS))],
+        [sys.executable, "-m", "tests.launch.ray_cluster", str(len(CPUS)), *arguments],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -196,6 +209,31 @@ def test_the_interpreter_of_a_job_is_left_alone(cluster: str) -> None:
     executable, variables = program("interpreter_of_the_job", cluster)
     assert executable is None
     assert variables["RANK"] == "0"
+
+
+@needs_ray
+@needs_nvml
+def test_actors_with_gpus_take_the_cpus_of_the_one_that_ray_gives(gpu_cluster: str) -> None:
+    table, codes, states, verdict, refused = program("gpu_actors", gpu_cluster)
+    assert [device for device, _ in table] == list(range(RANKS))
+    assert "gpu-by-scheduler" in codes
+    *ranks, both, alone = states
+    assert sorted(state["gpus"] for state in ranks) == [str(gpu) for gpu in range(RANKS)]
+    for rank, state in enumerate(ranks):
+        # The CPUs are those of the GPU, whichever rank has got it; to the actor it is GPU 0.
+        assert (state["rank"], state["device"]) == (rank, 0)
+        assert state["affinity"] == table[int(state["gpus"])][1]
+        assert inside(state["masks"], state["affinity"])
+        assert state["warnings"] == []
+    assert verdict["holds"], verdict
+    assert both["devices"] == [0, 1]
+    assert both["affinity"] == CPUS
+    assert alone["gpus"] in ("0", "1")
+    assert inside(alone["masks"], alone["affinity"])
+    if len(CPUS) > 1:
+        assert not set(ranks[0]["affinity"]) & set(ranks[1]["affinity"])
+        assert set(alone["affinity"]) < set(CPUS)
+    assert "has no placement" in refused
 
 
 @needs_ray

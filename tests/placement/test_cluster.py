@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from ompaffinity.errors import PlacementError, RequestError
 from ompaffinity.openmp.document import cluster_document, plan_document
 from ompaffinity.placement.cluster import ClusterNode, ClusterPlan, make_cluster_plan, ranks_by_room
+from ompaffinity.placement.numa_bind import DeviceHome
 from ompaffinity.placement.plan import make_plan, usable_room
 from ompaffinity.placement.request import HeldCpus, PlacementRequest
 from ompaffinity.topology.load import load_topology
@@ -45,6 +46,48 @@ def test_a_machine_has_the_plan_that_it_would_have_alone() -> None:
     for first, host in zip((0, 2), plan.hosts):
         numbered = tuple(rank._replace(rank=first + rank.rank) for rank in alone.ranks)
         assert host.plan == alone._replace(ranks=numbered)
+
+
+def with_gpus(name: str, *homes: int | None, gpus: float | None = None) -> ClusterNode:
+    devices = tuple((f"0000:{at:02x}:00.0", DeviceHome(() if h is None else (h,))) for at, h in enumerate(homes))
+    return node(name, LARGE, gpus=len(homes) if gpus is None else gpus, devices=devices)
+
+
+def test_gpu_ranks_go_where_the_gpus_are() -> None:
+    nodes = [with_gpus("a", 0, 0, 1, 1), node("b", LARGE), with_gpus("c", 1, 0)]
+    plan = make_cluster_plan(nodes, PlacementRequest(tensor_parallel_size=2, data_parallel_size=3, numa_bind=True))
+    assert counts(plan) == {"a-id": 4, "c-id": 2}
+    assert [rank.placement.device for rank in plan.ranks] == [0, 1, 2, 3, 0, 1]
+    assert [rank.placement.nodes for rank in plan.ranks] == [(0,), (0,), (1,), (1,), (1,), (0,)]
+    assert [message.code for message in plan.warnings] == ["gpu-by-scheduler"]
+    # What goes with each GPU of a node is known, also of those that no rank of this plan may get.
+    few = make_cluster_plan(nodes[:1], PlacementRequest(tensor_parallel_size=2, numa_bind=True))
+    assert [*few.hosts[0].by_gpu] == [f"0000:{at:02x}:00.0" for at in range(4)]
+    parts = [set(placement.affinity) for placement in few.hosts[0].by_gpu.values()]
+    assert sum(map(len, parts)) == len(set().union(*parts)) == 32
+    assert [rank.placement.local_world_size for rank in few.ranks] == [2, 2]
+
+
+def test_gpus_that_the_scheduler_counts_and_nobody_sees() -> None:
+    plan = make_cluster_plan([with_gpus("a", 0, gpus=2)], PlacementRequest(tensor_parallel_size=2, numa_bind=True))
+    assert [rank.placement.bound for rank in plan.ranks] == [True, False]
+    assert "device-node-unknown" in [message.code for message in plan.all_warnings]
+
+
+def test_more_gpu_ranks_than_gpus() -> None:
+    request = PlacementRequest(tensor_parallel_size=3, numa_bind=True)
+    with pytest.raises(PlacementError, match="3 GPU ranks were asked for, but the cluster counts 2 GPUs"):
+        make_cluster_plan([with_gpus("a", 0, 1), node("b", LARGE)], request)
+    with pytest.raises(PlacementError, match="0 GPUs"):
+        make_cluster_plan([node("b", LARGE)], request)
+
+
+@pytest.mark.parametrize(
+    "by_hand", [{"numa_bind_nodes": (0,)}, {"numa_bind_cpus": ((0,),)}, {"gpus": (0,), "numa_bind": True}]
+)
+def test_gpus_by_hand_are_for_one_machine(by_hand: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match="is for one machine"):
+        make_cluster_plan([with_gpus("a", 0)], PlacementRequest(**by_hand))
 
 
 def test_tensor_parallel_groups_stay_on_one_machine() -> None:
