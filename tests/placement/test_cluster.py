@@ -59,7 +59,7 @@ def test_gpu_ranks_go_where_the_gpus_are() -> None:
     assert counts(plan) == {"a-id": 4, "c-id": 2}
     assert [rank.placement.device for rank in plan.ranks] == [0, 1, 2, 3, 0, 1]
     assert [rank.placement.nodes for rank in plan.ranks] == [(0,), (0,), (1,), (1,), (1,), (0,)]
-    assert [message.code for message in plan.warnings] == ["gpu-by-scheduler"]
+    assert "gpu-by-scheduler" in [message.code for message in plan.warnings]
     # What goes with each GPU of a node is known, also of those that no rank of this plan may get.
     few = make_cluster_plan(nodes[:1], PlacementRequest(tensor_parallel_size=2, numa_bind=True))
     assert [*few.hosts[0].by_gpu] == [f"0000:{at:02x}:00.0" for at in range(4)]
