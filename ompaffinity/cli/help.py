@@ -8,6 +8,7 @@ SUMMARIES = {
     "devices": "the GPUs that this process sees, and the NUMA nodes that they are next to",
     "verify": "proof: start an OpenMP team per rank, or look at live workers, and compare what the kernel says",
     "inspect": "where the threads and the pages of live processes are, and what is wrong with that",
+    "compare": "what the plan gains: run a command with and without it, interleaved, and compare",
     "doctor": "what on this machine stands in the way of binding, and the fix",
     "exec": "bind this process by the rank that its launcher gave it, then become the command after --",
     "run": "start the ranks here, bound from birth: the command after -- once per rank",
@@ -26,6 +27,14 @@ EXAMPLES = {
   mpirun -n 4 ompaffinity exec -- ./worker
   srun ompaffinity exec --runtime gomp -- python worker.py
   torchrun --nproc-per-node 2 --no-python ompaffinity exec -- python worker.py
+""",
+    "compare": """examples:
+  ompaffinity compare --tp 2 -- python benchmark.py
+  ompaffinity compare --metric 'tokens/s: ([0-9.]+)' --budget 600 -- python benchmark.py
+  ompaffinity compare --variant none --variant plan --variant all='--threads-per-core all' -- ./benchmark
+
+variants: none (nothing set), threads (OMP_NUM_THREADS alone), mask (taskset), plan (as asked for), thread, team, smt,
+no-smt, no-reserve, span, spread, memory-none, memory-bind, memory-interleave, active, passive
 """,
     "doctor": """examples:
   ompaffinity doctor

@@ -16,6 +16,7 @@ RUNNERS = {
     "devices": ("devices", "run_devices"),
     "verify": ("verify", "run_verify"),
     "inspect": ("inspect", "run_inspect"),
+    "compare": ("compare", "run_compare"),
     "doctor": ("doctor", "run_doctor"),
     "exec": ("launch", "run_exec"),
     "run": ("launch", "run_run"),

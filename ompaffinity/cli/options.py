@@ -227,6 +227,29 @@ RUN_OPTIONS = (
     Option("--strict", "strict", "flag", "start nothing if there is a warning: status 1"),
 )
 
+COMPARE_OPTIONS = (
+    Option(
+        "--variant",
+        "variants",
+        "files",
+        "try this binding, too: a name, or NAME='--option value ...'; the first one is what the others are compared"
+        " with (default: the usual ones)",
+        metavar="NAME",
+    ),
+    Option(
+        "--metric",
+        "metric",
+        "text",
+        "a figure from the output, by a regular expression with one group: 'tokens/s: ([0-9.]+)' (default: seconds)",
+        metavar="REGEX",
+    ),
+    Option("--lower", "lower", "flag", "a smaller figure of --metric is better (default: a larger one)"),
+    Option("--budget", "budget", "number", "spend so many seconds at most (default 300)"),
+    Option("--precision", "precision", "fraction", "stop when every ratio is known to this (0.02)", metavar="F"),
+    *OUTPUT_OPTIONS,
+    Option("--svg", "svg", "text", "draw the result in this file", metavar="FILE"),
+)
+
 DEVICES_OPTIONS = (
     *MACHINE_OPTIONS[:1],
     *OUTPUT_OPTIONS,
@@ -251,11 +274,12 @@ VERBS: dict[str, tuple[Option, ...]] = {
     "devices": DEVICES_OPTIONS,
     "verify": (*PLAN_OPTIONS, *VERIFY_OPTIONS),
     "inspect": INSPECT_OPTIONS,
+    "compare": (*PLAN_OPTIONS, *COMPARE_OPTIONS),
     "doctor": DOCTOR_OPTIONS,
     "exec": (*PLAN_OPTIONS, *EXEC_OPTIONS),
     "run": (*PLAN_OPTIONS, *RUN_OPTIONS),
 }
-WITH_COMMAND = ("verify", "exec", "run")
+WITH_COMMAND = ("verify", "exec", "run", "compare")
 """Verbs that take a command after ``--``."""
 
 

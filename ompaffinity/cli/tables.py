@@ -31,7 +31,7 @@ LEVEL_STYLES = {"warning": "bold yellow", "note": "cyan"}
 
 def print_plan(topology: Topology, plan: Plan, rank: int | None = None) -> None:
     """Print one row per rank, the CPUs left out with the reason, and what else there is to say."""
-    console = _console()
+    console = new_console()
     console.print(_machine_line(topology))
     console.print(f"variables for {_RUNTIME_NAMES[plan.runtime]}, {_GRANULARITY_NAMES[plan.granularity]}", style="dim")
     console.print()
@@ -41,7 +41,7 @@ def print_plan(topology: Topology, plan: Plan, rank: int | None = None) -> None:
         *("rank", *(("GPU",) if gpus else ()), "threads", "CPUs", "helper CPUs", "memory"),
         *(("budget",) if budgets else ()),
     )
-    ranks = _table(*headings, right=("rank", "GPU", "threads", "budget"))
+    ranks = new_table(*headings, right=("rank", "GPU", "threads", "budget"))
     for placement in plan.ranks:
         if rank is None or placement.rank == rank:
             budget = (_bytes(placement.memory_budget),) if budgets else ()
@@ -50,25 +50,25 @@ def print_plan(topology: Topology, plan: Plan, rank: int | None = None) -> None:
     console.print(ranks)
     if plan.left_out:
         console.print()
-        left_out = _table("left out", "CPUs", "reason", "what to do about it", right=("left out",))
+        left_out = new_table("left out", "CPUs", "reason", "what to do about it", right=("left out",))
         for group in plan.left_out:
             left_out.add_row(str(len(group.cpus)), format_id_list(group.cpus), group.reason, group.detail)
         console.print(left_out)
     if plan.warnings:
         console.print()
     for message in plan.warnings:
-        console.print(_message_line(message))
+        console.print(message_line(message))
 
 
 def print_cluster_plan(plan: ClusterPlan, rank: int | None = None) -> None:
     """Print one row per rank of a cluster, with its node, and what else there is to say."""
-    console = _console()
+    console = new_console()
     machines = _counted(len(plan.hosts), "machine")
     console.print(Text(f"{_counted(len(plan.ranks), 'rank')} on {machines} of the cluster", style="bold"))
     console.print()
     gpus = any(chosen.placement.device is not None for chosen in plan.ranks)
     headings = ("rank", "node", *(("GPU",) if gpus else ()), "threads", "CPUs", "helper CPUs", "memory")
-    table = _table(*headings, right=("rank", "GPU", "threads"))
+    table = new_table(*headings, right=("rank", "GPU", "threads"))
     for chosen in plan.ranks:
         if rank is None or chosen.rank == rank:
             _, node = plan.home(chosen.rank)
@@ -78,7 +78,7 @@ def print_cluster_plan(plan: ClusterPlan, rank: int | None = None) -> None:
     if plan.all_warnings:
         console.print()
     for message in plan.all_warnings:
-        console.print(_message_line(message))
+        console.print(message_line(message))
 
 
 def _placement_cells(placement: RankPlacement) -> tuple[str, str, str, str]:
@@ -98,10 +98,10 @@ def _placement_cells(placement: RankPlacement) -> tuple[str, str, str, str]:
 
 def print_topology(topology: Topology) -> None:
     """Print the caches with their CPUs, the NUMA nodes, and the limits of this process."""
-    console = _console()
+    console = new_console()
     console.print(_machine_line(topology))
     console.print()
-    groups = _table("package", "node", "L3", "kind", "cores", "CPUs", right=("package", "node", "L3", "cores"))
+    groups = new_table("package", "node", "L3", "kind", "cores", "CPUs", right=("package", "node", "L3", "cores"))
     for key, members in _by_cache(topology).items():
         *numbers, kind = key
         cpus = format_id_list(cpu.id for cpu in members)
@@ -109,7 +109,7 @@ def print_topology(topology: Topology) -> None:
     console.print(groups)
     if topology.nodes:
         console.print()
-        nodes = _table(
+        nodes = new_table(
             "node", "CPUs", "memory", "available", "allowed", "distances", right=("node", "memory", "available")
         )
         for node in topology.nodes:
@@ -126,7 +126,7 @@ def print_topology(topology: Topology) -> None:
     for name, value in _limit_lines(topology):
         console.print(Text.assemble((f"{name}: ", "bold"), value))
     for message in topology.messages:
-        console.print(_message_line(message))
+        console.print(message_line(message))
 
 
 _RUNTIME_NAMES = {"gomp": "GNU libgomp", "iomp": "Intel and LLVM OpenMP", "omp": "any OpenMP runtime (standard)"}
@@ -135,11 +135,11 @@ _GRANULARITY_NAMES = {"thread": "each thread on its own CPU", "team": "a team th
 
 def print_devices(found: DeviceList, topology: Topology) -> None:
     """Print one row per GPU, with what every source says of its node."""
-    console = _console()
+    console = new_console()
     if not found.devices:
         console.print("no GPU is seen here")
     else:
-        table = _table("GPU", "name", "PCI address", "node", "near CPUs", "by", "the sources say", right=("GPU",))
+        table = new_table("GPU", "name", "PCI address", "node", "near CPUs", "by", "the sources say", right=("GPU",))
         for device in found.devices:
             said = "; ".join(
                 f"{answer.source} {'?' if answer.nodes is None else format_id_list(answer.nodes)}"
@@ -159,15 +159,17 @@ def print_devices(found: DeviceList, topology: Topology) -> None:
         if answer != "ok" and any(device.vendor == vendor for device in found.devices):
             console.print(Text(f"note: the library for {vendor} says nothing: {answer}", style="cyan"))
     for message in found.messages:
-        console.print(_message_line(message))
+        console.print(message_line(message))
 
 
 def print_verdict(verdict: Verdict) -> None:
     """Print one row per OpenMP thread, and each difference as a sentence with its likely cause."""
     from ompaffinity.proof.compare import difference_in_words
 
-    console = _console()
-    threads = _table("rank", "pid", "thread", "the plan says", "the kernel says", "", right=("rank", "pid", "thread"))
+    console = new_console()
+    threads = new_table(
+        "rank", "pid", "thread", "the plan says", "the kernel says", "", right=("rank", "pid", "thread")
+    )
     for rank in verdict.ranks:
         for thread in rank.threads:
             kernel = "no such thread" if thread.cpus is None else format_id_list(thread.cpus)
@@ -188,7 +190,7 @@ def print_verdict(verdict: Verdict) -> None:
             )
             console.print(Text(f"rank {rank.rank}: its OpenMP runtime says of its threads: {said}", style="dim"))
     for message in verdict.warnings:
-        console.print(_message_line(message))
+        console.print(message_line(message))
     count = _counted(len(verdict.ranks), "rank")
     if verdict.holds:
         console.print(Text(f"The plan holds: {count}, every thread where it belongs.", style="bold green"))
@@ -199,8 +201,10 @@ def print_verdict(verdict: Verdict) -> None:
 
 def print_inspection(inspection: Inspection) -> None:
     """Print one row per group of like threads of each process, its memory, and what is wrong."""
-    console = _console()
-    table = _table("pid", "command", "threads", "running", "may run on", "memory", right=("pid", "threads", "running"))
+    console = new_console()
+    table = new_table(
+        "pid", "command", "threads", "running", "may run on", "memory", right=("pid", "threads", "running")
+    )
     for process in inspection.processes:
         groups: dict[tuple[int, ...], list[str]] = {}
         for thread in process.state.threads:
@@ -228,8 +232,8 @@ def print_inspection(inspection: Inspection) -> None:
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
     """Print one row per check: how it is, what was found, and the fix."""
-    console = _console()
-    table = _table("", "check", "what was found, and what to do about it")
+    console = new_console()
+    table = new_table("", "check", "what was found, and what to do about it")
     styles = {"ok": "green", "warning": "bold yellow", "problem": "bold red"}
     for check in diagnosis.checks:
         text = Text(check.message)
@@ -252,13 +256,15 @@ def _memory_line(rank: RankVerdict) -> str:
     return f"memory policy {rank.policy}, {pages or 'no pages'}"
 
 
-def _console() -> Console:
+def new_console() -> Console:
+    """Return where tables are printed: the width of the terminal, 80 columns in a pipe."""
     # rich believes COLUMNS=0, and then prints nothing.
     columns, lines = shutil.get_terminal_size((80, 24))
     return Console(highlight=False, markup=False, emoji=False, width=max(columns, 40), height=lines)
 
 
-def _table(*columns: str, right: Iterable[str] = ()) -> Table:
+def new_table(*columns: str, right: Iterable[str] = ()) -> Table:
+    """Return an empty table with these columns, of which those in `right` are aligned right."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -279,7 +285,8 @@ def _machine_line(topology: Topology) -> Text:
     )
 
 
-def _message_line(message: Message) -> Text:
+def message_line(message: Message) -> Text:
+    """Return a message as a line: its level in colour, its code last."""
     level = (f"{message.level}: ", LEVEL_STYLES[message.level])
     return Text.assemble(level, message.message, (f" [{message.code}]", "dim"))
 

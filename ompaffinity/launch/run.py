@@ -56,7 +56,7 @@ def run_ranks(
         output = stack.enter_context(RankOutput(len(manager.plan.ranks), log_dir, ranks.nobody_reads))
         stack.callback(ranks.end_all)
         stack.enter_context(ranks.signals())
-        told = stack.enter_context(_watched())
+        told = stack.enter_context(watched())
         _start(manager, command, ranks, output, told)
         output.start()
         status = ranks.wait()
@@ -75,7 +75,7 @@ def _why_not_started(program: str) -> str | None:
 
 
 @contextmanager
-def _watched() -> Iterator[Callable[[object], None]]:
+def watched() -> Iterator[Callable[[object], None]]:
     """Yield what tells the watching process of a group; it ends with the context."""
     reader, writer = os.pipe()
     try:

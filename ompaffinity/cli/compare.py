@@ -1,0 +1,104 @@
+"""``compare``: what a plan gains, measured with the user's own command."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from contextlib import contextmanager
+
+from ompaffinity.errors import RequestError
+from ompaffinity.jsontext import to_json
+from ompaffinity.measure.runs import metric_of
+from ompaffinity.measure.session import Settings, compare_variants
+from ompaffinity.measure.variants import USUAL, VARIANTS, VariantManager, variants_of
+from ompaffinity.placement.request import PlacementRequest
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from ompaffinity.measure.variants import Variant
+    from ompaffinity.records import Message
+
+
+def run_compare(values: dict[str, Any]) -> int:
+    """Measure the command under the variants, and print what differs."""
+    if "command" not in values:
+        raise RequestError("compare needs a command; write ompaffinity compare -- python benchmark.py")
+    if "lower" in values and "metric" not in values:
+        raise RequestError("--lower is about --metric; seconds are better the fewer they are anyway")
+    settings = Settings(
+        command=values["command"],
+        metric=metric_of(values["metric"]) if "metric" in values else None,
+        lower=bool(values.get("lower")) or "metric" not in values,
+        budget_seconds=values.get("budget", 300),
+        precision=values.get("precision", 0.02),
+    )
+    if settings.budget_seconds < 1:
+        raise RequestError(f"--budget is {settings.budget_seconds}; it must be a number of seconds")
+    if "svg" in values:
+        from ompaffinity.cli.plot import check_plots
+
+        check_plots()
+    asked = {name: values[name] for name in PlacementRequest._fields if name in values}
+    managers, left_out, messages = _managers(asked, values.get("variants"))
+    with _progress() as progress:
+        comparison = compare_variants(managers, settings, progress)
+    comparison = comparison._replace(left_out=left_out | comparison.left_out)
+    if "svg" in values:
+        from ompaffinity.cli.plot import write_plot
+
+        write_plot(comparison, values["svg"])
+    if values.get("json"):
+        warnings = [message._asdict() for message in messages]
+        sys.stdout.write(to_json(comparison.to_document() | {"warnings": warnings}) + "\n")
+    else:
+        from ompaffinity.cli.measured import print_comparison
+
+        print_comparison(comparison, messages)
+    return 0
+
+
+def _managers(
+    asked: dict[str, Any], named: list[str] | None
+) -> tuple[dict[str, tuple[Variant, VariantManager]], dict[str, str], list[Message]]:
+    """Return what starts each variant, which of the usual ones would start the same as another, and the messages."""
+    chosen = [VARIANTS[name] for name in USUAL] if named is None else variants_of(named)
+    found: dict[str, tuple[Variant, VariantManager]] = {}
+    sets: dict[tuple[object, ...], str] = {}
+    left_out: dict[str, str] = {}
+    messages: dict[Message, None] = {}
+    logger = logging.getLogger("ompaffinity")
+    before = logger.disabled
+    # Each message would be told once per variant; here they are told once.
+    logger.disabled = True
+    try:
+        for variant in chosen:
+            manager = VariantManager(variant, asked)
+            messages.update(dict.fromkeys(message for message in manager.warnings if message.level == "warning"))
+            same = sets.setdefault(manager.what_it_sets(), variant.name)
+            if same != variant.name:
+                left_out[variant.name] = f"it starts the ranks as {same} does"
+            else:
+                found[variant.name] = (variant, manager)
+    finally:
+        logger.disabled = before
+    if len(found) < 2:
+        raise RequestError(f"there is nothing to compare {next(iter(found))} with: every variant starts the same here")
+    return found, left_out, [*messages]
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, float], object]]:
+    """Yield what shows the progress: on a terminal only, and on standard error."""
+    if not sys.stderr.isatty():
+        yield lambda _text, _done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("of the budget,"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda text, done: bar.update(task, description=text, completed=done)

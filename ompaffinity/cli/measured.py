@@ -1,0 +1,54 @@
+"""The table of ``compare``."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from ompaffinity.cli.tables import message_line, new_console, new_table
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from ompaffinity.measure.session import Comparison
+    from ompaffinity.measure.statistics import Interval
+    from ompaffinity.records import Message
+
+STYLES = {"faster": "bold green", "slower": "bold red"}
+
+
+def print_comparison(comparison: Comparison, messages: Iterable[Message]) -> None:
+    """Print a row per variant, the advice, and what the figures are worth."""
+    console = new_console()
+    settings = comparison.settings
+    figure = "seconds" if settings.metric is None else "figure"
+    baseline = comparison.results[0].variant.name
+    table = new_table("variant", "what", figure, f"speed, {baseline} = 1", "verdict", right=(figure,))
+    for result in comparison.results:
+        table.add_row(
+            result.variant.name,
+            result.variant.summary,
+            f"{result.figure.median:.4g}",
+            _interval(result.speed) if result.variant.name != baseline else "1",
+            Text(result.verdict if result.variant.name != baseline else "", STYLES.get(result.verdict, "")),
+        )
+    console.print(table)
+    console.print()
+    rounds = f"{comparison.rounds} rounds, {len(comparison.counted)} of them count; medians, with 95 % intervals"
+    console.print(Text(rounds, "dim"))
+    if not comparison.quiet:
+        console.print(Text("others were busy meanwhile, in too many rounds to leave these out: take it with care"))
+    if not comparison.narrow:
+        console.print(Text("the budget was spent before the intervals were narrow; raise --budget for more", "dim"))
+    for name, reason in comparison.left_out.items():
+        console.print(Text(f"left out {name}: {reason}", "dim"))
+    for message in messages:
+        console.print(message_line(message))
+    console.print()
+    console.print(Text(comparison.advice.text, "bold"))
+
+
+def _interval(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return f"{interval.median:.3f}"
+    return f"{interval.median:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

@@ -1,0 +1,72 @@
+"""The plot of ``compare``: a line per variant, with its interval. Drawn by drawsvg (the extra ``[svg]``)."""
+
+from __future__ import annotations
+
+import math
+
+from ompaffinity.errors import RequestError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ompaffinity.measure.session import Comparison
+
+WIDTH, ROW, LEFT, RIGHT, TOP = 760, 30, 170, 60, 60
+INK, PALE, COLOURS = "#444444", "#bbbbbb", {"faster": "#0072b2", "slower": "#d55e00"}
+"""Okabe and Ito's blue and vermilion, which colour-blind readers tell apart."""
+
+
+def check_plots() -> None:
+    """Refuse at once what cannot be drawn at the end.
+
+    Raises:
+        RequestError: drawsvg is not installed.
+    """
+    try:
+        import drawsvg  # noqa: F401
+    except ImportError:
+        raise RequestError("--svg needs drawsvg; install it with: pip install 'ompaffinity[svg]'") from None
+
+
+def write_plot(comparison: Comparison, path: str) -> None:
+    """Write the speeds of all variants relative to the first one, with their intervals.
+
+    Raises:
+        RequestError: the file cannot be written.
+    """
+    import drawsvg as svg
+
+    ends = [
+        end
+        for result in comparison.results
+        for end in (result.speed.median, result.speed.low, result.speed.high)
+        if end is not None
+    ]
+    low, high = min(*ends, 0.9), max(*ends, 1.1)
+
+    def place(speed: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * math.log(speed / low) / math.log(high / low)
+
+    height = TOP + ROW * len(comparison.results) + 30
+    drawing = svg.Drawing(WIDTH, height, font_family="sans-serif")
+    drawing.append(svg.Rectangle(0, 0, WIDTH, height, fill="white"))
+    baseline = comparison.results[0].variant.name
+    drawing.append(svg.Text(f"Speed relative to {baseline}: medians, 95 % intervals", 15, 15, 25, fill=INK))
+    rounds = f"{len(comparison.counted)} rounds{'' if comparison.quiet else ', disturbed'}; right is faster"
+    drawing.append(svg.Text(rounds, 12, 15, 43, fill=INK))
+    drawing.append(svg.Line(place(1), TOP - 8, place(1), height - 28, stroke=PALE))
+    for tick in sorted({low, 1.0, high}):
+        drawing.append(svg.Text(f"{tick:.2f}", 11, place(tick), height - 12, text_anchor="middle", fill=INK))
+    for row, result in enumerate(comparison.results):
+        y = TOP + ROW * row + ROW / 2
+        colour = COLOURS.get(result.verdict, INK)
+        drawing.append(svg.Text(result.variant.name, 13, LEFT - 12, y + 4, text_anchor="end", fill=INK))
+        if result.speed.low is not None and result.speed.high is not None:
+            ends_of = (place(result.speed.low), place(result.speed.high))
+            drawing.append(svg.Line(ends_of[0], y, ends_of[1], y, stroke=colour, stroke_width=3))
+        mark = svg.Circle(place(result.speed.median), y, 5, fill=colour)
+        mark.append_title(f"{result.variant.name}: {result.variant.summary}, {result.verdict}")
+        drawing.append(mark)
+    try:
+        drawing.save_svg(path)
+    except OSError as error:
+        raise RequestError(f"--svg {path} cannot be written: {error.strerror}") from None

@@ -1,0 +1,220 @@
+"""The command, live: real ranks, real variants."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+import ompaffinity
+from ompaffinity.errors import RequestError
+from ompaffinity.measure.runs import CommandFailedError, TooSlowError, measure_run, metric_of
+from ompaffinity.measure.variants import VARIANTS, VariantManager, variants_of
+from tests.conftest import run_command
+
+CPUS = sorted(os.sched_getaffinity(0))
+FAST = {"runtime": "gomp", "granularity": "thread"}
+REPORT = """
+import json, os
+names = ("OMP_NUM_THREADS", "OMP_PLACES", "GOMP_CPU_AFFINITY", "OMPAFFINITY_PLACEMENT", "RANK", "WORLD_SIZE")
+print(json.dumps([sorted(os.sched_getaffinity(0)), *(os.environ.get(name) for name in names)]), file=open(
+    os.environ["REPORT"] + os.environ["RANK"], "w"))
+print("rate: 2.5")
+"""
+needs_two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="two ranks need two CPUs")
+needs_drawsvg = pytest.mark.skipif(
+    importlib.util.find_spec("drawsvg") is None, reason="drawsvg is not installed (the extra [svg])"
+)
+
+
+def reported(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **asked: Any) -> list[Any]:
+    """Return what each rank of a variant finds."""
+    monkeypatch.setenv("REPORT", str(folder / name))
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    manager = VariantManager(VARIANTS[name], FAST | asked)
+    measure_run(manager, [sys.executable, "-c", REPORT], None, 60)
+    return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}[0-9]"))]
+
+
+@needs_two_cpus
+def test_what_each_variant_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two = {"tensor_parallel_size": 2, "reserve": 0}
+    plan = reported("plan", tmp_path, monkeypatch, **two)
+    masks = [report[0] for report in plan]
+    assert masks == [list(ompaffinity.parse_id_list(json.loads(report[4])["affinity"])) for report in plan]
+    threads = [report[1] for report in plan]
+    assert all(report[4] is not None for report in plan)
+    assert [report[5:] for report in plan] == [["0", "2"], ["1", "2"]]
+    assert reported("mask", tmp_path, monkeypatch, **two) == [
+        [mask, None, None, None, None, str(rank), "2"] for rank, mask in enumerate(masks)
+    ]
+    assert reported("threads", tmp_path, monkeypatch, **two) == [
+        [CPUS, threads[rank], None, None, None, str(rank), "2"] for rank in range(2)
+    ]
+    # What the user has set is nothing of ours.
+    assert reported("none", tmp_path, monkeypatch, **two) == [
+        [CPUS, "7", None, None, None, str(rank), "2"] for rank in range(2)
+    ]
+
+
+def test_variants_of_ones_own() -> None:
+    (plan, own) = variants_of(["plan", "mine=--reserve 0 --threads-per-core all"])
+    assert plan.name == "plan"
+    assert own.request["reserve"] == 0
+    assert own.flags == "--reserve 0 --threads-per-core all"
+    for wrong, words in (
+        (["nonsense"], "must be one of none, threads"),
+        (["plan", "plan"], "twice"),
+        (["plan=--reserve 0"], "a name of its own"),
+        (["=--reserve 0"], "a name of its own"),
+        (["mine=--nonsense 0"], "mine: unrecognized arguments"),
+        (["mine=--reserve 'x"], "mine: No closing quotation"),
+        (["mine=--pid 1"], "no option of a plan"),
+    ):
+        with pytest.raises(RequestError, match=words):
+            variants_of(wrong)
+
+
+def manager() -> VariantManager:
+    return VariantManager(VARIANTS["none"], FAST)
+
+
+def test_the_time_and_the_figure_of_a_run() -> None:
+    code = "import time; time.sleep(0.3); print('rate: 1'); print('rate: 1,234.5')"
+    run = measure_run(manager(), [sys.executable, "-c", code], metric_of("rate: ([0-9.,]+)"), 60)
+    assert run.figure == 1234.5
+    assert 0.3 <= run.seconds < 30
+    assert run.others >= 0
+
+
+def test_the_cpu_time_of_the_command_is_nobody_elses() -> None:
+    """It runs for a second on each CPU, itself and its child; only what is left of the time is others'."""
+    code = """
+import os, sys, time
+children = [os.fork() for _ in range(len(os.sched_getaffinity(0)) - 1)] if len(sys.argv) < 2 else []
+if 0 in children: children = []
+end = time.process_time() + 1
+while time.process_time() < end: pass
+for child in children:
+    if child: os.waitpid(child, 0)
+"""
+    cpus = len(os.sched_getaffinity(0))
+    start = os.times()
+    run = measure_run(manager(), [sys.executable, "-c", code, "alone"], None, 60)
+    took = os.times()
+    used = took.children_user + took.children_system - start.children_user - start.children_system
+    assert used >= 1
+    # Were it counted, this alone would be the command's second.
+    assert run.others <= cpus - 0.9 / run.seconds
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import sys; print('no model'); sys.exit(3)", "rank 0 ended with status 3: no model"),
+        ("import os; os.kill(os.getpid(), 9)", "rank 0 was ended by signal 9: it printed nothing"),
+        ("print('rate: fast')", "finds 'fast' in the output of rank 0, which is no number"),
+        ("print('nothing')", "finds nothing in the output"),
+    ],
+)
+def test_a_command_that_fails(code: str, words: str) -> None:
+    with pytest.raises(CommandFailedError, match=words):
+        measure_run(manager(), [sys.executable, "-c", code], re.compile(r"rate: (\w+)"), 60)
+
+
+def test_a_command_that_is_not_there() -> None:
+    with pytest.raises(CommandFailedError, match="/no/such cannot be started: No such file"):
+        measure_run(manager(), ["/no/such"], None, 60)
+
+
+def test_a_run_that_takes_too_long_leaves_nothing_behind(tmp_path: Path) -> None:
+    code = (
+        "import os, subprocess, sys, time; child = subprocess.Popen([sys.executable, '-c', 'import time;"
+        " time.sleep(300)']); open(sys.argv[1], 'w').write(f'{os.getpid()} {child.pid}'); time.sleep(300)"
+    )
+    pids = tmp_path / "pids"
+    with pytest.raises(TooSlowError):
+        measure_run(manager(), [sys.executable, "-c", code, str(pids)], None, 3)
+    end = time.monotonic() + 10
+    left = [Path("/proc", pid) for pid in pids.read_text().split()]
+    while time.monotonic() < end and any(_runs(path) for path in left):
+        time.sleep(0.02)
+    assert not any(_runs(path) for path in left)
+
+
+def _runs(process: Path) -> bool:
+    try:
+        return process.joinpath("stat").read_text().rpartition(")")[2].split()[0] not in ("Z", "X")
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("metric", ["rate", "(a)(b)", "("])
+def test_a_metric_that_is_none(metric: str) -> None:
+    with pytest.raises(CommandFailedError, match=r"--metric"):
+        metric_of(metric)
+
+
+COMPARE = ("compare", "--runtime", "gomp", "--granularity", "thread", "--reserve", "0", "--budget", "30")
+WORK = ("--", sys.executable, "-c", "print('rate: 5')")
+
+
+def test_the_command_and_its_json() -> None:
+    done = run_command(*COMPARE, "--metric", "rate: ([0-9]+)", "--json", *WORK)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["schema"] == "ompaffinity.compare/1"
+    assert (document["baseline"], document["better"]) == ("none", "higher")
+    assert document["rounds"] >= 6
+    assert document["narrow"]
+    for variant in document["variants"]:
+        assert variant["speed"] == {"median": 1.0, "low": 1.0, "high": 1.0}
+        assert len(variant["seconds"]) == len(variant["other_cpus"]) == document["rounds"]
+        assert variant["verdict"] == "no difference"
+    assert document["advice"]["variant"] == "plan"
+    assert "does not matter" in document["advice"]["text"]
+    assert document["left_out"]["thread"] == "it starts the ranks as plan does"
+    # Quiet in a pipe.
+    assert done.stderr == ""
+
+
+@needs_drawsvg
+def test_the_table_and_the_plot(tmp_path: Path) -> None:
+    path = tmp_path / "plot.svg"
+    done = run_command(
+        *COMPARE, "--variant", "none", "--variant", "mine=--reserve 0 --threads-per-core 1", "--metric",
+        "rate: ([0-9]+)", "--lower", "--svg", str(path), *WORK,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "mine" in done.stdout
+    assert "[1.000, 1.000]" in done.stdout
+    texts = [element.text for element in ElementTree.parse(path).iter() if element.tag.endswith("text")]  # noqa: S314
+    assert {"none", "mine"} <= set(texts)
+    unwritable = run_command(*COMPARE, "--variant", "none", "--variant", "plan", "--svg", "/no/such/plot.svg", *WORK)
+    assert unwritable.returncode == 2
+    assert "cannot be written" in unwritable.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), "compare needs a command"),
+        (("--lower", *WORK), "--lower is about --metric"),
+        (("--budget", "0", *WORK), "--budget is 0"),
+        (("--variant", "plan", *WORK), "nothing to compare plan with"),
+        (("--", "/no/such"), "under none: /no/such cannot be started"),
+    ],
+)
+def test_bad_input_is_one_line(arguments: tuple[str, ...], words: str) -> None:
+    done = run_command("compare", "--runtime", "gomp", *arguments)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert words in line

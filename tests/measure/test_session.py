@@ -1,0 +1,168 @@
+"""What rounds say, and when to stop; the runs are invented."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from ompaffinity.errors import RequestError
+from ompaffinity.measure import session
+from ompaffinity.measure.runs import CommandFailedError, Run, TooSlowError
+from ompaffinity.measure.session import Settings, compare_variants, conclude, verdict
+from ompaffinity.measure.statistics import Interval
+from ompaffinity.measure.variants import VARIANTS
+
+SETTINGS = Settings(("command",), budget_seconds=60)
+
+
+def rounds_of(others: dict[int, float] | None = None, **seconds: list[float]) -> list[dict[str, Run]]:
+    count = len(next(iter(seconds.values())))
+    names = {name: name.replace("_", "-") for name in seconds}
+    return [
+        {
+            names[name]: Run(values[turn], values[turn], (others or {}).get(turn, 0.0))
+            for name, values in seconds.items()
+        }
+        for turn in range(count)
+    ]
+
+
+def said(settings: Settings = SETTINGS, others: dict[int, float] | None = None, **seconds: list[float]) -> Any:
+    variants = [VARIANTS[name.replace("_", "-")] for name in seconds]
+    return conclude(variants, rounds_of(others, **seconds), settings, {})
+
+
+def test_a_difference_is_one_only_where_the_interval_leaves_no_doubt() -> None:
+    found = said(none=[2.0] * 8, plan=[1.0] * 8, team=[2.0, 2.02, 1.98, 2.0, 2.05, 1.97, 2.0, 2.0], span=[4.0] * 8)
+    assert [result.verdict for result in found.results] == ["no difference", "faster", "no difference", "slower"]
+    assert found.results[1].speed == Interval(2.0, 2.0, 2.0)
+    assert found.advice.variant == "plan"
+    assert "span, runs at 0.25" in found.advice.text
+    assert "none at 0.50" in found.advice.text
+
+
+def test_a_larger_figure_is_better_or_a_smaller_one() -> None:
+    higher = said(SETTINGS._replace(lower=False), none=[2.0] * 6, plan=[1.0] * 6)
+    assert higher.results[1].verdict == "slower"
+    assert said(none=[2.0] * 6, plan=[1.0] * 6).results[1].verdict == "faster"
+
+
+def test_the_plan_is_advised_unless_something_else_is_faster_beyond_doubt() -> None:
+    noisy = [1.0, 1.02, 0.98, 1.01, 0.99, 1.0, 1.0, 1.0]
+    assert said(none=noisy, plan=noisy[::-1], team=noisy).advice.variant == "plan"
+    text = said(none=noisy, plan=noisy[::-1], team=noisy).advice.text
+    assert "does not matter" in text
+    assert said(none=[1.0] * 8, plan=[1.5] * 8).advice.variant == "none"
+    team = said(none=[2.0] * 8, plan=[1.5] * 8, team=[1.0] * 8).advice
+    assert team.variant == "team"
+    assert "(--granularity team)" in team.text
+    assert team.speeds["plan"].median == pytest.approx(1 / 1.5)
+
+
+def test_too_few_rounds_advise_nothing() -> None:
+    found = said(none=[2.0] * 5, plan=[1.0] * 5)
+    assert found.results[1].verdict == "unclear"
+    assert found.advice.variant is None
+    assert "raise --budget" in found.advice.text
+
+
+def test_rounds_in_which_others_were_busy_do_not_count_if_there_are_enough_others() -> None:
+    disturbed = said(others={0: 0.9, 7: 0.2}, none=[9.0, *[2.0] * 7], plan=[1.0] * 8)
+    assert disturbed.counted == (1, 2, 3, 4, 5, 6)
+    assert disturbed.quiet
+    busy = said(others=dict.fromkeys(range(5), 0.5), none=[2.0] * 8, plan=[1.0] * 8)
+    assert busy.counted == tuple(range(8))
+    assert not busy.quiet
+
+
+@pytest.mark.parametrize(
+    ("interval", "word"),
+    [
+        (Interval(1.1, 1.05, 1.2), "faster"),
+        (Interval(0.9, 0.85, 0.99), "slower"),
+        (Interval(1.0, 0.97, 1.03), "no difference"),
+        # Wide: there may be a difference, and a large one.
+        (Interval(1.1, 0.8, 1.5), "unclear"),
+        (Interval(1.1), "unclear"),
+    ],
+)
+def test_the_words(interval: Interval, word: str) -> None:
+    assert verdict(interval, 0.02) == word
+
+
+class Clock:
+    """A machine on which each run takes as long as the test says, without waiting."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, lengths: dict[str, Any]) -> None:
+        self.now = 0.0
+        self.runs: list[str] = []
+        self._lengths = lengths
+        monkeypatch.setattr("ompaffinity.measure.session.time.monotonic", lambda: self.now)
+        monkeypatch.setattr(session, "measure_run", self.run)
+
+    def run(self, manager: str, command: Any, metric: Any, most: float) -> Run:
+        del command, metric
+        self.runs.append(manager)
+        length = self._lengths[manager]
+        seconds = next(length) if hasattr(length, "__next__") else length
+        if seconds > most:
+            self.now += most
+            raise TooSlowError
+        self.now += seconds
+        return Run(seconds, seconds, 0.0)
+
+
+def compared(clock: Clock, *names: str, **settings: Any) -> Any:
+    assert clock.now == 0
+    managers: Any = {name: (VARIANTS[name], name) for name in names}
+    return compare_variants(managers, SETTINGS._replace(**settings))
+
+
+def test_it_ends_when_the_ratios_are_narrow(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, {"none": 2.0, "plan": 1.0})
+    found = compared(clock, "none", "plan", budget_seconds=1000)
+    assert (found.rounds, found.narrow) == (6, True)
+    # The warm-up comes first, and is not counted.
+    assert clock.runs[:2] == ["none", "plan"]
+    assert len(clock.runs) == 14
+    orders = {tuple(clock.runs[start : start + 2]) for start in range(2, 14, 2)}
+    assert orders == {("none", "plan"), ("plan", "none")}
+
+
+def test_it_ends_when_the_budget_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, {"none": itertools.cycle([1.0, 2.0, 3.0]), "plan": 1.0})
+    found = compared(clock, "none", "plan", budget_seconds=40)
+    assert not found.narrow
+    assert clock.now <= 40
+    assert found.rounds > 6
+
+
+def test_a_variant_that_takes_too_long_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, {"none": 1.0, "plan": 1.0, "mask": 500.0})
+    found = compared(clock, "none", "plan", "mask", budget_seconds=100)
+    assert [result.variant.name for result in found.results] == ["none", "plan"]
+    assert "takes longer than" in found.left_out["mask"]
+    with pytest.raises(RequestError, match="one run under none takes longer"):
+        compared(Clock(monkeypatch, {"none": 500.0, "plan": 1.0}), "none", "plan", budget_seconds=100)
+
+
+def test_a_budget_for_not_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(RequestError, match="one round of 3 variants takes 42 seconds, and the budget is 60"):
+        compared(Clock(monkeypatch, {"none": 14.0, "plan": 14.0, "mask": 14.0}), "none", "plan", "mask")
+
+
+def test_a_command_that_fails_is_told_with_the_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> Run:
+        raise CommandFailedError("rank 0 ended with status 3: no model")
+
+    monkeypatch.setattr(session, "measure_run", fails)
+    managers: Any = {name: (VARIANTS[name], name) for name in ("none", "plan")}
+    with pytest.raises(CommandFailedError, match="under none: rank 0 ended with status 3"):
+        compare_variants(managers, SETTINGS)
+
+
+def test_figures_of_nothing_are_refused() -> None:
+    with pytest.raises(CommandFailedError, match="above 0"):
+        said(none=[1.0] * 6, plan=[0.0] * 6)
