@@ -110,6 +110,11 @@ def _request(name: str, flags: str) -> dict[str, Any]:
     return values
 
 
+def _own_cpus_alone(placement: RankPlacement) -> RankPlacement:
+    own = tuple(sorted({*placement.cpus, *placement.helper_cpus}))
+    return placement._replace(affinity=own, memory_policy="none")
+
+
 class VariantManager(OMPProcessManager):
     """Starts the ranks of one variant: with all of the plan, or with a part of it alone.
 
@@ -125,8 +130,7 @@ class VariantManager(OMPProcessManager):
             ranks = (placement._replace(bound=False) for placement in self.plan.ranks)
             self.plan = self.plan._replace(ranks=tuple(ranks))
         elif variant.kind == MASK:
-            ranks = (placement._replace(memory_policy="none") for placement in self.plan.ranks)
-            self.plan = self.plan._replace(ranks=tuple(ranks))
+            self.plan = self.plan._replace(ranks=tuple(map(_own_cpus_alone, self.plan.ranks)))
 
     def _environment(self, placement: RankPlacement) -> tuple[dict[str, str], tuple[str, ...]]:
         others = (*BINDING_VARIABLES, PLACEMENT_VARIABLE)

@@ -53,8 +53,10 @@ def test_what_each_variant_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     threads = [report[1] for report in plan]
     assert all(report[4] is not None for report in plan)
     assert [report[5:] for report in plan] == [["0", "2"], ["1", "2"]]
+    owned = [sorted(json.loads(report[4])["cpus"]) for report in plan]
+    assert not set(owned[0]) & set(owned[1])
     assert reported("mask", tmp_path, monkeypatch, **two) == [
-        [mask, None, None, None, None, str(rank), "2"] for rank, mask in enumerate(masks)
+        [cpus, None, None, None, None, str(rank), "2"] for rank, cpus in enumerate(owned)
     ]
     assert reported("threads", tmp_path, monkeypatch, **two) == [
         [CPUS, threads[rank], None, None, None, str(rank), "2"] for rank in range(2)
