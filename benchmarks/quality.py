@@ -105,7 +105,7 @@ def _report(rows: list[dict[str, Any]], machines: int) -> str:
         few = [row for row in of if "refused" in row and row["usable_cpus"] < ranks]
         if len(made) + len(few) < len(of):
             raise SystemExit(f"{len(of) - len(made) - len(few)} plans for {ranks} ranks are missing")
-    x
+        distances = [row["memory_distance"] for row in made if row["memory_distance"] is not None]
         lines.append(
             f"| {ranks} | {len(made)} | {len(few)} | {_mean(made, 'cores_used')} |"
             f" {_mean(made, 'cores_used_of_touched_nodes')} | {_mean(made, 'smallest_to_largest')} |"

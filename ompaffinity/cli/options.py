@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 SEVERAL_VALUES = ("pids", "numbers", "lists")
-FORMATS = ("table", "json", "env")
+EXPORT_FORMATS = (*("env", "numactl", "taskset", "slurm", "rankfile", "systemd", "docker", "hwloc", "vllm", "sglang"),)
+FORMATS = ("table", "json", *EXPORT_FORMATS)
 
 
 class Option(NamedTuple):
@@ -177,7 +178,7 @@ PLAN_OUTPUT_OPTIONS = (
         "--format",
         "format",
         "choice",
-        "print a table, JSON, or shell commands that set the environment (default table)",
+        "print a table, JSON, or the plan in another tool's words (default table)",
         FORMATS,
     ),
     Option("--rank", "rank", "number", "this rank only", metavar="R"),

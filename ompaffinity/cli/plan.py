@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from ompaffinity.cli.options import EXPORT_FORMATS
 from ompaffinity.errors import RequestError
 from ompaffinity.jsontext import to_json
 from ompaffinity.openmp.document import plan_document
@@ -32,8 +33,10 @@ def run_plan(values: dict[str, Any]) -> int:
     form = "json" if values.get("json") else values.get("format", "table")
     if form == "json":
         sys.stdout.write(to_json(plan_document(plan, rank)) + "\n")
-    elif form == "env":
-        sys.stdout.write(_shell_commands(plan, rank))
+    elif form in EXPORT_FORMATS:
+        from ompaffinity.cli.exports import export
+
+        sys.stdout.write(export(plan, form, rank))
     else:
         from ompaffinity.cli.tables import print_plan
 
@@ -89,19 +92,3 @@ def plan_from_values(values: dict[str, Any]) -> tuple[Topology, Plan]:
 
             plan = with_granted_memory(plan)
     return topology, plan
-
-
-def _shell_commands(plan: Plan, rank: int | None) -> str:
-    """Return export and unset commands for a POSIX shell, quoted; a comment leads each rank."""
-    from shlex import quote
-
-    from ompaffinity.openmp.document import worker_environment
-
-    lines = []
-    for placement in plan.ranks:
-        if rank is None or placement.rank == rank:
-            environment, unset = worker_environment(plan, placement)
-            lines.append(f"# rank {placement.rank}")
-            lines += [f"unset {name}" for name in unset]
-            lines += [f"export {name}={quote(value)}" for name, value in environment.items()]
-    return "\n".join(lines) + "\n"
