@@ -38,6 +38,21 @@ def export(plan: Plan, form: str, rank: int | None = None) -> str:
     return EXPORTS[form](plan, chosen)
 
 
+def own_cpus(plan: Plan, placement: RankPlacement) -> tuple[int, ...]:
+    """Return the CPUs of a rank that no other one has OpenMP threads or helpers on, and its own.
+
+    Where a rank has no CPU for helper threads, its affinity is wider: the variables of OpenMP keep its team apart then,
+    which nobody sets here.
+    """
+    others = {
+        cpu
+        for other in plan.ranks
+        if other.local_rank != placement.local_rank
+        for cpu in (*other.cpus, *other.helper_cpus)
+    }
+    return tuple(sorted({*placement.cpus, *placement.helper_cpus} | (set(placement.affinity) - others)))
+
+
 def _per_rank(
     line: Callable[[Plan, RankPlacement], Iterable[str]],
 ) -> Callable[[Plan, list[RankPlacement]], str]:
@@ -59,23 +74,23 @@ def _shell(plan: Plan, placement: RankPlacement) -> Iterable[str]:
     yield from (f"export {name}={quote(value)}" for name, value in environment.items())
 
 
-def _numactl(_plan: Plan, placement: RankPlacement) -> Iterable[str]:
+def _numactl(plan: Plan, placement: RankPlacement) -> Iterable[str]:
     # Never --cpunodebind: it widens an outside mask to the whole node.
-    words = ["numactl", f"--physcpubind={format_id_list(placement.affinity)}"]
+    words = ["numactl", f"--physcpubind={format_id_list(own_cpus(plan, placement))}"]
     if placement.memory_policy != "none":
         nodes = placement.nodes[:1] if placement.memory_policy == "preferred" else placement.nodes
         words.append(f"{POLICY_OPTIONS[placement.memory_policy]}={format_id_list(nodes)}")
     yield " ".join(words)
 
 
-def _taskset(_plan: Plan, placement: RankPlacement) -> Iterable[str]:
-    yield f"taskset --cpu-list {format_id_list(placement.affinity)}"
+def _taskset(plan: Plan, placement: RankPlacement) -> Iterable[str]:
+    yield f"taskset --cpu-list {format_id_list(own_cpus(plan, placement))}"
 
 
 def _systemd(plan: Plan, placement: RankPlacement) -> Iterable[str]:
     environment, unset = worker_environment(plan, placement)
     yield "[Service]"
-    yield f"CPUAffinity={format_id_list(placement.affinity)}"
+    yield f"CPUAffinity={format_id_list(own_cpus(plan, placement))}"
     if placement.memory_policy == "preferred-many":
         raise RequestError("systemd knows no policy of several preferred nodes; say --memory-policy preferred")
     if placement.memory_policy != "none":
@@ -93,21 +108,21 @@ def _in_unit(value: str) -> str:
 
 
 def _docker(plan: Plan, placement: RankPlacement) -> Iterable[str]:
-    words = [f"--cpuset-cpus={format_id_list(placement.affinity)}"]
+    words = [f"--cpuset-cpus={format_id_list(own_cpus(plan, placement))}"]
     if placement.memory_policy in ("bind", "interleave"):
         words.append(f"--cpuset-mems={format_id_list(placement.nodes)}")
     environment, _ = worker_environment(plan, placement)
     yield " ".join([*words, *(f"--env={quote(f'{name}={value}')}" for name, value in environment.items())])
 
 
-def _hwloc(_plan: Plan, placement: RankPlacement) -> Iterable[str]:
-    yield hwloc_mask(placement.affinity)
+def _hwloc(plan: Plan, placement: RankPlacement) -> Iterable[str]:
+    yield hwloc_mask(own_cpus(plan, placement))
 
 
 def hwloc_mask(cpus: Iterable[int]) -> str:
     """Return CPUs as hwloc writes a bitmask: words of 32 bits, the highest first, each in hexadecimal digits."""
     bits = mask_of(cpus)
-    words = []
+    words: list[str] = []
     while bits or not words:
         words.append(f"0x{bits & 0xFFFFFFFF:08x}")
         bits >>= HWLOC_BITS
@@ -122,10 +137,11 @@ def mask_of(ids: Iterable[int]) -> int:
     return bits
 
 
-def _slurm(_plan: Plan, ranks: list[RankPlacement]) -> str:
+def _slurm(plan: Plan, ranks: list[RankPlacement]) -> str:
     """Options of srun for all tasks of a node, in the order of their local ids."""
     _check_bound("srun's list of masks", ranks)
-    words = ["--cpu-bind=mask_cpu:" + ",".join(f"0x{mask_of(placement.affinity):X}" for placement in ranks)]
+    masks = [f"0x{mask_of(own_cpus(plan, placement)):X}" for placement in ranks]
+    words = [f"--cpu-bind=mask_cpu:{','.join(masks)}"]
     if all(placement.memory_policy == "bind" for placement in ranks):
         if all(len(placement.nodes) == 1 for placement in ranks):
             words.append("--mem-bind=map_mem:" + ",".join(str(placement.nodes[0]) for placement in ranks))
@@ -134,11 +150,13 @@ def _slurm(_plan: Plan, ranks: list[RankPlacement]) -> str:
     return " ".join(words) + "\n"
 
 
-def _rankfile(_plan: Plan, ranks: list[RankPlacement]) -> str:
+def _rankfile(plan: Plan, ranks: list[RankPlacement]) -> str:
     """A rankfile of Open MPI for ranks on this host."""
     _check_bound("a rankfile", ranks)
     lines = ["# mpirun --mca rmaps_rank_file_physical 1 --rankfile FILE ..."]
-    lines += [f"rank {placement.rank}=localhost slot={format_id_list(placement.affinity)}" for placement in ranks]
+    lines += [
+        f"rank {placement.rank}=localhost slot={format_id_list(own_cpus(plan, placement))}" for placement in ranks
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -146,27 +164,26 @@ def _vllm(plan: Plan, ranks: list[RankPlacement]) -> str:
     """The variables of vLLM's CPU backend, or the options of its GPU workers."""
     _check_bound("vLLM's list", ranks)
     if any(placement.device is not None for placement in ranks):
-        nodes, cpus = _by_gpu(ranks)
+        nodes, cpus = _by_gpu(plan, ranks)
         return f"--numa-bind --numa-bind-nodes {nodes} --numa-bind-cpus {cpus}\n"
     lists = "|".join(_in_order(placement.cpus) for placement in ranks)
     lines = [f"export VLLM_CPU_OMP_THREADS_BIND={quote(lists)}"]
-    nodes = sorted({node for placement in ranks for node in placement.nodes})
-    if nodes and any(placement.memory_policy != "none" for placement in ranks):
-        lines.append(f"export CPU_VISIBLE_MEMORY_NODES={format_id_list(nodes)}")
-    del plan
+    used = sorted({node for placement in ranks for node in placement.nodes})
+    if used and any(placement.memory_policy != "none" for placement in ranks):
+        lines.append(f"export CPU_VISIBLE_MEMORY_NODES={format_id_list(used)}")
     return "\n".join(lines) + "\n"
 
 
-def _sglang(_plan: Plan, ranks: list[RankPlacement]) -> str:
+def _sglang(plan: Plan, ranks: list[RankPlacement]) -> str:
     """The variables of SGLang's CPU backend, or the option of its GPU workers."""
     _check_bound("SGLang's list", ranks)
     if any(placement.device is not None for placement in ranks):
-        return f"--numa-node {_by_gpu(ranks)[0]}\n"
+        return f"--numa-node {_by_gpu(plan, ranks)[0]}\n"
     lists = "|".join(_in_order(placement.cpus) for placement in ranks)
     return f"export SGLANG_CPU_OMP_THREADS_BIND={quote(lists)}\n"
 
 
-def _by_gpu(ranks: list[RankPlacement]) -> tuple[str, str]:
+def _by_gpu(plan: Plan, ranks: list[RankPlacement]) -> tuple[str, str]:
     """Return the nodes and the CPU lists of all GPUs in order, as words of a command line."""
     placed = {placement.device: placement for placement in ranks if placement.device is not None}
     missing = set(range(max(placed) + 1)) - placed.keys()
@@ -175,7 +192,7 @@ def _by_gpu(ranks: list[RankPlacement]) -> tuple[str, str]:
         raise RequestError(f"one node per GPU is what is to be named, but {what}")
     ordered = [placed[device] for device in sorted(placed)]
     nodes = " ".join(str(placement.nodes[0]) for placement in ordered)
-    return nodes, " ".join(format_id_list(placement.affinity) for placement in ordered)
+    return nodes, " ".join(format_id_list(own_cpus(plan, placement)) for placement in ordered)
 
 
 def _in_order(cpus: tuple[int, ...]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import shutil
 import signal
 import socket
@@ -130,3 +132,16 @@ def test_a_batch_script_is_no_step(slurm: str, folder: Path) -> None:
     done = launch("sbatch", "--wait", "-n", "2", f"--output={output}", str(script), SLURM_CONF=slurm)
     assert done.returncode == 0, output.read_text()
     assert output.read_text().startswith("1\nrank-unknown: no launcher says which rank this is")
+
+
+def test_the_exported_masks_bind(slurm: str) -> None:
+    done = launch(sys.executable, "-m", "ompaffinity", "plan", "--tp", "2", "--reserve", "0", "--format", "slurm")
+    assert done.returncode == 0, done.stderr
+    show = "import os; print('rank', os.environ['SLURM_PROCID'], sorted(os.sched_getaffinity(0)))"
+    words = ["srun", "-n", "2", "-c", str(len(CPUS) // 2), *shlex.split(done.stdout)]
+    started = launch(*words, sys.executable, "-c", show, SLURM_CONF=slurm)
+    assert started.returncode == 0, started.stderr
+    masks = [int(mask, 16) for mask in re.findall("0x([0-9A-F]+)", done.stdout)]
+    for rank, mask in enumerate(masks[:2]):
+        cpus = [cpu for cpu in CPUS if mask >> cpu & 1]
+        assert f"rank {rank} {cpus}" in started.stdout

@@ -1,0 +1,211 @@
+"""A plan in other tools' words, each read by the tool itself where it is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ompaffinity.cli.exports import EXPORTS, export, hwloc_mask, own_cpus
+from ompaffinity.errors import RequestError
+from ompaffinity.placement.plan import Plan, make_plan
+from ompaffinity.placement.request import PlacementRequest
+from ompaffinity.topology.idlist import format_id_list, parse_id_list
+from tests.conftest import run_command
+from tests.launch.test_exec import launch
+from tests.placement.machines import plan_for, synthetic
+from tests.strategies import requests, topologies
+
+TWO = "package:2 numa:1 core:4 pu:2"
+HERE = sorted(os.sched_getaffinity(0))
+SHOW = "import os; print(sorted(os.sched_getaffinity(0)))"
+
+
+def needs(tool: str) -> pytest.MarkDecorator:
+    return pytest.mark.skipif(shutil.which(tool) is None, reason=f"{tool} is not installed")
+
+
+def lines_of(text: str) -> list[str]:
+    return [line for line in text.splitlines() if not line.startswith("#")]
+
+
+def gpu_plan(*nodes: int, **request: Any) -> Plan:
+    asked = PlacementRequest(tensor_parallel_size=len(nodes), numa_bind_nodes=nodes, **request)
+    return make_plan(synthetic(TWO), asked)
+
+
+@given(topologies(), requests())
+def test_no_cpu_is_given_twice_and_none_that_a_rank_may_not_use(topology: Any, request: PlacementRequest) -> None:
+    try:
+        plan = make_plan(topology, request)
+    except Exception:  # noqa: BLE001
+        return
+    owned = [set(own_cpus(plan, placement)) for placement in plan.ranks]
+    assert sum(map(len, owned)) == len(set().union(*owned))
+    for placement, cpus in zip(plan.ranks, owned, strict=True):
+        assert {*placement.cpus, *placement.helper_cpus} <= cpus <= set(placement.affinity)
+
+
+def test_each_rank_has_its_line() -> None:
+    plan = plan_for(TWO, 2)
+    assert lines_of(export(plan, "numactl")) == [
+        "numactl --physcpubind=1,3,5-7 --membind=0",
+        "numactl --physcpubind=9,11,13-15 --membind=1",
+    ]
+    assert lines_of(export(plan, "taskset", 1)) == ["taskset --cpu-list 9,11,13-15"]
+    assert export(plan, "slurm") == "--cpu-bind=mask_cpu:0xEA,0xEA00 --mem-bind=map_mem:0,1\n"
+    assert lines_of(export(plan, "rankfile")) == [
+        "rank 0=localhost slot=1,3,5-7",
+        "rank 1=localhost slot=9,11,13-15",
+    ]
+    assert lines_of(export(plan, "docker"))[0].startswith(
+        "--cpuset-cpus=1,3,5-7 --cpuset-mems=0 --env=OMP_NUM_THREADS=3"
+    )
+    assert "cpunodebind" not in "".join(export(plan, form) for form in EXPORTS)
+
+
+@pytest.mark.parametrize(
+    ("policy", "numactl", "slurm", "systemd"),
+    [
+        ("none", "", "", None),
+        ("bind", " --membind=0-1", " --mem-bind=mask_mem:0x3", "bind"),
+        ("interleave", " --interleave=0-1", "", "interleave"),
+        ("preferred", " --preferred=0", "", "preferred"),
+        ("preferred-many", " --preferred-many=0-1", "", None),
+    ],
+)
+def test_memory_policies(policy: str, numactl: str, slurm: str, systemd: str | None) -> None:
+    plan = plan_for(TWO, 1, span="machine", memory_policy=policy)
+    (line,) = lines_of(export(plan, "numactl"))
+    assert line.partition("5-7,9,11,13-15")[2] == numactl or line.endswith(numactl)
+    assert export(plan, "slurm").split("mask_cpu:")[1].strip().endswith(slurm.strip())
+    if policy == "preferred-many":
+        with pytest.raises(RequestError, match="--memory-policy preferred"):
+            export(plan, "systemd")
+    else:
+        assert (f"NUMAPolicy={systemd}" in export(plan, "systemd").splitlines()) == (systemd is not None)
+
+
+def test_servers_words() -> None:
+    plan = plan_for(TWO, 2, bind=((3, 1, 5), (8, 9)))
+    assert export(plan, "vllm").splitlines() == [
+        "export VLLM_CPU_OMP_THREADS_BIND='3,1,5|8-9'",
+        "export CPU_VISIBLE_MEMORY_NODES=0-1",
+    ]
+    assert export(plan, "sglang") == "export SGLANG_CPU_OMP_THREADS_BIND='3,1,5|8-9'\n"
+    gpus = gpu_plan(0, 0, 1)
+    assert export(gpus, "vllm") == "--numa-bind --numa-bind-nodes 0 0 1 --numa-bind-cpus 0-3 4-7 8-15\n"
+    assert export(gpus, "sglang") == "--numa-node 0 0 1\n"
+    # vLLM takes its own list back, and so do we.
+    again = make_plan(synthetic(TWO), PlacementRequest(bind=((3, 1, 5), (8, 9)), tensor_parallel_size=2))
+    assert again.ranks == plan.ranks
+
+
+def test_what_there_are_no_words_for() -> None:
+    unbound = plan_for(TWO, 2, bind="none")
+    for form in ("slurm", "rankfile", "vllm", "sglang"):
+        with pytest.raises(RequestError, match="is not bound"):
+            export(unbound, form)
+    assert export(unbound, "numactl") == "# rank 0, not bound\n# rank 1, not bound\n"
+    with pytest.raises(RequestError, match="GPU 0 has no rank"):
+        export(gpu_plan(0, 1)._replace(ranks=gpu_plan(0, 1).ranks[1:]), "vllm")
+    with pytest.raises(RequestError, match="several memory nodes"):
+        export(gpu_plan(0, span="machine"), "sglang")
+
+
+# The tools themselves.
+
+
+@needs("numactl")
+@pytest.mark.parametrize("form", ["numactl", "taskset"])
+def test_numactl_and_taskset_bind_as_planned(form: str) -> None:
+    done = run_command("plan", "--cpus", str(HERE[-1]), "--reserve", "0", "--format", form)
+    (line,) = lines_of(done.stdout)
+    started = launch(*shlex.split(line), sys.executable, "-c", SHOW)
+    assert started.stdout.strip() == str([HERE[-1]]), started.stderr
+
+
+@needs("hwloc-calc")
+@given(st.sets(st.integers(0, 200), min_size=1))
+def test_hwloc_reads_its_masks(cpus: set[int]) -> None:
+    command = [
+        "hwloc-calc",
+        "-i",
+        "package:2 core:104 pu:1",
+        "--physical-output",
+        "--intersect",
+        "PU",
+        hwloc_mask(cpus),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ",".join(map(str, sorted(cpus)))
+
+
+@needs("systemd-analyze")
+def test_systemd_reads_its_unit(tmp_path: Path) -> None:
+    unit = tmp_path / "rank.service"
+    text = export(plan_for(TWO, 2, memory_policy="bind"), "systemd", 0)
+    unit.write_text(f"{text}ExecStart=/bin/true\n")
+
+    def complaints() -> str:
+        done = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False
+        )
+        return "\n".join(line for line in done.stderr.splitlines() if "rank.service" in line)
+
+    assert complaints() == ""
+    # It would say so.
+    unit.write_text(unit.read_text().replace("CPUAffinity=", "CPUAffinity=x"))
+    assert "CPU affinity" in complaints()
+
+
+@needs("mpirun.openmpi")
+@pytest.mark.skipif(len(HERE) < 2, reason="two ranks need two CPUs")
+def test_open_mpi_binds_by_the_rankfile(tmp_path: Path) -> None:
+    done = run_command("plan", "--tp", "2", "--reserve", "0", "--format", "rankfile")
+    (tmp_path / "ranks").write_text(done.stdout)
+    planned = [set(parse_id_list(line.partition("slot=")[2])) for line in lines_of(done.stdout)]
+    show = "import os; print('rank', os.environ['OMPI_COMM_WORLD_RANK'], sorted(os.sched_getaffinity(0)), flush=True)"
+    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    words = [
+        "mpirun.openmpi",
+        "--mca",
+        "rmaps_rank_file_physical",
+        "1",
+        "--rankfile",
+        str(tmp_path / "ranks"),
+        "-n",
+        "2",
+    ]
+    started = launch(*words, sys.executable, "-c", show, **root)
+    assert started.returncode == 0, started.stderr
+    found = {int(rank): set(json.loads(mask)) for rank, mask in re.findall(r"rank (\d) (\[.*?\])", started.stdout)}
+    assert found == dict(enumerate(planned))
+    assert not planned[0] & planned[1]
+
+
+def test_a_shell_reads_its_commands() -> None:
+    text = export(plan_for(TWO, 1), "env")
+    program = f"{text}\n{shlex.quote(sys.executable)} -c 'import os; print(os.environ[\"OMP_PLACES\"])'"
+    done = subprocess.run(
+        ["sh"], input=program, capture_output=True, text=True, check=True, env={**os.environ, "KMP_AFFINITY": "x"}
+    )
+    assert done.stdout.strip() == "{1,14,15},{3},{5},{7},{9},{11},{13}" or done.stdout.startswith("{")
+
+
+def test_every_form_on_the_command_line() -> None:
+    for form in EXPORTS:
+        done = run_command("plan", "--synthetic", TWO, "--tp", "2", "--format", form)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout
+        assert format_id_list([1]) in done.stdout
