@@ -181,6 +181,8 @@ PLAN_OUTPUT_OPTIONS = (
         "print a table, JSON, or the plan in another tool's words (default table)",
         FORMATS,
     ),
+    Option("--map", "map", "flag", "print a small map of the machine and the ranks above the table"),
+    Option("--svg", "svg", "text", "draw the machine and the ranks in this file", metavar="FILE"),
     Option("--rank", "rank", "number", "this rank only", metavar="R"),
     Option("--strict", "strict", "flag", "exit with status 1 if there is a warning"),
 )

@@ -30,7 +30,13 @@ def run_plan(values: dict[str, Any]) -> int:
     rank = values.get("rank")
     if rank is not None and not 0 <= rank < len(plan.ranks):
         raise RequestError(f"--rank is {rank}, but the plan has the ranks 0 to {len(plan.ranks) - 1}")
+    if "svg" in values:
+        from ompaffinity.cli.picture import write_picture
+
+        write_picture(topology, plan, values["svg"])
     form = "json" if values.get("json") else values.get("format", "table")
+    if values.get("map") and form != "table":
+        raise RequestError(f"--map goes with the table, and not with {form}; leave one of them out")
     if form == "json":
         sys.stdout.write(to_json(plan_document(plan, rank)) + "\n")
     elif form in EXPORT_FORMATS:
@@ -40,6 +46,10 @@ def run_plan(values: dict[str, Any]) -> int:
     else:
         from ompaffinity.cli.tables import print_plan
 
+        if values.get("map"):
+            from ompaffinity.cli.terminal_map import print_map
+
+            print_map(topology, plan)
         print_plan(topology, plan, rank)
     return int(bool(values.get("strict")) and any(message.level == "warning" for message in plan.warnings))
 
@@ -49,6 +59,8 @@ def _run_cluster_plan(values: dict[str, Any]) -> int:
     for field, option in {"machine": "--machine", "synthetic": "--synthetic", "architecture": "--arch"}.items():
         if field in values:
             raise RequestError(f"--ray reads every node of the cluster, so {option} cannot be met; leave one out")
+    if values.keys() & {"svg", "map"}:
+        raise RequestError("--svg and --map are for one machine; a cluster's plan is a table or json")
     if "source" in values:
         raise RequestError("--ray reads every node as --source auto does; leave --source out")
     if values.get("format", "table") not in ("table", "json"):

@@ -1,0 +1,68 @@
+"""The small map of a plan for terminals: a letter per CPU, a row per NUMA node; readable without colour, too."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from ompaffinity.cli.picture import uses
+from ompaffinity.cli.tables import new_console, new_table
+from ompaffinity.topology.model import UNKNOWN
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ompaffinity.placement.plan import Plan
+    from ompaffinity.topology.model import LogicalCPUInfo, Topology
+
+LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
+HELPER, LEFT_OUT, OFFLINE = "+", ".", "-"
+COLOURS = ("bright_yellow", "cyan", "green", "magenta", "bright_blue", "red", "bright_cyan", "yellow")
+LEGEND = (
+    f"{LETTERS[0]} to {LETTERS[9]}, {LETTERS[10]} to {LETTERS[-1]} and from {LETTERS[0]} again: the ranks' threads;"
+    f" {HELPER} helper CPUs; {LEFT_OUT} left out; {OFFLINE} off line; a group per core, | between L3 caches"
+)
+
+
+def print_map(topology: Topology, plan: Plan) -> None:
+    """Print a row for each NUMA node of each package."""
+    console = new_console()
+    table = new_table("package", "node", "CPUs", right=("package", "node"))
+    places: dict[tuple[int, int], list[LogicalCPUInfo]] = {}
+    for cpu in topology.cpus:
+        places.setdefault((cpu.package, cpu.numa_node), []).append(cpu)
+    known = uses(plan)
+    for (package, node), members in sorted(places.items(), key=lambda item: item[1][0].id):
+        letters = Text()
+        for place, cache in enumerate(_groups(members, "l3")):
+            letters.append(" | " if place else "", "dim")
+            for number, core in enumerate(_groups(cache, "physical_core")):
+                letters.append(" " if number else "")
+                for cpu in core:
+                    use = known.get(cpu.id)
+                    letters.append(*_letter(cpu, None if use is None else use.rank, use is not None and use.helper))
+        table.add_row(_number(package), _number(node), letters)
+    console.print(table)
+    console.print(Text(LEGEND, "dim"))
+    console.print()
+
+
+def _letter(cpu: LogicalCPUInfo, rank: int | None, helper: bool) -> tuple[str, str]:
+    """Return the letter of a CPU, and its style."""
+    if rank is None:
+        return (LEFT_OUT if cpu.online else OFFLINE), "dim"
+    return (HELPER if helper else LETTERS[rank % len(LETTERS)]), f"bold {COLOURS[rank % len(COLOURS)]}"
+
+
+def _groups(cpus: Sequence[LogicalCPUInfo], level: str) -> list[list[LogicalCPUInfo]]:
+    """Return the CPUs of each group; a CPU that the machine says nothing of stands alone among cores."""
+    found: dict[object, list[LogicalCPUInfo]] = {}
+    for cpu in cpus:
+        number = getattr(cpu, level)
+        alone = number == UNKNOWN and level == "physical_core"
+        found.setdefault((cpu.id, "alone") if alone else number, []).append(cpu)
+    return sorted(found.values(), key=lambda group: group[0].id)
+
+
+def _number(number: int) -> str:
+    return "" if number == UNKNOWN else str(number)

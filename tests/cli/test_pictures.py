@@ -1,0 +1,179 @@
+"""Pictures of plans: as SVG and as letters; on every recorded machine, and on machines of any shape."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections import Counter
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import given
+
+from ompaffinity.cli.picture import COLOURS, uses, write_picture
+from ompaffinity.cli.terminal_map import LETTERS, print_map
+from ompaffinity.errors import PlacementError, RequestError
+from ompaffinity.placement.plan import Plan, make_plan
+from ompaffinity.placement.request import PlacementRequest
+from ompaffinity.topology.load import load_topology
+from ompaffinity.topology.model import Topology
+from tests.conftest import recorded_names, run_command
+from tests.placement.machines import synthetic
+from tests.strategies import requests, topologies
+
+SVG = "{http://www.w3.org/2000/svg}"
+needs_drawsvg = pytest.mark.skipif(
+    importlib.util.find_spec("drawsvg") is None, reason="drawsvg is not installed (the extra [svg])"
+)
+
+
+def planned(topology: Topology, ranks: int) -> Plan:
+    """Plan for so many ranks, or for as many as there is room for."""
+    request = PlacementRequest(tensor_parallel_size=ranks)
+    try:
+        return make_plan(topology, request)
+    except PlacementError:
+        return make_plan(topology, PlacementRequest())
+
+
+def drawn(topology: Topology, plan: Plan, folder: Path) -> ElementTree.Element:
+    path = folder / "plan.svg"
+    write_picture(topology, plan, str(path))
+    return ElementTree.parse(path).getroot()  # noqa: S314
+
+
+def cells(root: ElementTree.Element) -> dict[int, ElementTree.Element]:
+    """Return the rectangle of each CPU, by its tooltip."""
+    found: dict[int, ElementTree.Element] = {}
+    for rectangle in root.iter(f"{SVG}rect"):
+        title = rectangle.find(f"{SVG}title")
+        match = re.match(r"CPU ([0-9]+): ", "" if title is None or title.text is None else title.text)
+        if match:
+            assert int(match[1]) not in found
+            found[int(match[1])] = rectangle
+    return found
+
+
+def tooltip(rectangle: ElementTree.Element) -> str:
+    title = rectangle.find(f"{SVG}title")
+    assert title is not None
+    return title.text or ""
+
+
+@needs_drawsvg
+def test_every_cpu_is_drawn_in_the_colour_of_its_rank(tmp_path: Path) -> None:
+    topology = synthetic("package:2 numa:1 core:4 pu:2")
+    root = drawn(topology, planned(topology, 2), tmp_path)
+    found = cells(root)
+    assert found.keys() == {cpu.id for cpu in topology.cpus}
+    assert (found[1].get("fill"), tooltip(found[1])) == (COLOURS[0], "CPU 1: rank 0, thread 0")
+    assert (found[9].get("fill"), tooltip(found[9])) == (COLOURS[1], "CPU 9: rank 1, thread 0")
+    assert found[6].get("fill") == found[7].get("fill") == "url(#helper0)"
+    assert root.find(f".//{SVG}pattern[@id='helper0']") is not None
+    assert found[0].get("fill") is None
+    assert "smt-sibling: one thread per core" in tooltip(found[0])
+    texts = [text.text for text in root.iter(f"{SVG}text")]
+    assert "package 0" in texts
+    assert "node 1, 1 GiB" in texts
+    assert "rank 0: 3 threads, helpers 6-7, memory bind 0" in texts
+    style = "".join(element.text or "" for element in root.iter(f"{SVG}style"))
+    assert "prefers-color-scheme: dark" in style
+
+
+@needs_drawsvg
+@pytest.mark.parametrize("name", [name for name in recorded_names("sysfs", ".tar.gz") if not name.endswith("-nosys")])
+def test_every_recorded_machine(name: str, recorded_machines: Path, tmp_path: Path) -> None:
+    topology = load_topology(machine=str(recorded_machines / "sysfs" / f"{name}.tar.gz"))
+    plan = planned(topology, 4)
+    root = drawn(topology, plan, tmp_path)
+    assert cells(root).keys() == {cpu.id for cpu in topology.cpus}
+    width, height = (float(root.get(side) or 0) for side in ("width", "height"))
+    for rectangle in root.iter(f"{SVG}rect"):
+        place = [float(rectangle.get(name) or 0) for name in ("x", "y", "width", "height")]
+        assert place[0] + place[2] <= width + 0.2
+        assert place[1] + place[3] <= height + 0.2
+
+
+@needs_drawsvg
+def test_a_large_machine_is_folded(tmp_path: Path) -> None:
+    topology = synthetic("package:4 numa:4 l3:4 core:16 pu:2")
+    root = drawn(topology, planned(topology, 16), tmp_path)
+    shapes = len([*root.iter(f"{SVG}rect")])
+    assert shapes < 400
+    texts = [text.text for text in root.iter(f"{SVG}text")]
+    assert "r0: 16 CPUs, 1 to 31" in texts
+
+
+@needs_drawsvg
+def test_more_ranks_than_colours_say_whose_a_cpu_is(tmp_path: Path) -> None:
+    topology = synthetic("package:12 numa:1 core:2 pu:1")
+    root = drawn(topology, planned(topology, 12), tmp_path)
+    texts = Counter(text.text for text in root.iter(f"{SVG}text"))
+    # Its two cores, and the legend.
+    assert texts["r11"] == 3
+
+
+@needs_drawsvg
+@given(topologies(), requests())
+def test_machines_of_any_shape(tmp_path_factory: pytest.TempPathFactory, topology: Topology, request: object) -> None:
+    assert isinstance(request, PlacementRequest)
+    try:
+        plan = make_plan(topology, request)
+    except PlacementError:
+        return
+    root = drawn(topology, plan, tmp_path_factory.mktemp("picture"))
+    assert cells(root).keys() == {cpu.id for cpu in topology.cpus}
+
+
+@given(topologies(), requests())
+def test_the_map_has_a_letter_for_every_cpu(topology: Topology, request: PlacementRequest) -> None:
+    try:
+        plan = make_plan(topology, request)
+    except PlacementError:
+        return
+    import contextlib
+    import io
+
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text):
+        print_map(topology, plan)
+    rows = text.getvalue().splitlines()[2:]
+    end = next(number for number, row in enumerate(rows) if row.startswith("0 to 9"))
+    letters = Counter("".join(row[17:] for row in rows[:end]))
+    known = uses(plan)
+    expected = Counter(
+        ("-" if not cpu.online else ".")
+        if known[cpu.id].rank is None
+        else "+"
+        if known[cpu.id].helper
+        else LETTERS[(known[cpu.id].rank or 0) % len(LETTERS)]
+        for cpu in topology.cpus
+    )
+    assert {letter: letters[letter] for letter in expected} == dict(expected)
+
+
+def test_the_command(tmp_path: Path) -> None:
+    done = run_command("plan", "--synthetic", "package:1 core:4 pu:2", "--map")
+    assert ".0 .0 .0 ++" in done.stdout
+    refused = run_command("plan", "--map", "--json")
+    assert (refused.returncode, "--map goes with the table" in refused.stderr) == (2, True)
+
+
+@needs_drawsvg
+def test_the_file_that_cannot_be_written(tmp_path: Path) -> None:
+    done = run_command("plan", "--svg", str(tmp_path / "plan.svg"))
+    assert done.returncode == 0
+    assert (tmp_path / "plan.svg").read_text().startswith("<?xml")
+    refused = run_command("plan", "--svg", str(tmp_path / "no" / "plan.svg"))
+    assert refused.returncode == 2
+    assert "cannot be written" in refused.stderr
+
+
+def test_without_drawsvg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "drawsvg", None)
+    topology = synthetic("core:2 pu:1")
+    with pytest.raises(RequestError, match=r"pip install 'ompaffinity\[svg\]'"):
+        write_picture(topology, planned(topology, 1), str(tmp_path / "plan.svg"))
