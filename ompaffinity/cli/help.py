@@ -10,6 +10,7 @@ SUMMARIES = {
     "inspect": "where the threads and the pages of live processes are, and what is wrong with that",
     "compare": "what the plan gains: run a command with and without it, interleaved, and compare",
     "doctor": "what on this machine stands in the way of binding, and the fix",
+    "completion": "print what completes these commands in a shell",
     "exec": "bind this process by the rank that its launcher gave it, then become the command after --",
     "run": "start the ranks here, bound from birth: the command after -- once per rank",
 }
@@ -35,6 +36,10 @@ EXAMPLES = {
 
 variants: none (nothing set), threads (OMP_NUM_THREADS alone), mask (taskset), plan (as asked for), thread, team, smt,
 no-smt, no-reserve, span, spread, memory-none, memory-bind, memory-interleave, active, passive
+""",
+    "completion": """examples:
+  eval "$(ompaffinity completion --shell bash)"
+  ompaffinity completion --shell zsh > ~/.zfunc/_ompaffinity
 """,
     "doctor": """examples:
   ompaffinity doctor

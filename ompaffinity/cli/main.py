@@ -18,6 +18,7 @@ RUNNERS = {
     "inspect": ("inspect", "run_inspect"),
     "compare": ("compare", "run_compare"),
     "doctor": ("doctor", "run_doctor"),
+    "completion": ("completion", "run_completion"),
     "exec": ("launch", "run_exec"),
     "run": ("launch", "run_run"),
 }

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+SHELLS = ("bash", "zsh", "tcsh")
 SEVERAL_VALUES = ("pids", "numbers", "lists")
 EXPORT_FORMATS = (*("env", "numactl", "taskset", "slurm", "rankfile", "systemd", "docker", "hwloc", "vllm", "sglang"),)
 FORMATS = ("table", "json", *EXPORT_FORMATS)
@@ -271,6 +272,8 @@ DOCTOR_OPTIONS = (
     Option("--strict", "strict", "flag", "exit with status 1 for a warning, too"),
 )
 
+COMPLETION_OPTIONS = (Option("--shell", "shell", "choice", "the shell to complete in", SHELLS),)
+
 VERBS: dict[str, tuple[Option, ...]] = {
     "plan": (*PLAN_OPTIONS, *MACHINE_OPTIONS, *PLAN_OUTPUT_OPTIONS),
     "topology": (*MACHINE_OPTIONS, *TOPOLOGY_OPTIONS, *OUTPUT_OPTIONS),
@@ -279,6 +282,7 @@ VERBS: dict[str, tuple[Option, ...]] = {
     "inspect": INSPECT_OPTIONS,
     "compare": (*PLAN_OPTIONS, *COMPARE_OPTIONS),
     "doctor": DOCTOR_OPTIONS,
+    "completion": COMPLETION_OPTIONS,
     "exec": (*PLAN_OPTIONS, *EXEC_OPTIONS),
     "run": (*PLAN_OPTIONS, *RUN_OPTIONS),
 }

@@ -10,8 +10,11 @@ from __future__ import annotations
 from ompaffinity.cli.options import SEVERAL_VALUES, VERBS, WITH_COMMAND, option_value
 from ompaffinity.errors import RequestError
 
+FILES = ("FILE", "PATH", "DIR", "PLAN.json")
+"""What the help calls an option's value that is a file."""
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import argparse
     from typing import Any
 
     from ompaffinity.cli.options import Option
@@ -68,6 +71,12 @@ def parse_with_argparse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
         RequestError: the command line is not understood.
         SystemExit: help or the version was asked for, and printed.
     """
+    values = vars(make_parser().parse_args(arguments))
+    return values.pop("verb"), values
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of every command line, made from the table of options; its errors are RequestErrors."""
     import argparse
 
     from ompaffinity import __version__
@@ -108,6 +117,7 @@ def parse_with_argparse(arguments: list[str]) -> tuple[str, dict[str, Any]]:
                 if option.kind == "files":
                     keywords["action"] = "append"
                 keywords["metavar"] = option.metavar or "|".join(option.choices) or "N"
-            parser_of_verb.add_argument(option.flag, **keywords)
-    values = vars(parser.parse_args(arguments))
-    return values.pop("verb"), values
+            added = parser_of_verb.add_argument(option.flag, **keywords)
+            # For shtab, which completes them.
+            vars(added)["completes"] = "file" if option.metavar in FILES else option.choices
+    return parser
