@@ -1,0 +1,105 @@
+"""What the verbs print is what the schemas in docs/ say: every key of it, and no other."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from jsonschema import Draft202012Validator
+
+from ompaffinity.errors import PlacementError
+from ompaffinity.jsontext import to_json
+from ompaffinity.openmp.document import cluster_document, plan_document
+from ompaffinity.placement.cluster import make_cluster_plan
+from ompaffinity.placement.plan import make_plan
+from ompaffinity.placement.request import PlacementRequest
+from ompaffinity.topology.load import load_topology
+from ompaffinity.topology.model import Topology
+from tests.conftest import ROOT, recorded_names, run_command
+from tests.openmp.libraries import GOMP, needs_gomp
+from tests.placement.test_cluster import LARGE, node
+from tests.strategies import requests, topologies
+
+SCHEMAS = {path.stem: json.loads(path.read_text()) for path in (ROOT / "docs" / "schemas").glob("*.json")}
+
+
+def check(document: Any) -> None:
+    schema = SCHEMAS[document["schema"].replace("/", "-")]
+    errors = [f"{error.json_path}: {error.message}" for error in Draft202012Validator(schema).iter_errors(document)]
+    assert errors == []
+
+
+def test_the_schemas_are_schemas_and_there_is_one_for_every_document() -> None:
+    for schema in SCHEMAS.values():
+        Draft202012Validator.check_schema(schema)
+    named = {
+        name
+        for path in (ROOT / "ompaffinity").rglob("*.py")
+        for name in re.findall(r'"(ompaffinity\.[a-z]+/[0-9])"', path.read_text())
+    }
+    assert {name.replace("/", "-") for name in named} == SCHEMAS.keys()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("plan",),
+        ("plan", "--tp", "2", "--bind", "none"),
+        ("plan", "--synthetic", LARGE, "--tp", "3", "--numa-bind-nodes", "0", "0", "1", "--utilization", "0.5"),
+        ("topology",),
+        ("topology", "--synthetic", LARGE),
+        ("devices",),
+        ("doctor",),
+        ("inspect", "--all"),
+        ("inspect", str(os.getpid())),
+    ],
+)
+def test_what_the_verbs_print(arguments: tuple[str, ...]) -> None:
+    check(json.loads(run_command(*arguments, "--json").stdout))
+
+
+@needs_gomp
+def test_the_proof() -> None:
+    done = run_command("verify", "--library", GOMP, "--json")
+    check(json.loads(done.stdout))
+
+
+def test_a_comparison() -> None:
+    command = ("--variant", "none", "--variant", "plan", "--", sys.executable, "-c", "pass")
+    check(json.loads(run_command("compare", "--runtime", "gomp", "--budget", "20", "--json", *command).stdout))
+
+
+@pytest.mark.parametrize("name", recorded_names("sysfs", ".tar.gz")[::7])
+def test_recorded_machines(name: str, recorded_machines: Path) -> None:
+    path = str(recorded_machines / "sysfs" / f"{name}.tar.gz")
+    for verb in ("topology", "devices"):
+        check(json.loads(run_command(verb, "--machine", path, "--json").stdout))
+
+
+@given(topologies(), requests())
+def test_plans_for_machines_of_any_shape(topology: Topology, request: PlacementRequest) -> None:
+    check(json.loads(to_json(topology.to_document())))
+    try:
+        plan = make_plan(topology, request)
+    except PlacementError:
+        return
+    check(json.loads(to_json(plan_document(plan))))
+
+
+def test_the_plan_of_a_cluster() -> None:
+    plan = make_cluster_plan([node("a", LARGE), node("b", LARGE)], PlacementRequest(data_parallel_size=3))
+    check(json.loads(to_json(cluster_document(plan))))
+
+
+def test_a_key_that_is_not_there_would_be_told() -> None:
+    document = plan_document(make_plan(load_topology(synthetic=LARGE), PlacementRequest()))
+    check(document)
+    for damaged in (document | {"more": 1}, {key: value for key, value in document.items() if key != "ranks"}):
+        with pytest.raises(AssertionError):
+            check(damaged)
