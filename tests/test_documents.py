@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from ompaffinity.cli.options import PLAN_OPTIONS, PLAN_OUTPUT_OPTIONS, VERBS
 from ompaffinity.placement.architecture import RULES
 from ompaffinity.placement.explain import REASONS
 from tests.conftest import ROOT
+from tests.openmp.libraries import needs_gomp
 
 README = (ROOT / "README.md").read_text()
 REFERENCE = (ROOT / "docs" / "reference.md").read_text()
@@ -79,3 +81,40 @@ def test_the_readme_has_two_commands() -> None:
 def test_no_path_of_anybodys_machine_is_in_the_project() -> None:
     for path in [*(ROOT / "ompaffinity").rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md"]:
         assert not re.search(r"/(home|root|work)/", path.read_text()), path
+
+
+def shell_blocks(path: Path) -> list[str]:
+    return re.findall(r"```sh\n(.*?)```", path.read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for path in sorted((ROOT / "docs").glob("*.md")) if shell_blocks(path)],
+    ids=lambda path: path.name,
+)
+@needs_gomp
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="two ranks need two CPUs")
+def test_shell_examples_run(path: Path, tmp_path: Path) -> None:
+    from tests.devices.test_devices import TWO_NODES, machine
+
+    record = tmp_path / "recorded"
+    machine(record, TWO_NODES)
+    subprocess.run(["tar", "-C", str(record), "-czf", str(tmp_path / "recorded.tar.gz"), "sys"], check=True)
+    (tmp_path / "worker.py").write_text("import ctypes, time\nctypes.CDLL('libgomp.so.1')\ntime.sleep(0.1)\n")
+    command = tmp_path / "bin" / "ompaffinity"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m ompaffinity "$@"\n')
+    command.chmod(0o755)
+    for block in shell_blocks(path):
+        done = subprocess.run(
+            ["sh", "-e"],
+            # What the doctor finds is no fault of the example.
+            input=block.replace("ompaffinity doctor", "ompaffinity doctor || test $? = 1"),
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}"},
+            timeout=120,
+            check=False,
+        )
+        assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
