@@ -158,7 +158,7 @@ PLAN_OPTIONS = (
         "GPU ranks: the CPUs of each GPU's rank, by hand: 0-3 4-7",
         metavar="LIST",
     ),
-    Option("--gpus", "gpus", "ids", "GPU ranks: the GPU of each rank (default 0, 1, ...): 2,3", metavar="LIST"),
+    Option("--gpus", "gpus", "gpus", "GPU ranks: the GPU of each rank (default 0, 1, ...): 2,3", metavar="LIST"),
     Option("--share", "share", "flag", "GPU ranks: those next to one node share all of it"),
 )
 OUTPUT_OPTIONS = (Option("--json", "json", "flag", "print JSON"),)
@@ -350,10 +350,22 @@ def _numbers(option: Option, words: list[str]) -> tuple[int, ...]:
     return tuple(map(int, words))
 
 
+def _gpus(option: Option, text: str) -> tuple[int, ...]:
+    try:
+        # Part by part, for one that is named twice is a mistake.
+        found = tuple(gpu for part in text.split(",") for gpu in parse_ordered_id_list(part))
+    except IdListError as error:
+        raise RequestError(f"{option.flag}: {error}") from None
+    if not found:
+        raise RequestError(f"{option.flag} names nothing; leave it out for the first ones")
+    return found
+
+
 _READERS: dict[str, Callable[[Option, Any], Any]] = {
     "bind": lambda _option, text: parse_bind(text),
     "fraction": _fraction,
     "numbers": _numbers,
+    "gpus": _gpus,
     "lists": lambda _option, words: tuple(words),
     "pids": lambda option, words: tuple(_process_number(option, word) for word in words),
 }

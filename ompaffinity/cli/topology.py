@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from ompaffinity.errors import TopologyError
 from ompaffinity.jsontext import to_json
 from ompaffinity.topology.load import load_topology, printable
 
@@ -39,7 +38,7 @@ def run_topology(values: dict[str, Any]) -> int:
 def _devices(topology: Topology, values: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the machine's GPUs as a capture holds them; none where a record tells nothing of any."""
     from ompaffinity.devices.devices import live_devices
-    from ompaffinity.devices.recorded import recorded_devices
+    from ompaffinity.devices.recorded import NoDevicesError, recorded_devices
 
     if "synthetic" in values:
         return []
@@ -47,6 +46,6 @@ def _devices(topology: Topology, values: dict[str, Any]) -> list[dict[str, Any]]
         found = (
             recorded_devices(values["machine"], topology) if "machine" in values else live_devices(topology, environ={})
         )
-    except TopologyError:
+    except NoDevicesError:
         return []
     return [device.to_record(topology) for device in found.devices]

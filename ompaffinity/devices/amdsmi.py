@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 ASK_SECONDS = 30
 MARK = "ompaffinity-amdsmi:"
 PROGRAM = f"""
-import json, sys
+import sys
+# What lies in the current directory is not what is asked for.
+sys.path = [folder for folder in sys.path if folder]
+import json
 found = []
 try:
     import amdsmi
@@ -68,6 +71,7 @@ def read_amdsmi(tree: Tree, topology: Topology) -> DriverView:
             [sys.executable, "-c", PROGRAM],
             capture_output=True,
             text=True,
+            errors="replace",
             timeout=ASK_SECONDS,
             check=False,
             env=environment,
@@ -78,11 +82,11 @@ def read_amdsmi(tree: Tree, topology: Topology) -> DriverView:
     line = next((line for line in done.stdout.splitlines() if line.startswith(MARK)), None)
     if line is None:
         return DriverView(problem=f"amdsmi does not answer (status {done.returncode})")
-    # Written by the program above.
-    answer = json.loads(line.removeprefix(MARK))
-    if "problem" in answer:
-        return DriverView(problem=answer["problem"])
-    return _view(answer["gpus"], tree, topology)
+    try:
+        answer = json.loads(line.removeprefix(MARK))
+        return DriverView(problem=answer["problem"]) if "problem" in answer else _view(answer["gpus"], tree, topology)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return DriverView(problem=f"amdsmi's answer is damaged ({type(error).__name__}: {error})")
 
 
 def _view(rows: list[dict[str, Any]], tree: Tree, topology: Topology) -> DriverView:
@@ -93,7 +97,10 @@ def _view(rows: list[dict[str, Any]], tree: Tree, topology: Topology) -> DriverV
             continue
         # HIP's own form, which its variables take, where the library tells it.
         uuid = _field(row, "numbers", "hip_uuid") or str(row.get("uuid", ""))
-        devices.append(PhysicalDevice(address, AMD, _field(row, "board", "market_name"), uuid))
+        # amdsmi's own order is not HIP's.
+        number = _field(row, "numbers", "hip_id")
+        order = int(number) if number.isdigit() else -1
+        devices.append(PhysicalDevice(address, AMD, _field(row, "board", "market_name"), uuid, order=order))
         node = row.get("node")
         if isinstance(node, int):
             near = nearest_cpu_nodes(tree, topology, node) if node >= 0 else None
@@ -103,4 +110,5 @@ def _view(rows: list[dict[str, Any]], tree: Tree, topology: Topology) -> DriverV
 
 def _field(row: dict[str, Any], name: str, field: str) -> str:
     found = row.get(name)
-    return str(found.get(field) or "") if isinstance(found, dict) else ""
+    value = found.get(field) if isinstance(found, dict) else None
+    return "" if value is None else str(value)

@@ -25,7 +25,8 @@ class Device(NamedTuple):
     """A GPU: its number in this process (from 0), its PCI address, the CPU nodes it is next to, and who says so.
 
     `nodes` is empty where nothing tells; `source` is then None. `own_node` is the NUMA node that its memory is, if it
-    is one. `answers` are those of all sources, and `messages` what there is to say of this one.
+    is one. `answers` are those of all sources, `messages` what there is to say of this one, `parts` the UUIDs of its
+    MIG instances.
     """
 
     number: int
@@ -38,6 +39,7 @@ class Device(NamedTuple):
     own_node: int | None
     answers: tuple[Answer, ...]
     messages: tuple[Message, ...] = ()
+    parts: tuple[str, ...] = ()
 
     def near_cpus(self, topology: Topology) -> tuple[int, ...]:
         """Return the CPUs on line next to it, ascending; none where its nodes are not known."""
@@ -98,17 +100,21 @@ class DeviceList(NamedTuple):
 
 
 def live_devices(
-    topology: Topology, *, environ: Mapping[str, str] | None = None, user_nodes: tuple[int, ...] | None = None
+    topology: Topology,
+    *,
+    environ: Mapping[str, str] | None = None,
+    user_nodes: tuple[int, ...] | None = None,
+    whole_bus: bool = False,
 ) -> DeviceList:
     """Return the GPUs that this process (or one with `environ`) sees; the drivers' libraries are asked, too.
 
-    `user_nodes` are the NUMA nodes that the user says, one per GPU.
+    `user_nodes` are the NUMA nodes that the user says, one per GPU; `whole_bus` adds the GPUs that the driver hides.
     """
     from ompaffinity.topology.tree import DirectoryTree
 
     seen_by = os.environ if environ is None else environ
     with DirectoryTree("/") as tree:
-        return read_devices(tree, topology, seen_by, ask_drivers=True, user_nodes=user_nodes)
+        return read_devices(tree, topology, seen_by, ask_drivers=True, user_nodes=user_nodes, whole_bus=whole_bus)
 
 
 def read_devices(
@@ -118,19 +124,25 @@ def read_devices(
     *,
     ask_drivers: bool = False,
     user_nodes: tuple[int, ...] | None = None,
+    whole_bus: bool = False,
 ) -> DeviceList:
-    """Return the GPUs of a machine's files as a process with `environ` sees them."""
-    known = {device.address: device for device in pci_devices(tree)}
+    """Return the GPUs of a machine's files as a process with `environ` sees them.
+
+    With `whole_bus` also those that the bus shows and the driver hides from this process.
+    """
+    known = pci_devices(tree)
     answers: dict[str, list[Answer]] = {}
     libraries: dict[str, str] = {}
     for vendor, view in _views(tree, topology) if ask_drivers else ():
         libraries[vendor] = view.problem or "ok"
-        if view.complete:
-            known = {address: device for address, device in known.items() if device.vendor != vendor}
-        for device in view.devices:
-            known[device.address] = device
+        told = {device.address for device in view.devices}
+        # The bus of a container shows the whole machine; the driver shows what is this process's. Parts of an AMD GPU
+        # share its address.
+        hidden = vendor if view.complete and not whole_bus else None
+        known = [device for device in known if device.address not in told and device.vendor != hidden]
+        known += view.devices
         answers.update(view.answers)
-    visible, messages = visible_devices([*known.values()], environ)
+    visible, messages = visible_devices(known, environ)
     found = []
     for index, device in enumerate(visible):
         said = pci_answers(tree, topology, device.address)
@@ -164,6 +176,7 @@ def settled(
         own_node=own,
         answers=tuple(answers),
         messages=tuple(messages),
+        parts=device.parts,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ompaffinity.devices.devices import live_devices
-from ompaffinity.devices.recorded import recorded_devices
+from ompaffinity.devices.recorded import NoDevicesError, recorded_devices
 from ompaffinity.errors import TopologyError
 from ompaffinity.placement.numa_bind import DeviceHome, checked_maps
 
@@ -34,7 +34,7 @@ def with_device_homes(
         return request._replace(device_homes=homes(live_devices(topology, user_nodes=nodes)))
     try:
         return request._replace(device_homes=homes(recorded_devices(machine, topology, user_nodes=nodes)))
-    except TopologyError as error:
+    except NoDevicesError as error:
         if nodes is not None or cpus is not None:
             return request
         raise TopologyError(f"{error}; or say with --numa-bind-nodes which NUMA node each GPU is next to") from None
@@ -44,4 +44,6 @@ def homes(found: DeviceList) -> tuple[DeviceHome, ...]:
     """Return where each GPU of a list is; what is said of the list as a whole is said of each."""
     of_devices = {message for device in found.devices for message in device.messages}
     of_all = tuple(message for message in found.messages if message not in of_devices)
-    return tuple(DeviceHome(device.nodes, (*of_all, *device.messages)) for device in found.devices)
+    return tuple(
+        DeviceHome(device.nodes, (*of_all, *device.messages), vendor=device.vendor) for device in found.devices
+    )

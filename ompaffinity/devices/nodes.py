@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from ompaffinity.placement.numa_bind import NumaBindConfig
+    from ompaffinity.topology.model import Topology
 
 
 def get_device_numa_node(index: int) -> int | None:
@@ -44,15 +45,15 @@ def get_auto_numa_nodes() -> list[int | None]:
         TopologyError: the machine cannot be read.
     """
     topology = load_topology()
-    allowed = set(topology.allowed_cpus)
-    usable = {node.id for node in topology.nodes if not allowed.isdisjoint(node.cpus)}
+    usable = _usable_nodes(topology)
     return [next((node for node in device.nodes if node in usable), None) for device in live_devices(topology).devices]
 
 
 def get_numa_node_if_available(config: NumaBindConfig | Any, gpu: int) -> int | None:
-    """Return the NUMA node for the worker of a GPU: the user's, else what `get_auto_numa_nodes` says; None for neither.
+    """Return the NUMA node for the worker of a GPU: the user's, else what `get_auto_numa_nodes` says.
 
-    `config` has `numa_bind` and `numa_bind_nodes`, as a `NumaBindConfig`; without `numa_bind` there is no node.
+    `config` has `numa_bind` and `numa_bind_nodes`, as a `NumaBindConfig`. None without `numa_bind`, where nothing is
+    known of the GPU, and where this process may use no CPU of that node.
 
     Raises:
         RequestError: there is no such GPU.
@@ -60,7 +61,16 @@ def get_numa_node_if_available(config: NumaBindConfig | Any, gpu: int) -> int | 
     """
     if not config.numa_bind:
         return None
-    return _entry([*config.numa_bind_nodes] if config.numa_bind_nodes is not None else get_auto_numa_nodes(), gpu)
+    if config.numa_bind_nodes is None:
+        return _entry(get_auto_numa_nodes(), gpu)
+    node = _entry([*config.numa_bind_nodes], gpu)
+    return node if node in _usable_nodes(load_topology()) else None
+
+
+def _usable_nodes(topology: Topology) -> set[int]:
+    """Return the nodes of which this process may use a CPU."""
+    allowed = set(topology.allowed_cpus)
+    return {node.id for node in topology.nodes if not allowed.isdisjoint(node.cpus)}
 
 
 def _entry(nodes: list[int | None], index: int) -> int | None:

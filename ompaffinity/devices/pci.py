@@ -23,11 +23,15 @@ if TYPE_CHECKING:
 
 PCI_ROOT = "sys/bus/pci/devices"
 NVIDIA_ROOT = "proc/driver/nvidia/gpus"
-CLASSES = ("0300", "0302", "0380", "1200", "0b40")
-"""VGA, 3D and other display controllers, processing accelerators, co-processors."""
+DISPLAYS = ("0300", "0302", "0380")
+"""VGA, 3D and other display controllers."""
+ACCELERATORS, CO_PROCESSORS = "1200", "0b40"
+COMPUTE = (("8086", "225"), ("1bcf", ""))
+"""Co-processors that run programs, by vendor and how the device number begins: Xeon Phi, NEC's Vector Engine. The rest
+are engines for encryption and compression (Intel's QuickAssist)."""
 VENDORS = {"10de": NVIDIA, "1002": AMD, "8086": INTEL}
 NO_GPUS = ("1a03", "102b", "1013", "18ca", "19e5")
-"""Display chips of servers' management controllers (ASPEED, Matrox, Cirrus, XGI, Huawei): nobody computes there."""
+"""Makers of management controllers' display chips (ASPEED, Matrox, Cirrus, XGI, Huawei): nobody computes there."""
 MAX_BRIDGES = 32
 NO_DISTANCE = (0, 255)
 """ACPI 6.5, 5.2.17: 255 is unreachable; 0 is not a distance."""
@@ -60,16 +64,26 @@ def pci_devices(tree: Tree) -> list[PhysicalDevice]:
         address = pci_address(name)
         kind = (read_text(tree, f"{PCI_ROOT}/{name}/class") or "").removeprefix("0x")[:4]
         # A virtual function is the physical one's again.
-        if address is None or kind not in CLASSES or "physfn" in tree.names(f"{PCI_ROOT}/{name}"):
+        if address is None or "physfn" in tree.names(f"{PCI_ROOT}/{name}"):
             continue
         number = (read_text(tree, f"{PCI_ROOT}/{name}/vendor") or "").removeprefix("0x")
         if not number and tree.names(f"{NVIDIA_ROOT}/{name}"):
             number = "10de"
-        if number in NO_GPUS:
-            continue
         model = (read_text(tree, f"{PCI_ROOT}/{name}/device") or "").removeprefix("0x")
-        found.append(PhysicalDevice(address, VENDORS.get(number, OTHER), f"{number}:{model}" if model else ""))
+        if not computes(kind, number, model):
+            continue
+        name_of = f"{number}:{model}" if model else ""
+        found.append(PhysicalDevice(address, VENDORS.get(number, OTHER), name_of, display=kind in DISPLAYS))
     return found
+
+
+def computes(kind: str, vendor: str, model: str) -> bool:
+    """Return whether a device of this class, vendor and number (hexadecimal) is a GPU, or something like it."""
+    if kind in DISPLAYS:
+        return vendor not in NO_GPUS
+    if kind == CO_PROCESSORS:
+        return any(vendor == maker and model.startswith(begin) for maker, begin in COMPUTE)
+    return kind == ACCELERATORS
 
 
 def pci_answers(tree: Tree, topology: Topology, address: str) -> list[Answer]:

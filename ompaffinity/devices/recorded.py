@@ -7,7 +7,7 @@ import re
 
 from ompaffinity.devices.agreement import TRUST, USER
 from ompaffinity.devices.devices import DeviceList, read_devices, settled
-from ompaffinity.devices.pci import CLASSES, NO_GPUS, VENDORS, Answer, cpu_nodes, located, pci_address
+from ompaffinity.devices.pci import DISPLAYS, VENDORS, Answer, computes, cpu_nodes, located, pci_address
 from ompaffinity.devices.visibility import AMD, INTEL, NVIDIA, OTHER, PhysicalDevice, visible_devices
 from ompaffinity.errors import TopologyError
 from ompaffinity.topology.idlist import MAX_ID
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
 
 MAX_DEVICES = 4096
 MAX_TEXT = 2000
+
+
+class NoDevicesError(TopologyError):
+    """A record of a form that does not tell of GPUs."""
 
 
 def recorded_devices(path: str, topology: Topology, *, user_nodes: tuple[int, ...] | None = None) -> DeviceList:
@@ -55,12 +59,12 @@ def _captured(content: bytes, topology: Topology) -> Iterator[tuple[PhysicalDevi
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict) or "schema" not in document:
-        raise TopologyError("this record holds no devices; record the machine's sys/ as a directory or tar file")
+        raise NoDevicesError("this record holds no devices; record the machine's sys/ as a directory or tar file")
     try:
         rows = document["devices"]
         if not isinstance(rows, list) or len(rows) > MAX_DEVICES:
             raise ValueError("devices")
-        devices = [(_device(row), [_answer(answer, topology) for answer in row["answers"]]) for row in rows]
+        devices = [(_device(row), _answers(row["answers"], topology)) for row in rows]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise TopologyError(f"the devices of this capture are damaged ({type(error).__name__}: {error})") from None
     yield from devices
@@ -71,6 +75,15 @@ def _device(row: dict[str, Any]) -> PhysicalDevice:
     if address is None or row["vendor"] not in (NVIDIA, AMD, INTEL, OTHER):
         raise ValueError("the address or the vendor of a device")
     return PhysicalDevice(address, row["vendor"], _text(row["name"]))
+
+
+def _answers(rows: list[Any], topology: Topology) -> list[Answer]:
+    if not isinstance(rows, list) or len(rows) > len(TRUST):
+        raise ValueError("the answers of a device")
+    answers = [_answer(row, topology) for row in rows]
+    if len({answer.source for answer in answers}) < len(answers):
+        raise ValueError("a source that answers twice")
+    return answers
 
 
 def _answer(row: dict[str, Any], topology: Topology) -> Answer:
@@ -114,9 +127,10 @@ def _exported(content: bytes, topology: Topology) -> Iterator[tuple[PhysicalDevi
     for element, cpus in walk(top, set()):
         address = pci_address(element.get("pci_busid", ""))
         kind = re.match(r"([0-9a-f]{4}) \[([0-9a-f]{4}):([0-9a-f]{4})\]", element.get("pci_type", ""))
-        if address is None or kind is None or kind[1] not in CLASSES or kind[2] in NO_GPUS:
+        if address is None or kind is None or not computes(kind[1], kind[2], kind[3]):
             continue
         nodes = tuple(node for node in cpu_nodes(topology) if cpus & set(topology.node(node).cpus))
         name = "".join(letter for letter in element.get("name", "") if letter.isprintable()) or f"{kind[2]}:{kind[3]}"
-        device = PhysicalDevice(address, VENDORS.get(kind[2], OTHER), name[:MAX_TEXT])
+        vendor = VENDORS.get(kind[2], OTHER)
+        device = PhysicalDevice(address, vendor, name[:MAX_TEXT], display=kind[1] in DISPLAYS)
         yield device, [located("local-cpus", "its CPUs are those", nodes, topology)]

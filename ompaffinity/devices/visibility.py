@@ -26,7 +26,9 @@ class PhysicalDevice(NamedTuple):
     """A GPU as its driver, or the PCI bus, tells it.
 
     `address` is that of sysfs (``0000:1a:00.0``, the domain as long as it must be), `uuid` as the vendor writes it
-    (``GPU-8932f937-...``), and `parts` are the UUIDs of its MIG instances. Empty where it is not known.
+    (``GPU-8932f937-...``), and `parts` are the UUIDs of its MIG instances. Empty where it is not known. `order` is the
+    number that the vendor's runtime gives it when it sees all (HIP's), -1 where that is not known; `display` says that
+    it is one, and of another vendor perhaps no more than that.
     """
 
     address: str
@@ -34,6 +36,8 @@ class PhysicalDevice(NamedTuple):
     name: str = ""
     uuid: str = ""
     parts: tuple[str, ...] = ()
+    order: int = -1
+    display: bool = False
 
 
 def visible_devices(
@@ -41,16 +45,26 @@ def visible_devices(
 ) -> tuple[tuple[PhysicalDevice, ...], tuple[Message, ...]]:
     """Return the GPUs in the order of their numbers in a process with this environment, and what there is to say.
 
-    `devices` are all GPUs of the machine; each vendor's are numbered by PCI address. A machine with GPUs of several
-    vendors lists NVIDIA's, AMD's, Intel's, then the others.
+    `devices` are all GPUs of the machine; each vendor's are numbered by PCI address, or as its runtime is known to.
+    A machine with GPUs of several vendors lists NVIDIA's, AMD's, Intel's, then the others, of which displays count only
+    where there is nothing else.
     """
     found: list[PhysicalDevice] = []
     messages: list[Message] = []
     for vendor, chosen in ((NVIDIA, _cuda), (AMD, _rocm), (INTEL, _level_zero)):
         members = sorted((device for device in devices if device.vendor == vendor), key=_by_address)
+        if all(device.order >= 0 for device in members):
+            members.sort(key=lambda device: device.order)
         if members:
             found += chosen(members, environ, messages)
-    found += sorted((device for device in devices if device.vendor == OTHER), key=_by_address)
+            if vendor == NVIDIA:
+                # HIP reads CUDA's variable, too; where there are GPUs of both it is meant for CUDA.
+                environ = {name: value for name, value in environ.items() if name != CUDA_LIST}
+    only_others = all(device.vendor == OTHER for device in devices)
+    others = [device for device in devices if device.vendor == OTHER and (only_others or not device.display)]
+    if any(not device.display for device in others):
+        others = [device for device in others if not device.display]
+    found += sorted(others, key=_by_address)
     return tuple(found), tuple(messages)
 
 

@@ -71,7 +71,9 @@ def exec_bound(
         )
         warn("outside-binding", text)
     _check_sizes(options, place)
-    given, number = options_of_seat(options, seat, place.local_world_size or 1)
+    given, number, told = options_of_seat(options, seat, place)
+    for message in told:
+        warn(message.code, message.message)
     manager = OMPProcessManager(strict=strict, **given)
     if strict and any(message.level == "warning" for message in (*said, *manager.warnings)):
         return 1
@@ -88,8 +90,10 @@ def widen_to_cpuset() -> None:
     os.sched_setaffinity(0, range(MOST_CPUS))
 
 
-def options_of_seat(options: Mapping[str, Any], seat: Seat, local_world_size: int) -> tuple[dict[str, Any], int]:
-    """Return the options of a plan for the ranks that share a mask, and which rank of it this one is.
+def options_of_seat(
+    options: Mapping[str, Any], seat: Seat, place: LauncherRank
+) -> tuple[dict[str, Any], int, tuple[Message, ...]]:
+    """Return the options of a plan for the ranks that share a mask, which rank of it this one is, and messages.
 
     Raises:
         RequestError: what is asked for GPUs makes no sense for so many ranks.
@@ -100,10 +104,10 @@ def options_of_seat(options: Mapping[str, Any], seat: Seat, local_world_size: in
     given = {name: value for name, value in options.items() if name not in SIZES}
     given |= sizes if ranks == product_of_sizes(sizes) else {"tensor_parallel_size": ranks}
     if not PlacementRequest(**given).for_gpus:
-        return given, seat.number
+        return given, seat.number, ()
     from ompaffinity.launch.gpus import gpus_of_seat
 
-    return gpus_of_seat(given, seat, local_world_size)
+    return gpus_of_seat(given, seat, place)
 
 
 def _check_sizes(options: Mapping[str, Any], place: LauncherRank) -> None:

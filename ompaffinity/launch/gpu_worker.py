@@ -16,10 +16,11 @@ from ompaffinity.launch.gpus import may_use
 from ompaffinity.openmp.current import current_placement
 from ompaffinity.openmp.document import placement_document
 from ompaffinity.openmp.environment import BINDING_VARIABLES, PLACEMENT_VARIABLE
+from ompaffinity.openmp.inheritance import is_inside
 from ompaffinity.openmp.manager import OMPProcessManager
 from ompaffinity.openmp.starts import refuse_unbindable_starts
 from ompaffinity.placement.gpu import nodes_of_gpu
-from ompaffinity.placement.numa_bind import DeviceHome, NumaBindConfig
+from ompaffinity.placement.numa_bind import NumaBindConfig
 from ompaffinity.placement.plan import RankPlacement, make_plan
 from ompaffinity.placement.request import PlacementRequest, requested
 from ompaffinity.placement.union import union_of
@@ -70,11 +71,13 @@ def configure_subprocess(
     starts the workers of a data-parallel rank: it gets all that they get.
 
     The GPUs that this process sees (with `data_parallel_size_local`: those of the workers) share the CPUs next to
-    them. What cannot be had leaves the worker unbound, with a warning in the log. Environment, affinity and memory
-    policy of the calling thread are what they were afterwards.
+    them. What cannot be had leaves the worker unbound, with a warning in the log. The variables of OpenMP and of
+    ompaffinity, and the affinity and memory policy of the calling thread, are what they were afterwards. Start one
+    worker after another: a plan made inside of another one's context would be for what that one has.
 
     Raises:
-        RequestError: another process kind, no such GPU, or sizes, ranks and lists that make no sense.
+        RequestError: another process kind, no such GPU, sizes, ranks and lists that make no sense, or the caller is
+            inside of such a context.
         PlacementError: this machine does not have the nodes or CPUs of the lists.
         TopologyError: the machine cannot be read.
         StartMethodError: inside, a process is started by ``forkserver``, which inherits nothing.
@@ -86,6 +89,10 @@ def configure_subprocess(
     if not getattr(config, "numa_bind", True):
         yield RankPlacement(local_rank, local_rank, bound=False)
         return
+    if is_inside():
+        raise RequestError(
+            "configure_subprocess was called inside of another worker's context; start one after another"
+        )
     topology = load_topology()
     plan = _plan(config, topology, wanted)
     ranks = [rank for rank in plan.ranks if rank.device in wanted.own]
@@ -145,23 +152,32 @@ def _plan(config: Any, topology: Topology, wanted: _WantedGpus) -> Plan:
         RequestError: there are GPUs, but none of these.
     """
     lists = NumaBindConfig(True, getattr(config, "numa_bind_nodes", None), getattr(config, "numa_bind_cpus", None))
-    request = with_device_homes(requested(lists._asdict(), os.environ), topology)
+    # Lists that overlap are what the user wants.
+    asked = lists._asdict() | {"share": lists.numa_bind_cpus is not None or bool(getattr(config, "share", False))}
+    request = with_device_homes(requested(asked, os.environ), topology)
     homes = request.device_homes or ()
     by_hand = [len(given) for given in (lists.numa_bind_nodes, lists.numa_bind_cpus) if given is not None]
     count = by_hand[0] if by_hand else len(homes)
     if not count:
         return _no_gpu(topology, wanted)
     own = [gpu for gpu in wanted.own if gpu < count]
-    if not own:
+    missing = [gpu for gpu in wanted.own if gpu >= count]
+    if missing:
         raise RequestError(
-            f"GPU {format_id_list(wanted.own)} was asked for, but "
+            f"GPU {format_id_list(missing)} was asked for, but "
             + (f"the lists of the configuration name {count}" if by_hand else f"this process sees {count}")
             + "; look at CUDA_VISIBLE_DEVICES, and at the sizes and lists of the configuration"
         )
     # The others are there to be left their part; what is wrong with them is for their own workers to say.
-    homes = tuple(home if gpu in own else DeviceHome(home.nodes) for gpu, home in enumerate(homes))
+    homes = tuple(home if gpu in own else home._replace(messages=(), quiet=True) for gpu, home in enumerate(homes))
     request = request._replace(device_homes=homes)
-    sharers = [gpu for gpu in _sharers(own, wanted, count) if gpu in own or _has_room(topology, request, gpu)]
+    makers = {home.vendor for gpu, home in enumerate(homes) if gpu in own}
+    sharers = [
+        gpu
+        for gpu in _sharers(own, wanted, count)
+        # An integrated GPU beside the others has no worker.
+        if gpu in own or (_has_room(topology, request, gpu) and (gpu >= len(homes) or homes[gpu].vendor in makers))
+    ]
     return make_plan(topology, request._replace(tensor_parallel_size=len(sharers), gpus=tuple(sharers), runtime="omp"))
 
 

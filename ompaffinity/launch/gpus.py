@@ -1,27 +1,52 @@
-"""Which GPU a rank has that a launcher has started, and which other ranks it shares a node with."""
+"""Which GPU a rank has that a launcher has started, and who shares the CPUs next to it."""
 
 from __future__ import annotations
 
+from collections import Counter
+
 from ompaffinity.devices.devices import DeviceList, live_devices
 from ompaffinity.devices.homes import homes
-from ompaffinity.devices.visibility import by_address
+from ompaffinity.devices.visibility import PhysicalDevice, by_address, visible_devices
 from ompaffinity.errors import RequestError
+from ompaffinity.launch.masks import environments_of_ranks
+from ompaffinity.placement.gpu import check_node
 from ompaffinity.placement.numa_bind import DeviceHome
 from ompaffinity.placement.request import SIZES
+from ompaffinity.records import Message, NamedTuple
 from ompaffinity.topology.load import load_topology
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from ompaffinity.devices.devices import Device
     from ompaffinity.launch.masks import Seat
+    from ompaffinity.launch.ranks import LauncherRank
     from ompaffinity.topology.model import Topology
 
 
-def gpus_of_seat(options: Mapping[str, Any], seat: Seat, local_world_size: int) -> tuple[dict[str, Any], int]:
-    """Return the options of a plan for the GPU ranks that share a mask, and which rank of it this one is.
+class GpuSeat(NamedTuple):
+    """The options of a plan for GPU ranks, which rank of it this process is, and what there is to say of that."""
+
+    options: dict[str, Any]
+    number: int
+    messages: tuple[Message, ...] = ()
+
+
+class Sharers(NamedTuple):
+    """How many local ranks have each GPU, by PCI address, and which of those on its own GPU this one is."""
+
+    counts: Mapping[str, int]
+    number: int
+    messages: tuple[Message, ...] = ()
+
+
+ALONE = Sharers({}, 0)
+
+
+def gpus_of_seat(options: Mapping[str, Any], seat: Seat, place: LauncherRank) -> GpuSeat:
+    """Return the options of a plan for the GPU ranks that share a mask.
 
     A local rank has the GPU of its number, or what ``--gpus`` says. Where each process sees one GPU alone (Slurm, Ray),
     that one is its own.
@@ -30,44 +55,97 @@ def gpus_of_seat(options: Mapping[str, Any], seat: Seat, local_world_size: int) 
         RequestError: ``--gpus`` names another number of GPUs than there are local ranks.
         TopologyError: the machine cannot be read.
     """
-    given = dict(options)
+    given, size = dict(options), place.local_world_size or 1
     chosen = given.get("gpus")
-    if chosen is not None and len(chosen) != local_world_size:
-        raise RequestError(
-            f"--gpus names {len(chosen)} GPUs, but there are {local_world_size} local ranks; name one each"
-        )
-    by_hand = chosen is not None or "numa_bind_nodes" in given or "numa_bind_cpus" in given
-    if not by_hand and local_world_size > 1:
+    if chosen is not None and len(chosen) != size:
+        ranks = f"there are {size} local ranks" if size > 1 else "there is one local rank"
+        raise RequestError(f"--gpus names {len(chosen)}, but {ranks}; name one for each")
+    nodes, cpus = given.get("numa_bind_nodes"), given.get("numa_bind_cpus")
+    one_each = chosen is None and cpus is None and (nodes is None or len(nodes) == 1)
+    if one_each and size > 1:
         topology = load_topology()
-        seen = live_devices(topology).devices
+        seen = live_devices(topology, user_nodes=nodes).devices
         if len(seen) == 1:
-            return options_of_own_gpu(given, topology, seen[0], alone=len(seat.ranks) == 1)
-    numbers = tuple(range(local_world_size)) if chosen is None else chosen
-    return given | {"gpus": tuple(numbers[rank] for rank in seat.ranks)}, seat.number
+            if nodes is not None:
+                check_node(topology, 0, nodes[0])
+            given.pop("numa_bind_nodes", None)
+            alone = len(seat.ranks) == 1
+            sharers = ALONE if alone else _sharers(topology, seen[0], place)
+            return options_of_own_gpu({**given, "numa_bind": True}, topology, seen[0], sharers, alone=alone)
+    numbers = tuple(range(size)) if chosen is None else chosen
+    return GpuSeat(given | {"gpus": tuple(numbers[rank] for rank in seat.ranks)}, seat.number)
+
+
+def _sharers(topology: Topology, own: Device, place: LauncherRank) -> Sharers:
+    """Return who has which GPU: by what the other ranks were started with, as far as that tells."""
+    size = place.local_world_size or 1
+    driver = live_devices(topology, environ={}).devices
+    machine = _of_vendor(live_devices(topology, environ={}, whole_bus=True).devices, own)
+    # Where the driver hides the others (a device control group), their numbers say nothing: each one's is 0.
+    if len(driver) > 1 or len(machine) == 1:
+        environments = environments_of_ranks(place)
+        if environments is not None:
+            addresses = {rank: _first_address(driver, found) for rank, found in environments.items() if rank < size}
+            together = [rank for rank in sorted(addresses) if addresses[rank] == own.address]
+            if place.local_rank in together:
+                return Sharers(Counter(filter(None, addresses.values())), together.index(place.local_rank))
+    if len(machine) >= size:
+        return ALONE
+    text = (
+        f"{size} local ranks share {len(machine)} {'GPU' if len(machine) == 1 else 'GPUs'}, and which of them have GPU"
+        f" {own.address} is not known, so each one gets as much as if all had it; say --gpus, one GPU for each rank"
+    )
+    every = {device.address: size for device in (*machine, own)}
+    return Sharers(every, place.local_rank, (Message("gpu-sharing-unknown", "warning", text),))
+
+
+def _first_address(devices: Sequence[Device], environ: Mapping[str, str]) -> str | None:
+    """Return the address of the GPU that a process with this environment numbers 0, None for none."""
+    known = [PhysicalDevice(d.address, d.vendor, d.name, d.uuid, d.parts) for d in devices]
+    visible, _ = visible_devices(known, environ)
+    return visible[0].address if visible else None
+
+
+def _of_vendor(devices: Sequence[Device], own: Device) -> list[Device]:
+    return [device for device in devices if device.vendor == own.vendor]
 
 
 def options_of_own_gpu(
-    options: Mapping[str, Any], topology: Topology, own: Device, *, alone: bool = False
-) -> tuple[dict[str, Any], int]:
-    """Return the options of a plan for all GPUs of this machine that can be bound, and which rank of it has this one.
+    options: Mapping[str, Any], topology: Topology, own: Device, sharers: Sharers = ALONE, *, alone: bool = False
+) -> GpuSeat:
+    """Return the options of a plan for all GPUs of this machine that can be bound; this process has that of one.
 
     Nobody tells a process that sees one GPU what the others have; but if each plans for every GPU of the machine and
-    takes the part of its own, no CPU is given twice. `alone`: nobody shares the CPUs of this process.
+    takes the part of its own, no CPU is given twice. A GPU of several ranks counts as often. `alone`: nobody shares the
+    CPUs of this process.
 
     Raises:
         TopologyError: the machine cannot be read.
     """
     given = {name: value for name, value in options.items() if name not in SIZES}
-    every = [own] if alone else [*live_devices(topology, environ={}).devices]
-    others = [device for device in every if device.address != own.address and may_use(topology, device.nodes)]
-    # In the order that every process finds; but this one's own is GPU 0 to it.
+    every = [] if alone else live_devices(topology, environ={}, whole_bus=True).devices
+    others = [
+        device for device in _of_vendor(every, own) if device.address != own.address and may_use(topology, device.nodes)
+    ]
     ordered = sorted([own, *others], key=lambda device: by_address(device.address))
+    found: list[DeviceHome] = []
+    number = 0
+    for device in ordered:
+        for part in range(max(1, sharers.counts.get(device.address, 1))):
+            if device is own and part == sharers.number:
+                number = len(found)
+                found += homes(DeviceList.of([own]))
+            else:
+                found.append(DeviceHome(device.nodes, quiet=True))
+    # To this process its own is GPU 0.
+    numbers = [place + 1 if place < number else place for place in range(len(found))]
+    numbers[number] = 0
     told = {
-        "tensor_parallel_size": len(ordered),
-        "gpus": tuple(0 if device is own else 1 + others.index(device) for device in ordered),
-        "device_homes": (*homes(DeviceList.of([own])), *(DeviceHome(device.nodes) for device in others)),
+        "tensor_parallel_size": len(found),
+        "gpus": tuple(numbers),
+        "device_homes": (found[number], *found[:number], *found[number + 1 :]),
     }
-    return given | told, ordered.index(own)
+    return GpuSeat(given | told, number, sharers.messages)
 
 
 def may_use(topology: Topology, nodes: tuple[int, ...]) -> bool:

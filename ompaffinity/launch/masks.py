@@ -16,7 +16,7 @@ from ompaffinity.records import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from ompaffinity.launch.ranks import LauncherRank
 
@@ -65,6 +65,40 @@ def seat_within_mask(environ: Mapping[str, str], place: LauncherRank) -> Seat:
     return _seen(variable, launcher, place.local_rank, size, mine, given)
 
 
+def environments_of_ranks(place: LauncherRank) -> dict[int, dict[str, str]] | None:
+    """Return what the first process of each local rank was started with; None where not all are seen in two seconds."""
+    variable, size = local_rank_variable(place.launcher), place.local_world_size or 1
+    if variable is None:
+        return None
+    launcher = _launcher(variable)
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        found: dict[int, dict[str, str]] = {}
+        for pid in _below(launcher):
+            environment = _environment(pid)
+            rank = environment.get(variable, "")
+            if rank.isascii() and rank.isdigit():
+                found.setdefault(int(rank), environment)
+        if found.keys() >= set(range(size)):
+            return found
+        if time.monotonic() >= deadline:
+            return None
+        time.sleep(POLL_SECONDS)
+
+
+def _below(launcher: int) -> Iterator[int]:
+    """Yield the processes below one, the nearest first."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            children.setdefault(parent_of(int(name)), []).append(int(name))
+    left = sorted(children.get(launcher, ()))
+    while left:
+        pid = left.pop(0)
+        left += sorted(children.get(pid, ()))
+        yield pid
+
+
 def _listed_by_slurm(environ: Mapping[str, str], local_rank: int, size: int) -> Seat:
     """Slurm lists its tasks' masks (srun(1), SLURM_CPU_BIND_LIST); the list begins anew where there are more tasks."""
     listed = environ.get("SLURM_CPU_BIND_LIST", "").split(",")
@@ -99,15 +133,8 @@ def _launcher(variable: str) -> int:
 
 def _masks_of_ranks(variable: str, launcher: int) -> dict[int, set[int]]:
     """Return the narrowest mask of each local rank's processes below the launcher."""
-    children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            children.setdefault(parent_of(int(name)), []).append(int(name))
     found: dict[int, set[int]] = {}
-    left = list(children.get(launcher, ()))
-    while left:
-        pid = left.pop()
-        left += children.get(pid, ())
+    for pid in _below(launcher):
         text = _environment(pid).get(variable, "")
         mask = mask_of(pid)
         if mask is None or not (text.isascii() and text.isdigit()):

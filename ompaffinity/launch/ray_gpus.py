@@ -99,9 +99,9 @@ def _planned(text: str | None, node_id: str) -> dict[str, RankPlacement]:
 
 
 def _part(topology: Topology, own: Device) -> tuple[RankPlacement, tuple[Message, ...]]:
-    given, number = options_of_own_gpu({"numa_bind": True}, topology, own)
-    plan = make_plan(topology, requested(given, os.environ))
-    return plan.ranks[number]._replace(rank=0, local_rank=0), plan.warnings
+    seat = options_of_own_gpu({"numa_bind": True}, topology, own)
+    plan = make_plan(topology, requested(seat.options, os.environ))
+    return plan.ranks[seat.number]._replace(rank=0, local_rank=0), plan.warnings
 
 
 def _published(placement: RankPlacement) -> RankPlacement:

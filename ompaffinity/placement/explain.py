@@ -44,7 +44,7 @@ DETAILS = {
         "outside the affinity mask or cpuset of this process;"
         " start it with a wider one (taskset -c, docker --cpuset-cpus, srun -c)"
     ),
-    "not-requested": "outside what --cpus, --nodes or --bind names",
+    "not-requested": "outside what --cpus, --nodes, --bind or --numa-bind-cpus names",
     "isolated": "kept from the scheduler by isolcpus; --cpus LIST uses those that it names",
     "efficiency-core": "a team would wait for these slower cores; --kinds all uses them",
     "remainder": (
@@ -83,6 +83,8 @@ def left_out_groups(
                     reasons[cpu] = "smt-sibling"
                 else:
                     reasons[cpu] = "quota"
+    # Of lists that the user wrote only a quota takes any away.
+    reasons.update({cpu.id: "quota" for cpu in topology.cpus if cpu.id not in placed and cpu.id not in reasons})
     groups: dict[str, list[int]] = {}
     for cpu in sorted(reasons):
         groups.setdefault(reasons[cpu], []).append(cpu)
@@ -105,7 +107,8 @@ def _detail(
         count = rule.threads_per_core
         name = "one thread" if count == 1 else f"{count} threads"
         where = "" if topology.architecture == "unknown" else f" on {topology.architecture}"
-        return f"{name} per core{where}; --threads-per-core all uses them"
+        inside = " (their rank's other threads may run there)" if request.for_gpus else ""
+        return f"{name} per core{where}{inside}; --threads-per-core all uses them"
     if reason == "unused-node":
         if request.for_gpus:
             return UNUSED_BY_GPUS
@@ -141,9 +144,11 @@ def plan_messages(
     messages = [*_about_machine(topology, request)]
     if request.for_gpus:
         messages += _about_gpu_nodes(pools, ranks)
+        messages += _about_kinds(topology, request, ranks)
         if any(rank.bound for rank in ranks) and request.numa_bind_cpus is None and not request.share:
             messages += _about_reserve(request, rule, pools, [rank for rank in ranks if rank.bound], sharing)
-        messages += _about_memory(topology, ranks)
+        if request.numa_bind_cpus is None or request.numa_bind_nodes is None:
+            messages += _about_memory(topology, ranks)
         messages += _about_quota(topology, ranks)
     elif request.bind != "none":
         if isinstance(request.bind, str):

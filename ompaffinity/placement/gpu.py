@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from ompaffinity.errors import PlacementError
 from ompaffinity.placement.cores import single_core, unusable_cpus, usable_pools
+from ompaffinity.placement.explain import DETAILS, REASONS
 from ompaffinity.placement.numa_bind import unknown_node
 from ompaffinity.placement.reserve import Reserve, Share, reserve_cores, wanted_reserve
 from ompaffinity.placement.split import Split, split_cores
@@ -42,7 +43,8 @@ def device_shares(topology: Topology, request: PlacementRequest, rule: Architect
         PlacementError: a node or CPU that the user names cannot be had here, or nothing is known of the GPUs.
     """
     if request.numa_bind_nodes is not None:
-        _check_nodes(topology, request)
+        for gpu in request.gpu_of_rank:
+            check_node(topology, gpu, request.numa_bind_nodes[gpu])
     if request.numa_bind_cpus is not None:
         return _listed(topology, request, request.numa_bind_cpus)
     return _shared_out(topology, request, rule)
@@ -63,17 +65,19 @@ def nodes_of_gpu(request: PlacementRequest, gpu: int) -> tuple[int, ...]:
     return request.device_homes[gpu].nodes
 
 
-def _check_nodes(topology: Topology, request: PlacementRequest) -> None:
-    """Refuse nodes that the user names and that hold no CPU."""
-    for gpu in request.gpu_of_rank:
-        (node,) = nodes_of_gpu(request, gpu)
-        known = [found.id for found in topology.nodes if found.cpus]
-        if node not in known:
-            what = "has no CPU on line" if any(found.id == node for found in topology.nodes) else "does not exist here"
-            raise PlacementError(
-                f"--numa-bind-nodes names node {node} for GPU {gpu}, which {what};"
-                f" the nodes with CPUs are {format_id_list(known) or 'none'}"
-            )
+def check_node(topology: Topology, gpu: int, node: int) -> None:
+    """Refuse a node that the user names for a GPU and that holds no CPU.
+
+    Raises:
+        PlacementError: it is such a node.
+    """
+    known = [found.id for found in topology.nodes if found.cpus]
+    if node not in known:
+        what = "has no CPU on line" if any(found.id == node for found in topology.nodes) else "does not exist here"
+        raise PlacementError(
+            f"--numa-bind-nodes names node {node} for GPU {gpu}, which {what};"
+            f" the nodes with CPUs are {format_id_list(known) or 'none'}"
+        )
 
 
 def _listed(topology: Topology, request: PlacementRequest, lists: tuple[tuple[int, ...], ...]) -> DeviceShares:
@@ -88,20 +92,23 @@ def _listed(topology: Topology, request: PlacementRequest, lists: tuple[tuple[in
     shares: list[Share | None] = []
     for rank, cpus in used.items():
         left = [cpu for cpu in cpus if cpu not in unusable]
-        if len(left) < len(cpus):
-            messages.append(_outside(request, rank, f"CPU {format_id_list(cpus)}", left, topology))
+        if len(left) < len(cpus) and not _is_quiet(request, rank):
+            lost = {unusable[cpu] for cpu in cpus if cpu in unusable}
+            messages.append(_lacking(request, rank, f"CPU {format_id_list(cpus)}", left, lost))
         shares.append(Share(tuple(single_core(topology.cpu(cpu)) for cpu in left)) if left else None)
     return DeviceShares(shares, [], unusable, messages)
 
 
 def _shared_out(topology: Topology, request: PlacementRequest, rule: ArchitectureRule) -> DeviceShares:
     unusable = unusable_cpus(topology, request)
+    unusable = _with_slow_cores(topology, request, rule, unusable)
     pools = usable_pools(topology, unusable, rule)
     messages: list[Message] = []
     near: list[tuple[int, ...]] = []
     for rank, gpu in enumerate(request.gpu_of_rank):
         messages += _told(request, gpu)
-        near.append(_usable_nodes(topology, request, rank, pools, messages))
+        near.append(_usable_nodes(topology, request, rank, pools, unusable, messages))
+    own = list(near)
     if request.span != "node":
         near = _with_lent_nodes(topology, near, pools, within_package=request.span == "package")
     shares: list[list[Core]] = [[] for _ in near]
@@ -112,24 +119,59 @@ def _shared_out(topology: Topology, request: PlacementRequest, rule: Architectur
             continue
         if request.share:
             parts = [pool.cores for _ in ranks]
-        elif len(ranks) <= len(pool.cores):
-            split = split_cores([pool], len(ranks), None)
-            parts = list(split.shares)
-            for rank, left in zip(ranks, split.idle):
-                idle[rank] = left if near[rank][0] == pool.node else idle[rank]
         else:
-            messages.append(_crowded(pool, ranks))
-            pools[place] = _single_cpus(topology, pool, unusable, rule)
-            parts = [_part(pools[place].cores, part, len(ranks)) for part in range(len(ranks))]
+            if len(ranks) > len(pool.cores):
+                ranks = _needy(ranks, own, pool, pools)
+            if len(ranks) <= len(pool.cores):
+                split = split_cores([pool], len(ranks), None)
+                parts = list(split.shares)
+                for rank, left in zip(ranks, split.idle):
+                    idle[rank] = left if near[rank][0] == pool.node else idle[rank]
+            else:
+                messages.append(_crowded(pool, ranks))
+                pools[place] = _single_cpus(topology, pool, unusable, rule)
+                parts = [_part(pools[place].cores, part, len(ranks)) for part in range(len(ranks))]
         for rank, cores in zip(ranks, parts):
             shares[rank] += cores
     bound = [rank for rank, cores in enumerate(shares) if cores]
     wanted = Reserve(0, 0) if request.share else wanted_reserve(request, rule)
-    reserved = reserve_cores(
-        Split(tuple(tuple(shares[rank]) for rank in bound), tuple(idle[rank] for rank in bound)), wanted
-    )
-    given: dict[int, Share] = dict(zip(bound, reserved))
+    split = Split(tuple(tuple(shares[rank]) for rank in bound), tuple(idle[rank] for rank in bound))
+    given: dict[int, Share] = dict(zip(bound, reserve_cores(split, wanted)))
     return DeviceShares([given.get(rank) for rank in range(len(near))], pools, unusable, messages)
+
+
+def _needy(ranks: list[int], own: list[tuple[int, ...]], pool: Pool, pools: list[Pool]) -> list[int]:
+    """Return who of these ranks, more than the pool has cores, gets some of it: those that have nothing else.
+
+    If all have something else, as many as there are cores; so nobody shares a core for the sake of another node.
+    """
+    with_cores = {other.node for other in pools if other.node != pool.node}
+    nothing_else = [rank for rank in ranks if not with_cores.intersection(own[rank])]
+    return nothing_else or ranks[: len(pool.cores)]
+
+
+def _with_slow_cores(
+    topology: Topology, request: PlacementRequest, rule: ArchitectureRule, unusable: dict[int, str]
+) -> dict[int, str]:
+    """Return the unusable CPUs without the slow ones of nodes where there are fewer fast cores than ranks.
+
+    A slow core of its own is better than half a fast one.
+    """
+    if "efficiency-core" not in unusable.values():
+        return unusable
+    cores = {pool.node: len(pool.cores) for pool in usable_pools(topology, unusable, rule)}
+    wanted: dict[int, int] = {}
+    for gpu in request.gpu_of_rank:
+        for node in nodes_of_gpu(request, gpu) if request.device_homes or request.numa_bind_nodes else ():
+            wanted[node] = wanted.get(node, 0) + 1
+    # Where no node divides the machine, every rank wants the one pool.
+    anywhere = cores.get(UNKNOWN, request.ranks if topology.nodes else 0) < request.ranks
+    short = {node for node, ranks in wanted.items() if cores.get(node, 0) < ranks}
+    return {
+        cpu: reason
+        for cpu, reason in unusable.items()
+        if not (reason == "efficiency-core" and (anywhere or topology.cpu(cpu).numa_node in short))
+    }
 
 
 def _told(request: PlacementRequest, gpu: int) -> tuple[Message, ...]:
@@ -137,8 +179,18 @@ def _told(request: PlacementRequest, gpu: int) -> tuple[Message, ...]:
     return homes[gpu].messages if homes is not None and gpu < len(homes) else ()
 
 
+def _is_quiet(request: PlacementRequest, rank: int) -> bool:
+    homes, gpu = request.device_homes, request.gpu_of_rank[rank]
+    return homes is not None and gpu < len(homes) and homes[gpu].quiet
+
+
 def _usable_nodes(
-    topology: Topology, request: PlacementRequest, rank: int, pools: list[Pool], messages: list[Message]
+    topology: Topology,
+    request: PlacementRequest,
+    rank: int,
+    pools: list[Pool],
+    unusable: dict[int, str],
+    messages: list[Message],
 ) -> tuple[int, ...]:
     """Return the nodes of a rank's GPU that have usable cores, as `pools` name them; what it lacks is told of."""
     gpu = request.gpu_of_rank[rank]
@@ -151,21 +203,27 @@ def _usable_nodes(
         # The machine says nothing of nodes that would divide it: every CPU is as near as any other.
         return (UNKNOWN,)
     usable = tuple(node for node in nodes if node in here)
-    if nodes and not usable:
-        messages.append(_outside(request, rank, f"node {format_id_list(nodes)}", [], topology))
-    if not nodes and not any(message.code == "device-node-unknown" for message in _told(request, gpu)):
+    if usable or _is_quiet(request, rank):
+        return usable
+    if nodes or not with_cpus:
+        where = [cpu.id for cpu in topology.cpus if cpu.numa_node in nodes or not with_cpus]
+        lost = {unusable[cpu] for cpu in where if cpu in unusable}
+        messages.append(_lacking(request, rank, f"node {format_id_list(nodes)}" if nodes else "this machine", [], lost))
+    elif not any(message.code == "device-node-unknown" for message in _told(request, gpu)):
         messages.append(unknown_node(f"GPU {gpu}"))
     return usable
 
 
-def _outside(request: PlacementRequest, rank: int, wanted: str, left: list[int], topology: Topology) -> Message:
+def _lacking(request: PlacementRequest, rank: int, wanted: str, left: list[int], lost: set[str]) -> Message:
+    """Return the warning that a rank gets nothing, or only a part, of what it should have; `lost` are the reasons."""
     consequence = f"it gets CPU {format_id_list(left)} only" if left else "it stays unbound"
-    text = (
-        f"rank {rank} is to be next to GPU {request.gpu_of_rank[rank]} on {wanted}, of which this process may not use"
-        f" {'all' if left else 'any'} CPU (it may use {format_id_list(topology.allowed_cpus) or 'none'}, and --cpus,"
-        f" --nodes and --avoid count, too), so {consequence}; start it with a wider mask or cpuset"
-    )
-    return Message("outside-binding", "warning", text)
+    held = {"not-allowed": "other plans hold them (--avoid), or they are outside of the affinity mask or cpuset"}
+    details = DETAILS | held if request.avoid else DETAILS
+    why = "; ".join(f"{reason}: {details[reason]}" for reason in REASONS if reason in lost)
+    part = "not all CPUs" if left else "no CPU"
+    text = f"rank {rank} has GPU {request.gpu_of_rank[rank]}, next to {wanted}, of which {part} may be used ({why})"
+    code = "outside-binding" if "not-allowed" in lost and not request.avoid else "device-cpus-unusable"
+    return Message(code, "warning", f"{text}, so {consequence}")
 
 
 def _crowded(pool: Pool, ranks: list[int]) -> Message:

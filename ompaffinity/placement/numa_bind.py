@@ -16,10 +16,15 @@ NODES, CPUS, GPUS = "--numa-bind-nodes (numa_bind_nodes)", "--numa-bind-cpus (nu
 
 
 class DeviceHome(NamedTuple):
-    """Where a GPU is: the NUMA nodes with CPUs that it is next to (none: not known), and what there is to say of it."""
+    """Where a GPU is: the NUMA nodes with CPUs that it is next to (none: not known), and what there is to say of it.
+
+    Of one that is `quiet` nothing is said: it is in the plan to be left its part, and its rank is somebody else's.
+    """
 
     nodes: tuple[int, ...] = ()
     messages: tuple[Message, ...] = ()
+    quiet: bool = False
+    vendor: str = ""
 
 
 def unknown_node(gpu: str, said: str = "no source tells anything") -> Message:
@@ -71,7 +76,8 @@ def checked_maps(nodes: object, cpus: object) -> tuple[tuple[int, ...] | None, t
     checked_cpus = None if cpus is None else tuple(_cpus(gpu, listed) for gpu, listed in enumerate(_lists(cpus)))
     if checked_nodes is not None and checked_cpus is not None and len(checked_nodes) != len(checked_cpus):
         raise RequestError(
-            f"{NODES} names {len(checked_nodes)} GPUs and {CPUS} {len(checked_cpus)}; give one of each per GPU"
+            f"{NODES} names {_counted(len(checked_nodes), 'GPU')} and {CPUS} {len(checked_cpus)};"
+            " give one of each per GPU"
         )
     return checked_nodes, checked_cpus
 
@@ -91,6 +97,11 @@ def check_gpu_options(request: PlacementRequest) -> PlacementRequest:
     request = request._replace(numa_bind_nodes=nodes, numa_bind_cpus=cpus, gpus=_gpus(request))
     if request.bind != "auto":
         raise RequestError("--bind is for CPU ranks, --numa-bind and its like for GPU ranks; leave one of them out")
+    if request.oversubscribe:
+        raise RequestError(
+            "--oversubscribe is for CPU ranks; GPU ranks share the CPUs next to their GPUs where these are too few, and"
+            " with --share always; leave it out"
+        )
     if request.distribute != "close":
         raise RequestError(
             "--distribute cannot be met for GPU ranks: their nodes are those of their GPUs; leave it out"
@@ -106,14 +117,19 @@ def check_gpu_options(request: PlacementRequest) -> PlacementRequest:
 
 
 def _too_few(option: str, count: int, request: PlacementRequest) -> str:
-    wanted = f"{request.ranks} {'rank' if request.ranks == 1 else 'ranks'} on GPU {format_id_list(request.gpu_of_rank)}"
+    wanted = f"{_counted(request.ranks, 'rank')} on GPU {format_id_list(request.gpu_of_rank)}"
+    were = "was" if request.ranks == 1 else "were"
     if option == "device_homes":
         seen = f"{count or 'no'} {'GPU is' if count == 1 else 'GPUs are'} seen"
         return (
-            f"{wanted} were asked for, but {seen} here; ask for fewer, or say with --numa-bind-nodes which NUMA node"
+            f"{wanted} {were} asked for, but {seen} here; ask for fewer, or say with --numa-bind-nodes which NUMA node"
             " each one is next to"
         )
-    return f"{option} names {count} {'GPU' if count == 1 else 'GPUs'}, but there are {wanted}; give one entry per GPU"
+    return f"{option} names {_counted(count, 'GPU')}, but {wanted} {were} asked for; give one entry per GPU"
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count} {word}" if count == 1 else f"{count} {word}s"
 
 
 def _check_together(request: PlacementRequest) -> None:
@@ -153,7 +169,8 @@ def _gpus(request: PlacementRequest) -> tuple[int, ...] | None:
         raise RequestError(f"{GPUS} names a GPU twice")
     if len(request.gpus) != request.ranks:
         raise RequestError(
-            f"{GPUS} names {len(request.gpus)} GPUs for {request.ranks} ranks; give one per rank, or as many ranks"
+            f"{GPUS} names {_counted(len(request.gpus), 'GPU')} for {_counted(request.ranks, 'rank')}; give one per"
+            " rank, or as many ranks"
             " (--tp, --pp, --dp)"
         )
     return tuple(request.gpus)

@@ -93,6 +93,7 @@ def make_plan(topology: Topology, request: PlacementRequest) -> Plan:
     check_avoided(topology, request)
     told: list[Message] = []
     if request.for_gpus:
+        check_named(topology, request)
         found = device_shares(topology, request, rule)
         pools, unusable, told = found.pools, found.unusable, found.messages
         shares = found.shares
@@ -248,7 +249,7 @@ def _within_quota(topology: Topology, shares: list[Share | None]) -> list[Share 
     quota = topology.limits.cpu_quota
     if quota is None:
         return shares
-    limit = max(1, int(quota // len(shares)))
+    limit = max(1, int(quota // max(1, sum(share is not None for share in shares))))
     kept: list[Share | None] = []
     for share in shares:
         if share is None:

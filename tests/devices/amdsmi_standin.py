@@ -1,7 +1,7 @@
 """A stand-in for AMD's driver library: every function that the installed amdsmi wants, a few of them real.
 
 Its plan, in the file that $OMPAFFINITY_AMDSMI_PLAN names, has a line per GPU: ``gpu bdf=0000:c1:00.0 node=1 uuid=... ``
-(``error=2`` instead of a node), or ``init_error 34``.
+(``error=2`` instead of a node, ``hip=3`` for the number that HIP gives it), or ``init_error 34``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SOURCE = r"""
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-struct gpu { int node, error; uint64_t bdf; char uuid[40]; };
+struct gpu { int node, error, hip; uint64_t bdf; char uuid[40]; };
 static struct gpu gpus[16];
 static int count, ready;
 static int load(void) {
@@ -29,8 +29,10 @@ static int load(void) {
         unsigned domain, bus, device, function;
         if (sscanf(line, "init_error %d", &status) == 1) continue;
         if (strncmp(line, "gpu ", 4)) continue;
+        gpu->hip = count;
         for (char *save = 0, *word = strtok_r(line + 4, " \n", &save); word; word = strtok_r(0, " \n", &save)) {
             sscanf(word, "node=%d", &gpu->node);
+            sscanf(word, "hip=%d", &gpu->hip);
             sscanf(word, "error=%d", &gpu->error);
             sscanf(word, "uuid=%39s", gpu->uuid);
             if (sscanf(word, "bdf=%x:%x:%x.%x", &domain, &bus, &device, &function) == 4)
@@ -64,6 +66,7 @@ int amdsmi_get_gpu_device_uuid(struct gpu *gpu, uint32_t *n, char *out) {
 struct numbers { uint32_t render, card, hsa, hip; char uuid[256]; };
 int amdsmi_get_gpu_enumeration_info(struct gpu *gpu, struct numbers *out) {
     memset(out, 0, sizeof *out);
+    out->hip = gpu->hip;
     snprintf(out->uuid, sizeof out->uuid, "GPU-%s", gpu->uuid);
     return 0;
 }

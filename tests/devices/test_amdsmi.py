@@ -85,6 +85,58 @@ def test_hip_numbers_what_rocr_leaves(tmp_path: Path, rocm: Path) -> None:
 
 
 @needs_amdsmi
+def test_hips_own_numbers_count(tmp_path: Path, rocm: Path) -> None:
+    machine(tmp_path, TWO_NODES)
+    plan = "gpu bdf=0000:05:00.0 node=0 hip=1 uuid=a\ngpu bdf=0000:85:00.0 node=1 hip=0 uuid=b\n"
+    rows, _, _ = asked(tmp_path, rocm, plan)
+    assert [row[0] for row in rows] == ["0000:85:00.0", "0000:05:00.0"]
+    rows, _, _ = asked(tmp_path, rocm, plan, environ={"HIP_VISIBLE_DEVICES": "0"})
+    assert [row[:2] for row in rows] == [["0000:85:00.0", [1]]]
+
+
+@needs_amdsmi
+def test_parts_of_a_gpu_are_numbered_one_by_one(tmp_path: Path, rocm: Path) -> None:
+    machine(tmp_path, TWO_NODES)
+    plan = "".join(f"gpu bdf=0000:{5 + at // 2:02x}:00.0 node={at // 2} hip={at} uuid={at}\n" for at in range(4))
+    rows, _, _ = asked(tmp_path, rocm, plan)
+    assert [row[1] for row in rows] == [[0], [0], [1], [1]]
+
+
+@needs_amdsmi
+def test_what_lies_around_is_not_executed(tmp_path: Path, rocm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(tmp_path, TWO_NODES)
+    (tmp_path / "json.py").write_text("raise SystemExit('executed')\n")
+    (tmp_path / "plan").write_text(PLAN)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(APART))
+    monkeypatch.setenv("OMPAFFINITY_AMDSMI_PLAN", str(tmp_path / "plan"))
+    monkeypatch.setenv("ROCM_PATH", str(rocm))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    with DirectoryTree(str(tmp_path)) as tree:
+        view = read_amdsmi(tree, read_sysfs(tree, architecture="x86_64", machine="test"))
+    assert view.problem is None
+    assert len(view.devices) == 2
+
+
+@pytest.mark.parametrize(
+    ("printed", "words"),
+    [
+        (r"b'\xff\xfe'", "does not answer"),
+        (r"b'ompaffinity-amdsmi:{'", "damaged"),
+        (r"b'ompaffinity-amdsmi:[]'", "damaged"),
+        (r"b'ompaffinity-amdsmi:{\"gpus\": 3}'", "damaged"),
+    ],
+)
+def test_an_answer_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str, words: str) -> None:
+    machine(tmp_path, TWO_NODES)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    monkeypatch.setattr("ompaffinity.devices.amdsmi.PROGRAM", f"import sys; sys.stdout.buffer.write({printed})")
+    with DirectoryTree(str(tmp_path)) as tree:
+        view = read_amdsmi(tree, read_sysfs(tree, architecture="x86_64", machine="test"))
+    assert words in (view.problem or "")
+
+
+@needs_amdsmi
 def test_each_gpu_for_itself(tmp_path: Path, rocm: Path) -> None:
     machine(tmp_path, TWO_NODES)
     plan = (

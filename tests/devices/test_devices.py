@@ -109,9 +109,32 @@ def test_what_is_no_gpu_is_not_listed(tmp_path: Path) -> None:
     (tmp_path / PCI / "0000:03:00.1" / "physfn").mkdir()
     gpu(tmp_path, "0000:04:00.0", 1, vendor="0x1002", kind="0x038000")
     gpu(tmp_path, "10000:00:02.0", 1, vendor="0x8086", kind="0x030000")
+    # Intel's QuickAssist, a display of a cloud's, and an Ascend.
+    gpu(tmp_path, "0000:6b:00.0", 0, vendor="0x8086", kind="0x0b4000")
+    gpu(tmp_path, "0000:07:00.0", 0, vendor="0x1d0f", kind="0x030000")
+    gpu(tmp_path, "0000:c1:00.0", 1, vendor="0x19e5", kind="0x120000")
     assert [(device.address, device.vendor) for device in seen(tmp_path).devices] == [
         ("0000:03:00.0", "nvidia"), ("0000:04:00.0", "amd"), ("10000:00:02.0", "intel"),
+        ("0000:c1:00.0", "other"),
     ]  # fmt: skip
+
+
+def test_a_display_counts_where_there_is_nothing_else(tmp_path: Path) -> None:
+    machine(tmp_path, TWO_NODES)
+    gpu(tmp_path, "0000:07:00.0", 0, vendor="0x1234", kind="0x038000")
+    assert [device.address for device in seen(tmp_path).devices] == ["0000:07:00.0"]
+    gpu(tmp_path, "0000:c1:00.0", 1, vendor="0x19e5", kind="0x120000")
+    assert [device.address for device in seen(tmp_path).devices] == ["0000:c1:00.0"]
+
+
+def test_cudas_variable_is_for_cuda_where_there_is_an_amd_gpu_too(tmp_path: Path) -> None:
+    machine(tmp_path, TWO_NODES)
+    gpu(tmp_path, "0000:1a:00.0", 0)
+    gpu(tmp_path, "0000:9b:00.0", 1)
+    gpu(tmp_path, "0000:04:00.0", 1, vendor="0x1002", kind="0x030000")
+    found = seen(tmp_path, {"CUDA_VISIBLE_DEVICES": "1"})
+    assert [device.address for device in found.devices] == ["0000:9b:00.0", "0000:04:00.0"]
+    assert found.messages == ()
 
 
 def test_a_bridge_above_it_may_know(tmp_path: Path) -> None:
@@ -308,6 +331,15 @@ def test_a_gpu_that_is_lost_hides_no_other(tmp_path: Path, driver: dict[str, Pat
 
 
 @needs_nvml
+def test_a_container_has_the_gpus_that_the_driver_shows(tmp_path: Path, driver: dict[str, Path]) -> None:
+    machine(tmp_path, TWO_NODES)
+    gpu(tmp_path, "0000:1a:00.0", 0, "0-3")
+    gpu(tmp_path, "0000:9b:00.0", 1, "4-7")
+    (row,) = by_nvml(tmp_path, driver["new"], "gpu bus=00000000:9B:00.0 uuid=GPU-1\n")[0]
+    assert row[:3] == [0, "0000:9b:00.0", [1]]
+
+
+@needs_nvml
 def test_a_library_without_a_driver(tmp_path: Path, driver: dict[str, Path]) -> None:
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:1a:00.0", 1, "4-7")
@@ -387,6 +419,7 @@ def test_recorded_exports(name: str, recorded_machines: Path) -> None:
         (("answers", 0, "nodes"), [7]),
         (("answers", 0, "nodes"), [True]),
         (("answers", 0, "detail"), 1),
+        (("answers",), [{"source": "sysfs", "nodes": [0], "detail": "", "node": 0}] * 2),
     ],
 )
 def test_a_damaged_capture_is_refused(tmp_path: Path, where: tuple[Any, ...], value: Any) -> None:

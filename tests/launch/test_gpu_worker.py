@@ -20,6 +20,7 @@ from ompaffinity.launch import gpu_worker, gpus
 from ompaffinity.launch.exec import options_of_seat
 from ompaffinity.launch.gpu_worker import configure_subprocess
 from ompaffinity.launch.masks import Seat
+from ompaffinity.launch.ranks import LauncherRank
 from ompaffinity.placement.numa_bind import unknown_node
 from ompaffinity.placement.plan import Plan, make_plan
 from ompaffinity.placement.request import PlacementRequest
@@ -61,13 +62,15 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Let this machine be another one, with GPUs next to these nodes."""
     monkeypatch.delenv("OMPAFFINITY_PLACEMENT", raising=False)
 
-    def set_up(topology: Topology, *nodes: int | None, visible: tuple[int, ...] | None = None) -> Topology:
+    def set_up(
+        topology: Topology, *nodes: int | None, visible: tuple[int, ...] | None = None, hidden: bool = False
+    ) -> Topology:
         every = seen(*nodes)
         chosen = every if visible is None else DeviceList.of(every.devices[gpu] for gpu in visible)
 
-        def live(_: Topology, *, environ: Any = None, user_nodes: Any = None) -> DeviceList:
+        def live(_: Topology, *, environ: Any = None, user_nodes: Any = None, whole_bus: bool = False) -> DeviceList:
             del user_nodes
-            return every if environ == {} else chosen
+            return every if whole_bus or (environ == {} and not hidden) else chosen
 
         monkeypatch.setattr(homes, "live_devices", live)
         monkeypatch.setattr(gpus, "live_devices", live)
@@ -187,7 +190,8 @@ def test_an_engine_of_which_nothing_can_be_bound(machine: Any) -> None:
 
 
 def seat_options(seat: Seat, size: int, **options: Any) -> tuple[Plan, Any]:
-    given, number = options_of_seat({"numa_bind": True, **options}, seat, size)
+    place = LauncherRank("nobody", seat.local_rank, size, seat.local_rank, size)
+    given, number, _ = options_of_seat({"numa_bind": True, **options}, seat, place)
     topology = synthetic(TWO)
     plan = make_plan(topology, homes.with_device_homes(PlacementRequest(**given), topology))
     return plan, plan.ranks[number]
@@ -202,14 +206,16 @@ def test_the_launchers_ranks_have_the_gpus_of_their_numbers(machine: Any) -> Non
     assert (rank.device, rank.nodes, len(plan.ranks)) == (3, (1,), 2)
     _, rank = seat_options(Seat(3, (3,)), 4, gpus=(3, 2, 1, 0))
     assert (rank.device, rank.nodes) == (0, (0,))
-    with pytest.raises(RequestError, match="names 2 GPUs, but there are 4 local ranks"):
+    with pytest.raises(RequestError, match="names 2, but there are 4 local ranks"):
         seat_options(Seat(3, (3,)), 4, gpus=(3, 2))
 
 
-def test_where_each_rank_sees_its_own_gpu_only(machine: Any) -> None:
+@pytest.mark.parametrize("hidden", [False, True])
+def test_where_each_rank_sees_its_own_gpu_only(machine: Any, hidden: bool) -> None:
     found = []
     for gpu in range(4):
-        machine(synthetic(TWO), 0, 0, 0, 1, visible=(gpu,))
+        # It is the same whether the driver hides the others, or a variable does.
+        machine(synthetic(TWO), 0, 0, 0, 1, visible=(gpu,), hidden=hidden)
         _, rank = seat_options(Seat(gpu, (0, 1, 2, 3)), 4)
         # To this process it is GPU 0.
         assert rank.device == 0
@@ -218,6 +224,64 @@ def test_where_each_rank_sees_its_own_gpu_only(machine: Any) -> None:
     machine(synthetic(TWO), 0, 0, 0, 1, visible=(1,))
     _, alone = seat_options(Seat(1, (1,)), 4)
     assert len(alone.affinity) == 16
+
+
+def test_ranks_that_share_a_gpu_divide_its_part(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Ranks 0 and 1 have GPU 0, rank 2 has GPU 1.
+    variables = ["0", "0", "1"]
+    environments = {rank: {"CUDA_VISIBLE_DEVICES": text} for rank, text in enumerate(variables)}
+    monkeypatch.setattr(gpus, "environments_of_ranks", lambda place: environments)
+    found = []
+    for rank, text in enumerate(variables):
+        machine(synthetic(TWO), 0, 0, visible=(int(text),))
+        _, placement = seat_options(Seat(rank, (0, 1, 2)), 3)
+        found.append(set(placement.affinity))
+    assert sum(map(len, found)) == len(set().union(*found)) == 16
+
+
+def test_more_ranks_than_gpus_and_nobody_says_who_has_which(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpus, "environments_of_ranks", lambda place: None)
+    found = []
+    for rank in range(2):
+        machine(synthetic(TWO), 0, visible=(0,), hidden=True)
+        place = LauncherRank("nobody", rank, 2, rank, 2)
+        given, number, told = options_of_seat({"numa_bind": True}, Seat(rank, (0, 1)), place)
+        assert [message.code for message in told] == ["gpu-sharing-unknown"]
+        plan = make_plan(synthetic(TWO), PlacementRequest(**given))
+        found.append(set(plan.ranks[number].affinity))
+    assert not found[0] & found[1]
+
+
+def test_one_gpu_and_one_node_by_hand(machine: Any) -> None:
+    topology = machine(synthetic(TWO), 0, 0, visible=(1,))
+    place = LauncherRank("nobody", 1, 2, 1, 2)
+    given, number, _ = options_of_seat({"numa_bind_nodes": (0,)}, Seat(1, (0, 1)), place)
+    plan = make_plan(topology, PlacementRequest(**given))
+    assert (plan.ranks[number].device, plan.ranks[number].nodes) == (0, (0,))
+
+
+def test_another_vendors_display_takes_no_cpu(machine: Any) -> None:
+    topology = machine(synthetic(TWO), 0)
+    (rank,) = planned(topology, config(tensor_parallel_size=1), 0).ranks
+    assert len(rank.affinity) == 16
+
+
+def test_the_context_of_another_worker_is_no_place_to_start_one(machine: Any) -> None:
+    machine(ompaffinity.load_topology(), 0, 0)
+    with configure_subprocess(config(), 0), pytest.raises(RequestError, match="one after another"):
+        configure_subprocess(config(), 1).__enter__()
+
+
+def test_an_engine_whose_workers_have_no_gpu(machine: Any) -> None:
+    topology = machine(synthetic(TWO), 0, 1)
+    with pytest.raises(RequestError, match="GPU 2-3 was asked for, but this process sees 2"):
+        planned(topology, config(tensor_parallel_size=4), 0, "EngineCore")
+
+
+def test_lists_that_overlap_are_the_users_own(machine: Any) -> None:
+    topology = machine(synthetic(TWO), 0, 0)
+    plan = planned(topology, config(numa_bind_cpus=["0-3", "0-3"]), 0)
+    assert [rank.cpus for rank in plan.ranks] == [(0, 1, 2, 3)] * 2
 
 
 # Real processes.

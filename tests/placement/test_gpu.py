@@ -14,7 +14,7 @@ from ompaffinity.openmp.current import parse_placement
 from ompaffinity.openmp.document import placement_document, plan_document
 from ompaffinity.placement.numa_bind import DeviceHome, NumaBindConfig
 from ompaffinity.placement.plan import Plan, make_plan
-from ompaffinity.placement.request import PlacementRequest, requested
+from ompaffinity.placement.request import HeldCpus, PlacementRequest, requested
 from ompaffinity.topology.model import UNKNOWN, Limits, Topology
 from tests.placement.machines import codes, reasons, synthetic, without_nodes
 from tests.strategies import topologies
@@ -40,6 +40,7 @@ def owned(plan: Plan) -> list[set[int]]:
 @st.composite
 def gpu_requests(draw: st.DrawFn, topology: Topology, *, share: bool | None = None) -> PlacementRequest:
     ranks = draw(st.integers(1, 6))
+    allowed = st.lists(st.sampled_from(topology.allowed_cpus), min_size=1, unique=True).map(tuple)
     nodes = [node.id for node in topology.nodes if node.cpus]
     known = st.lists(st.sampled_from(nodes), max_size=2, unique=True).map(tuple) if nodes else st.just(())
     together = draw(st.booleans()) if share is None else share
@@ -51,6 +52,8 @@ def gpu_requests(draw: st.DrawFn, topology: Topology, *, share: bool | None = No
         span=draw(st.sampled_from(("node", "package", "machine"))),
         share=together,
         reserve_per_rank=None if together else draw(st.sampled_from((None, 0, 1, 3))),
+        kinds=draw(st.sampled_from(("performance", "all"))),
+        cpus=draw(st.one_of(st.none(), st.none(), allowed)),
     )
 
 
@@ -71,7 +74,13 @@ def test_each_rank_is_next_to_its_gpu_or_unbound(topology: Topology, data: st.Da
         if not home.nodes and len([node for node in topology.nodes if node.cpus]) > 1:
             assert not rank.bound
     unbound = [rank for rank in plan.ranks if not rank.bound]
-    assert bool(unbound) == bool({"device-node-unknown", "outside-binding"} & set(warnings(plan)))
+    told = {"device-node-unknown", "outside-binding", "device-cpus-unusable"} & set(warnings(plan))
+    assert bool(unbound) == bool(told)
+    for rank in unbound:
+        (about,) = {
+            m.message for m in plan.warnings if f"GPU {rank.device}," in m.message or f"GPU {rank.device}:" in m.message
+        }
+        assert "stays unbound" in about
 
 
 def warnings(plan: Plan) -> list[str]:
@@ -80,8 +89,27 @@ def warnings(plan: Plan) -> list[str]:
 
 @given(topologies(), st.data())
 def test_cores_are_not_shared_unless_it_is_said(topology: Topology, data: st.DataObject) -> None:
-    plan = make_plan(topology, data.draw(gpu_requests(topology, share=False)))
+    request = data.draw(gpu_requests(topology, share=False))
+    plan = make_plan(topology, request)
     if "ranks-share-cores" in codes(plan):
+        # It is so: somewhere there are fewer usable cores than ranks that have nothing else.
+        homes_of = [home.nodes for home in request.device_homes or ()]
+        assert (
+            any(
+                len(
+                    {
+                        topology.cpu(cpu).physical_core
+                        for cpu in topology.allowed_cpus
+                        if topology.cpu(cpu).numa_node == node
+                    }
+                )
+                < sum(node in nodes for nodes in homes_of)
+                for node in {node for nodes in homes_of for node in nodes} | {UNKNOWN}
+            )
+            or not topology.nodes
+            or len(topology.nodes) == 1
+            or request.cpus is not None
+        )
         return
     owners = collections.defaultdict(set)
     for rank in plan.ranks:
@@ -191,6 +219,70 @@ def test_more_gpus_than_cores_share_and_say_so() -> None:
     assert warnings(crowded) == ["ranks-share-cores"]
 
 
+def test_what_cannot_be_had_is_told_with_its_cause() -> None:
+    topology = synthetic(TWO)
+    isolated = topology._replace(cpus=tuple(cpu._replace(isolated=cpu.numa_node == 1) for cpu in topology.cpus))
+    plan = plan_of(isolated, 0, 1)
+    (message,) = [message for message in plan.warnings if message.level == "warning"]
+    assert message.code == "device-cpus-unusable"
+    assert "isolcpus; --cpus LIST uses those" in message.message
+    named = plan_of(topology, 0, 1, nodes=(0,))
+    assert [rank.bound for rank in named.ranks] == [True, False]
+    assert "outside what --cpus, --nodes" in next(m.message for m in named.warnings if m.level == "warning")
+    held = HeldCpus("first.json", tuple(range(16, 32)))
+    avoiding = plan_of(topology, 0, 1, avoid=(held,))
+    assert "--avoid" in next(m.message for m in avoiding.warnings if m.level == "warning")
+    # Of one that is somebody else's nothing is said.
+    quiet = (DeviceHome((0,)), DeviceHome((1,), quiet=True))
+    request = PlacementRequest(tensor_parallel_size=2, numa_bind=True, device_homes=quiet)
+    assert warnings(make_plan(isolated, request)) == []
+
+
+def test_cpus_and_nodes_that_are_not_there_are_refused() -> None:
+    for wrong in ({"cpus": (999,)}, {"nodes": (7,)}):
+        with pytest.raises(PlacementError, match=r"999|node 7"):
+            plan_of(synthetic(TWO), 0, 1, **wrong)
+
+
+def test_slow_cores_are_better_than_half_a_fast_one() -> None:
+    topology = synthetic("package:1 numa:2 core:8 pu:1")
+    kinds = {cpu.id: "performance" if cpu.id in (0, 1, 8, 9, 10, 11) else "efficiency" for cpu in topology.cpus}
+    hybrid = topology._replace(cpus=tuple(cpu._replace(kind=kinds[cpu.id]) for cpu in topology.cpus))
+    plan = plan_of(hybrid, 0, 0, 0, 1, reserve=0)
+    assert [len(rank.affinity) for rank in plan.ranks] == [3, 3, 2, 4]
+    assert warnings(plan) == ["efficiency-cores-used"]
+    assert set(plan.ranks[3].cpus) == {8, 9, 10, 11}
+
+
+def test_nobody_shares_a_core_for_the_sake_of_another_node() -> None:
+    topology = bound_to(synthetic("package:1 numa:2 core:8 pu:1"), {*range(9)})
+    plan = plan_of(topology, 0, 0, 0, 0, span="machine", reserve=0)
+    assert [rank.affinity for rank in plan.ranks] == [(0, 1, 8), (2, 3), (4, 5), (6, 7)]
+    assert warnings(plan) == []
+    both = plan_of(bound_to(topology, {0, 1, 8}), (0, 1), (0, 1), reserve=0)
+    assert [rank.affinity for rank in both.ranks] == [(0, 8), (1,)]
+    # Who has nothing else comes first.
+    needy = plan_of(bound_to(topology, {0, 1, 8}), (0, 1), 1, reserve=0)
+    assert [rank.affinity for rank in needy.ranks] == [(0, 1), (8,)]
+
+
+def test_a_quota_takes_threads_from_lists_and_says_so() -> None:
+    topology = synthetic(TWO)._replace(limits=Limits(cpu_quota=2.0))
+    plan = make_plan(topology, PlacementRequest(tensor_parallel_size=2, numa_bind_cpus=("0-3", "8-11")))  # type: ignore[arg-type]
+    assert [rank.cpus for rank in plan.ranks] == [(0,), (8,)]
+    assert reasons(plan)["quota"] == (1, 2, 3, 9, 10, 11)
+    lists = make_plan(topology, PlacementRequest(tensor_parallel_size=2, bind=((0, 1, 2), (8, 9))))
+    assert reasons(lists)["quota"] == (1, 2, 9)
+    # Those that are not bound take no part of it.
+    some = make_plan(topology, PlacementRequest(tensor_parallel_size=2, numa_bind=True, device_homes=homes(0, None)))
+    assert len(some.ranks[0].cpus) == 2
+
+
+def test_memory_by_hand_is_no_lack_of_memory() -> None:
+    request = PlacementRequest(numa_bind_cpus=((0, 1),), numa_bind_nodes=(1,))
+    assert "memoryless-node" not in codes(make_plan(synthetic(TWO), request))
+
+
 def test_ranks_that_share_all() -> None:
     plan = plan_of(synthetic(TWO), 0, 0, 1, share=True)
     assert plan.ranks[0].affinity == plan.ranks[1].affinity == tuple(range(16))
@@ -259,8 +351,8 @@ def test_a_plan_is_read_back() -> None:
         ({"numa_bind_nodes": ()}, "names no node"),
         ({"numa_bind_nodes": 0}, "must be a list of node numbers"),
         ({"numa_bind_nodes": (-1, 0)}, "-1"),
-        ({"numa_bind_nodes": (0,)}, "names 1 GPU, but there are 2 ranks"),
-        ({"numa_bind_cpus": ("0-3",)}, "names 1 GPU, but there are 2 ranks"),
+        ({"numa_bind_nodes": (0,)}, "names 1 GPU, but 2 ranks on GPU 0-1 were"),
+        ({"numa_bind_cpus": ("0-3",)}, "names 1 GPU, but 2 ranks on GPU 0-1 were"),
         ({"numa_bind_cpus": ()}, "names no CPU"),
         ({"numa_bind_cpus": "0-3"}, "must be a list of CPU lists"),
         ({"numa_bind_cpus": ("0-3", "+0")}, r"GPU 1; write lists"),
@@ -273,8 +365,9 @@ def test_a_plan_is_read_back() -> None:
         ({"numa_bind": True, "share": True, "reserve": 1}, "--reserve cannot be met"),
         ({"numa_bind": True, "bind": "none"}, "--bind is for CPU ranks"),
         ({"numa_bind": True, "distribute": "spread"}, "--distribute cannot be met"),
+        ({"numa_bind": True, "oversubscribe": True}, "--oversubscribe is for CPU ranks"),
         ({"gpus": (0, 0)}, "names a GPU twice"),
-        ({"gpus": (0,)}, "names 1 GPUs for 2 ranks"),
+        ({"gpus": (0,)}, "names 1 GPU for 2 ranks"),
         ({"gpus": "01"}, "must be a list of GPU numbers"),
         ({"gpus": (0, 5)}, "2 ranks on GPU 0,5 were asked for, but 2 GPUs are seen"),
     ],
@@ -327,7 +420,7 @@ def test_the_configuration() -> None:
         ({"numa_bind_cpus": ["0"]}, "numa_bind is False"),
         ({"numa_bind": True, "numa_bind_nodes": []}, "names no node"),
         ({"numa_bind": True, "numa_bind_nodes": [0, True]}, "True"),
-        ({"numa_bind": True, "numa_bind_nodes": [0], "numa_bind_cpus": ["0", "1"]}, "names 1 GPUs and"),
+        ({"numa_bind": True, "numa_bind_nodes": [0], "numa_bind_cpus": ["0", "1"]}, "names 1 GPU and"),
     ):
         with pytest.raises(ValueError, match=words):
             NumaBindConfig(**wrong)
