@@ -23,6 +23,7 @@ EXAMPLES = {
     "run": """examples:
   ompaffinity run --tp 2 -- python worker.py
   ompaffinity run --tp 4 --log-dir logs -- ./worker --port 8000
+  ompaffinity run --tp 8 --numa-bind -- python worker.py
 """,
     "exec": """examples:
   mpirun -n 4 ompaffinity exec -- ./worker
@@ -55,6 +56,9 @@ no-smt, no-reserve, span, spread, memory-none, memory-bind, memory-interleave, a
   ompaffinity plan --tp 2 --machine recorded.tar.gz
   ompaffinity plan --tp 2 --synthetic 'package:2 core:16 pu:2' --arch x86_64
   eval "$(ompaffinity plan --tp 2 --rank 0 --format env)"
+  ompaffinity plan --tp 8 --numa-bind --map
+  ompaffinity plan --tp 2 --format numactl
+  ompaffinity plan --tp 2 --svg plan.svg
   ompaffinity plan --ray auto --tp 2 --dp 4
 """,
     "topology": """examples:
