@@ -32,6 +32,10 @@ def run_run(values: dict[str, Any]) -> int:
     if grace < 0:
         raise RequestError(f"--grace is {grace}; it must be a number of seconds")
     strict = bool(values.get("strict"))
+    if values.get("override"):
+        from ompaffinity.launch.exec import widen_to_cpuset
+
+        widen_to_cpuset()
     options = {name: values[name] for name in PlacementRequest._fields if name in values}
     manager = OMPProcessManager(strict=strict, **options)
     if strict and any(message.level == "warning" for message in manager.warnings):

@@ -179,8 +179,9 @@ PLAN_OUTPUT_OPTIONS = (
         "--format",
         "format",
         "choice",
-        "print a table, JSON, or the plan in another tool's words (default table)",
+        "table (default), json, or the plan in another tool's words: " + ", ".join(EXPORT_FORMATS),
         FORMATS,
+        metavar="FORM",
     ),
     Option("--map", "map", "flag", "print a small map of the machine and the ranks above the table"),
     Option("--svg", "svg", "text", "draw the machine and the ranks in this file", metavar="FILE"),
@@ -226,6 +227,7 @@ EXEC_OPTIONS = (
 )
 
 RUN_OPTIONS = (
+    Option("--override", "override", "flag", "use all CPUs of the cpuset, whatever mask this process has"),
     Option("--log-dir", "log_dir", "text", "write what the ranks print into files there, not here", metavar="DIR"),
     Option("--grace", "grace", "number", "seconds between SIGTERM and SIGKILL when a rank has failed (default 10)"),
     Option("--strict", "strict", "flag", "start nothing if there is a warning: status 1"),

@@ -103,6 +103,15 @@ print(json.dumps([told, sorted(os.sched_getaffinity(0)), json.loads(os.environ["
     assert found[0][0]["MASTER_PORT"] == found[1][0]["MASTER_PORT"]
 
 
+@pytest.mark.skipif(len(CPUS) < 2, reason="a narrower mask needs two CPUs")
+def test_an_outside_mask_is_kept_unless_it_is_overridden() -> None:
+    code = "import os; print(sorted(os.sched_getaffinity(0)))"
+    for more, cpus in (((), CPUS[-1:]), (("--override",), CPUS)):
+        narrow = ["taskset", "--cpu-list", str(CPUS[-1]), *RUN, "--reserve", "0", *more, *python(code)]
+        done = subprocess.run(narrow, capture_output=True, text=True, check=False, cwd=ROOT, timeout=60)
+        assert done.stdout == f"[rank 0] {cpus}\n"
+
+
 def test_lines_go_where_the_rank_sent_them() -> None:
     done = run(*TWO, *python("import os, sys; print('out'); print('err', file=sys.stderr); sys.stdout.write('no end')"))
     assert sorted(done.stdout.splitlines()) == [
