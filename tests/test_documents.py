@@ -118,3 +118,22 @@ def test_shell_examples_run(path: Path, tmp_path: Path) -> None:
             check=False,
         )
         assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
+
+
+def test_the_figures_are_those_of_the_benchmark() -> None:
+    measured = (ROOT / "benchmarks" / "results" / "inference.md").read_text().splitlines()
+    shown = [
+        line
+        for line in (ROOT / "docs" / "explanation.md").read_text().splitlines()
+        if ", lib" in line and line[:1] == "|"
+    ]
+    assert len(shown) > 10
+    assert set(shown) <= set(measured)
+    ours = {
+        heading: next(line for line in measured[number:] if line.startswith("| ours, libgomp"))
+        for number, heading in enumerate(measured)
+        if heading.startswith("### dp, fp32")
+    }
+    (alone, beside) = ours.values()
+    assert "| 4.68 [1.19, 5.32] | 1.02 [0.94, 1.34] |" in alone
+    assert "| 2.79 [2.46, 3.99] |" in beside
