@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LAYERS, WIDTH, INNER, HEADS, CACHE, BATCH = 4, 512, 2048, 8, 256, 8
-WARM_UP = 2
+WARM_UP, REST_SECONDS = 2, 0.3
 RANKS = {"one": 1, "dp": 2, "tp": 2}
 
 
@@ -231,6 +231,8 @@ def _measured(
 
 def _window(team: Team, seconds: float, cpus: Sequence[int], spinner: Any) -> Window:
     known = [process.pid for process in team.processes] + ([spinner.pid] if spinner else [])
+    # What the last team's idle threads still spin (libiomp5: 200 ms) is over.
+    time.sleep(REST_SECONDS)
     busy, own = _busy(cpus), _used([*known, os.getpid()])
     start = time.perf_counter()
     for connection in team.connections:

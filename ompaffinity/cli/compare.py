@@ -6,7 +6,7 @@ import logging
 import sys
 from contextlib import contextmanager
 
-from ompaffinity.errors import RequestError
+from ompaffinity.errors import PlacementError, RequestError
 from ompaffinity.jsontext import to_json
 from ompaffinity.measure.runs import metric_of
 from ompaffinity.measure.session import Settings, compare_variants
@@ -40,16 +40,12 @@ def run_compare(values: dict[str, Any]) -> int:
     if "svg" in values:
         from ompaffinity.cli.plot import check_plots
 
-        check_plots()
+        check_plots(values["svg"])
     asked = {name: values[name] for name in PlacementRequest._fields if name in values}
     managers, left_out, messages = _managers(asked, values.get("variants"))
     with _progress() as progress:
         comparison = compare_variants(managers, settings, progress)
     comparison = comparison._replace(left_out=left_out | comparison.left_out)
-    if "svg" in values:
-        from ompaffinity.cli.plot import write_plot
-
-        write_plot(comparison, values["svg"])
     if values.get("json"):
         warnings = [message._asdict() for message in messages]
         sys.stdout.write(to_json(comparison.to_document() | {"warnings": warnings}) + "\n")
@@ -57,6 +53,10 @@ def run_compare(values: dict[str, Any]) -> int:
         from ompaffinity.cli.measured import print_comparison
 
         print_comparison(comparison, messages)
+    if "svg" in values:
+        from ompaffinity.cli.plot import write_plot
+
+        write_plot(comparison, values["svg"])
     return 0
 
 
@@ -65,6 +65,8 @@ def _managers(
 ) -> tuple[dict[str, tuple[Variant, VariantManager]], dict[str, str], list[Message]]:
     """Return what starts each variant, which of the usual ones would start the same as another, and the messages."""
     chosen = [VARIANTS[name] for name in USUAL] if named is None else variants_of(named)
+    if len(chosen) == 1 and chosen[0].name != "none":
+        chosen.insert(0, VARIANTS["none"])
     found: dict[str, tuple[Variant, VariantManager]] = {}
     sets: dict[tuple[object, ...], str] = {}
     left_out: dict[str, str] = {}
@@ -75,7 +77,13 @@ def _managers(
     logger.disabled = True
     try:
         for variant in chosen:
-            manager = VariantManager(variant, asked)
+            try:
+                manager = VariantManager(variant, asked)
+            except (RequestError, PlacementError) as error:
+                if named is not None or variant.name in ("none", "plan"):
+                    raise
+                left_out[variant.name] = f"it cannot be had: {error}"
+                continue
             messages.update(dict.fromkeys(message for message in manager.warnings if message.level == "warning"))
             same = sets.setdefault(manager.what_it_sets(), variant.name)
             if same != variant.name:
@@ -85,7 +93,7 @@ def _managers(
     finally:
         logger.disabled = before
     if len(found) < 2:
-        raise RequestError(f"there is nothing to compare {next(iter(found))} with: every variant starts the same here")
+        raise RequestError(f"there is nothing to compare {next(iter(found))} with: what was named starts the same here")
     return found, left_out, [*messages]
 
 

@@ -56,12 +56,13 @@ def own_cpus(plan: Plan, placement: RankPlacement) -> tuple[int, ...]:
 def _per_rank(
     line: Callable[[Plan, RankPlacement], Iterable[str]],
 ) -> Callable[[Plan, list[RankPlacement]], str]:
-    """Return what writes lines for each rank, after a comment that names it."""
+    """Return what writes lines for each rank, after a comment that names it where there are several."""
 
     def write(plan: Plan, ranks: list[RankPlacement]) -> str:
         lines: list[str] = []
         for placement in ranks:
-            lines.append(f"# rank {placement.rank}{'' if placement.bound else ', not bound'}")
+            if len(ranks) > 1 or not placement.bound:
+                lines.append(f"# rank {placement.rank}{'' if placement.bound else ', not bound'}")
             lines += line(plan, placement) if placement.bound else ()
         return "\n".join(lines) + "\n"
 
@@ -170,7 +171,8 @@ def _vllm(plan: Plan, ranks: list[RankPlacement]) -> str:
     lines = [f"export VLLM_CPU_OMP_THREADS_BIND={quote(lists)}"]
     used = sorted({node for placement in ranks for node in placement.nodes})
     if used and any(placement.memory_policy != "none" for placement in ranks):
-        lines.append(f"export CPU_VISIBLE_MEMORY_NODES={format_id_list(used)}")
+        # vLLM splits it at the commas, and knows no ranges.
+        lines.append(f"export CPU_VISIBLE_MEMORY_NODES={','.join(map(str, used))}")
     return "\n".join(lines) + "\n"
 
 

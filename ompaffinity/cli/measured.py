@@ -34,7 +34,10 @@ def print_comparison(comparison: Comparison, messages: Iterable[Message]) -> Non
         )
     console.print(table)
     console.print()
-    rounds = f"{comparison.rounds} rounds, {len(comparison.counted)} of them count; medians, with 95 % intervals"
+    rounds = (
+        f"{comparison.rounds} rounds, {len(comparison.counted)} of them count; medians, with intervals of the ratios"
+        " that all hold at once in 95 % of all cases"
+    )
     console.print(Text(rounds, "dim"))
     if not comparison.quiet:
         console.print(Text("others were busy meanwhile, in too many rounds to leave these out: take it with care"))

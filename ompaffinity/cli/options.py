@@ -238,8 +238,8 @@ COMPARE_OPTIONS = (
         "--variant",
         "variants",
         "files",
-        "try this binding, too: a name, or NAME='--option value ...'; the first one is what the others are compared"
-        " with (default: the usual ones)",
+        "try this binding: a name, or NAME='--option value ...'; may be repeated, and the first one is what the others"
+        " are compared with (default: the usual ones)",
         metavar="NAME",
     ),
     Option(

@@ -49,11 +49,12 @@ class Box(NamedTuple):
 
 
 class Use(NamedTuple):
-    """What a CPU is used for: by a rank (None: by none), as a helper or not, and in words."""
+    """What a CPU is used for: by a rank (None: by none), as a helper or not, in words, and by which other ranks."""
 
     rank: int | None
     helper: bool
     words: str
+    others: tuple[int, ...] = ()
 
 
 def write_picture(topology: Topology, plan: Plan, path: str) -> None:
@@ -91,12 +92,15 @@ def uses(plan: Plan) -> dict[int, Use]:
     for group in plan.left_out:
         found.update(dict.fromkeys(group.cpus, Use(None, False, f"{group.reason}: {group.detail}")))
     for placement in plan.ranks:
-        for cpu in placement.helper_cpus:
-            found[cpu] = Use(placement.rank, True, f"rank {placement.rank}, helper threads")
-        for thread, cpu in enumerate(placement.cpus):
-            shared = found.get(cpu)
-            also = f"{shared.words}; " if shared is not None and shared.rank is not None else ""
-            found[cpu] = Use(placement.rank, False, f"{also}rank {placement.rank}, thread {thread}")
+        mine = [(cpu, True, f"rank {placement.rank}, helper threads") for cpu in placement.helper_cpus]
+        mine += [(cpu, False, f"rank {placement.rank}, thread {thread}") for thread, cpu in enumerate(placement.cpus)]
+        for cpu, helper, words in mine:
+            first = found.get(cpu)
+            if first is None or first.rank is None:
+                found[cpu] = Use(placement.rank, helper, words)
+            else:
+                others = (*first.others, placement.rank)
+                found[cpu] = Use(first.rank, first.helper and helper, f"{first.words}; {words}", others)
     return found
 
 
@@ -204,7 +208,8 @@ class _Painter:
 
     def _use_of_many(self, cpu: LogicalCPUInfo) -> Use:
         use = self._use(cpu)
-        return use if use.rank is None else Use(use.rank, use.helper, f"rank {use.rank}{', helpers' * use.helper}")
+        words = f"rank {use.rank}{', helpers' * use.helper}"
+        return use if use.rank is None else Use(use.rank, use.helper, words, use.others)
 
     def _cell(self, label: str, use: Use, width: float, *, off: bool = False) -> Box:
         svg = self._svg
@@ -220,7 +225,11 @@ class _Painter:
             style = "on" if use.rank is None or use.helper or not _is_dark(use.rank) else "light"
             style += " grey" if use.rank is None else ""
             # More ranks than colours: each cell says whose it is.
-            lines = [label, f"r{use.rank}"] if self._numbered and use.rank is not None else [label]
+            lines = [label]
+            if use.rank is not None and (self._numbered or use.others):
+                lines.append(
+                    f"r{','.join(map(str, (use.rank, *use.others)[:2]))}{'...' if len(use.others) > 1 else ''}"
+                )
             for place, line in enumerate(lines):
                 down = y + CELL / 2 + 3 if len(lines) == 1 else y + 9 + 10 * place
                 middle = (round(x + width / 2, 1), round(down, 1))

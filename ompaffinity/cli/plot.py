@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 from ompaffinity.errors import RequestError
 
@@ -10,17 +11,20 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ompaffinity.measure.session import Comparison
 
-WIDTH, ROW, LEFT, RIGHT, TOP = 760, 30, 170, 60, 60
+WIDTH, ROW, RIGHT, TOP, LETTER = 600, 30, 60, 60, 7.5
 INK, PALE, COLOURS = "#444444", "#bbbbbb", {"faster": "#0072b2", "slower": "#d55e00"}
 """Okabe and Ito's blue and vermilion, which colour-blind readers tell apart."""
 
 
-def check_plots() -> None:
+def check_plots(path: str) -> None:
     """Refuse at once what cannot be drawn at the end.
 
     Raises:
-        RequestError: drawsvg is not installed.
+        RequestError: drawsvg is not installed, or there is no folder for the file.
     """
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder) or not os.access(folder, os.W_OK) or os.path.isdir(path):
+        raise RequestError(f"--svg {path} cannot be written: look at its folder")
     try:
         import drawsvg  # noqa: F401
     except ImportError:
@@ -43,14 +47,18 @@ def write_plot(comparison: Comparison, path: str) -> None:
     ]
     low, high = min(*ends, 0.9), max(*ends, 1.1)
 
-    def place(speed: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * math.log(speed / low) / math.log(high / low)
+    left = 30 + LETTER * max(len(result.variant.name) for result in comparison.results)
 
-    height = TOP + ROW * len(comparison.results) + 30
-    drawing = svg.Drawing(WIDTH, height, font_family="sans-serif")
-    drawing.append(svg.Rectangle(0, 0, WIDTH, height, fill="white"))
+    def place(speed: float) -> float:
+        return left + WIDTH * math.log(speed / low) / math.log(high / low)
+
+    width, height = left + WIDTH + RIGHT, TOP + ROW * len(comparison.results) + 30
+    drawing = svg.Drawing(width, height, font_family="sans-serif")
+    drawing.append(svg.Rectangle(0, 0, width, height, fill="white"))
     baseline = comparison.results[0].variant.name
-    drawing.append(svg.Text(f"Speed relative to {baseline}: medians, 95 % intervals", 15, 15, 25, fill=INK))
+    drawing.append(
+        svg.Text(f"Speed relative to {baseline}: medians, intervals that all hold with 95 %", 15, 15, 25, fill=INK)
+    )
     rounds = f"{len(comparison.counted)} rounds{'' if comparison.quiet else ', disturbed'}; right is faster"
     drawing.append(svg.Text(rounds, 12, 15, 43, fill=INK))
     drawing.append(svg.Line(place(1), TOP - 8, place(1), height - 28, stroke=PALE))
@@ -59,7 +67,7 @@ def write_plot(comparison: Comparison, path: str) -> None:
     for row, result in enumerate(comparison.results):
         y = TOP + ROW * row + ROW / 2
         colour = COLOURS.get(result.verdict, INK)
-        drawing.append(svg.Text(result.variant.name, 13, LEFT - 12, y + 4, text_anchor="end", fill=INK))
+        drawing.append(svg.Text(result.variant.name, 13, left - 12, y + 4, text_anchor="end", fill=INK))
         if result.speed.low is not None and result.speed.high is not None:
             ends_of = (place(result.speed.low), place(result.speed.high))
             drawing.append(svg.Line(ends_of[0], y, ends_of[1], y, stroke=colour, stroke_width=3))

@@ -12,15 +12,17 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ompaffinity.cli.picture import Use
     from ompaffinity.placement.plan import Plan
     from ompaffinity.topology.model import LogicalCPUInfo, Topology
 
 LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
-HELPER, LEFT_OUT, OFFLINE = "+", ".", "-"
+HELPER, SHARED, LEFT_OUT, OFFLINE = "+", "*", ".", "-"
 COLOURS = ("bright_yellow", "cyan", "green", "magenta", "bright_blue", "red", "bright_cyan", "yellow")
 LEGEND = (
     f"{LETTERS[0]} to {LETTERS[9]}, {LETTERS[10]} to {LETTERS[-1]} and from {LETTERS[0]} again: the ranks' threads;"
-    f" {HELPER} helper CPUs; {LEFT_OUT} left out; {OFFLINE} off line; a group per core, | between L3 caches"
+    f" {HELPER} helper CPUs; {SHARED} of several ranks; {LEFT_OUT} left out; {OFFLINE} off line; a group per core,"
+    " | between L3 caches"
 )
 
 
@@ -40,18 +42,20 @@ def print_map(topology: Topology, plan: Plan) -> None:
                 letters.append(" " if number else "")
                 for cpu in core:
                     use = known.get(cpu.id)
-                    letters.append(*_letter(cpu, None if use is None else use.rank, use is not None and use.helper))
+                    letters.append(*_letter(cpu, use))
         table.add_row(_number(package), _number(node), letters)
     console.print(table)
     console.print(Text(LEGEND, "dim"))
     console.print()
 
 
-def _letter(cpu: LogicalCPUInfo, rank: int | None, helper: bool) -> tuple[str, str]:
+def _letter(cpu: LogicalCPUInfo, use: Use | None) -> tuple[str, str]:
     """Return the letter of a CPU, and its style."""
-    if rank is None:
+    if use is None or use.rank is None:
         return (LEFT_OUT if cpu.online else OFFLINE), "dim"
-    return (HELPER if helper else LETTERS[rank % len(LETTERS)]), f"bold {COLOURS[rank % len(COLOURS)]}"
+    if use.others:
+        return SHARED, "bold"
+    return (HELPER if use.helper else LETTERS[use.rank % len(LETTERS)]), f"bold {COLOURS[use.rank % len(COLOURS)]}"
 
 
 def _groups(cpus: Sequence[LogicalCPUInfo], level: str) -> list[list[LogicalCPUInfo]]:

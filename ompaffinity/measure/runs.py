@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import resource
@@ -14,18 +15,18 @@ from contextlib import ExitStack, suppress
 
 from ompaffinity.errors import OmpAffinityError
 from ompaffinity.launch.ranks import free_port, rank_variables
-from ompaffinity.launch.run import watched
 from ompaffinity.records import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import IO
 
     from ompaffinity.measure.variants import VariantManager
 
 MOST_OUTPUT = 64 * 2**20
 TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+GROUPED = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?")
 BUSY = (0, 1, 2, 5, 6, 7)
 """user, nice, system, irq, softirq, steal (proc_stat(5)); guests are in user already."""
 
@@ -51,9 +52,16 @@ class Run(NamedTuple):
 
 
 def measure_run(
-    manager: VariantManager, command: Sequence[str], metric: re.Pattern[str] | None, most_seconds: float
+    manager: VariantManager,
+    command: Sequence[str],
+    metric: re.Pattern[str] | None,
+    most_seconds: float,
+    watch: Callable[[object], object] = lambda _pid: None,
 ) -> Run:
     """Start every rank of a plan and wait for the last one; nothing of them is left running, whatever happens.
+
+    `watch` is told the number of every rank, and minus that when it has ended: for who ends them if this process is
+    killed.
 
     Raises:
         CommandFailedError: a rank cannot be started, fails, or does not print what `metric` looks for.
@@ -64,20 +72,16 @@ def measure_run(
     processes: list[subprocess.Popen[bytes]] = []
     with ExitStack() as stack:
         outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(world)]
-        told = stack.enter_context(watched())
-        stack.callback(_end, processes)
+        stack.callback(_end, processes, watch)
         busy, own = _busy_seconds(), _own_seconds()
         start = time.monotonic()
         for rank, output in enumerate(outputs):
             with manager.configure_omp_envs(rank):
                 processes.append(_started(command, output, rank_variables(rank, world, rank, world, port=port)))
-            told(processes[-1].pid)
-        used = sum(_waited(process, start + most_seconds) for process in processes)
+            watch(processes[-1].pid)
+        used = _waited(processes, outputs, start + most_seconds)
         seconds = time.monotonic() - start
         busy, own = _busy_seconds() - busy, _own_seconds() - own
-        for rank, (process, output) in enumerate(zip(processes, outputs)):
-            if process.returncode:
-                raise CommandFailedError(_failure(rank, process.returncode, _text(output)))
         figure = seconds if metric is None else sum(_figures(metric, outputs))
     return Run(seconds, figure, max(0.0, (busy - own - used) / seconds))
 
@@ -98,31 +102,42 @@ def _started(command: Sequence[str], output: IO[bytes], variables: dict[str, str
         raise CommandFailedError(f"{command[0]} cannot be started: {reason}") from None
 
 
-def _waited(process: subprocess.Popen[bytes], until: float) -> float:
-    """Wait for a rank, and return the CPU seconds that it and what it has waited for took.
+def _waited(processes: Sequence[subprocess.Popen[bytes]], outputs: Sequence[IO[bytes]], until: float) -> float:
+    """Wait for all ranks, and return the CPU seconds that they and what they have waited for took.
 
     Raises:
-        TooSlowError: it runs for too long.
+        CommandFailedError: one of them fails: the others, which may wait for it, are not waited for.
+        TooSlowError: they run for too long.
     """
-    handle = os.pidfd_open(process.pid)
-    try:
-        left = max(0.0, until - time.monotonic())
-        if not select.select([handle], [], [], left)[0]:
-            raise TooSlowError("it took too long")
-    finally:
-        os.close(handle)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    return usage.ru_utime + usage.ru_stime
+    used = 0.0
+    with ExitStack() as stack:
+        handles: dict[int, int] = {}
+        for rank, process in enumerate(processes):
+            handles[os.pidfd_open(process.pid)] = rank
+        for handle in handles:
+            stack.callback(os.close, handle)
+        while handles:
+            ended, _, _ = select.select([*handles], [], [], max(0.0, until - time.monotonic()))
+            if not ended:
+                raise TooSlowError("it took too long")
+            for handle in ended:
+                rank = handles.pop(handle)
+                _, status, usage = os.wait4(processes[rank].pid, 0)
+                processes[rank].returncode = os.waitstatus_to_exitcode(status)
+                used += usage.ru_utime + usage.ru_stime
+                if processes[rank].returncode:
+                    raise CommandFailedError(_failure(rank, processes[rank].returncode, _text(outputs[rank])))
+    return used
 
 
-def _end(processes: list[subprocess.Popen[bytes]]) -> None:
+def _end(processes: list[subprocess.Popen[bytes]], watch: Callable[[object], object]) -> None:
     """Kill what is left of the ranks' groups."""
     for process in processes:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
         if process.returncode is None:
             process.wait()
+        watch(-process.pid)
 
 
 def _busy_seconds() -> float:
@@ -164,9 +179,13 @@ def _figures(metric: re.Pattern[str], outputs: Sequence[IO[bytes]]) -> list[floa
         hits = metric.findall(_text(output))
         if not hits:
             continue
+        text = hits[-1]
         try:
-            found.append(float(hits[-1].replace(",", "")))
+            # Commas between groups of three digits are no part of the number.
+            found.append(float(text.replace(",", "") if GROUPED.fullmatch(text) else text))
         except ValueError:
+            found.append(math.nan)
+        if not math.isfinite(found[-1]):
             raise CommandFailedError(
                 f"--metric {metric.pattern!r} finds {hits[-1][:60]!r} in the output of rank {rank}, which is no number;"
                 " its group must enclose the number alone"

@@ -6,9 +6,16 @@ import random
 import time
 
 from ompaffinity.errors import RequestError
+from ompaffinity.launch.run import watched
+from ompaffinity.measure.advice import EQUAL, Advice, advise, verdict
 from ompaffinity.measure.runs import CommandFailedError, TooSlowError, measure_run
-from ompaffinity.measure.statistics import FEWEST, Interval, median_interval, paired_ratio
-from ompaffinity.measure.variants import PLAN
+from ompaffinity.measure.statistics import (
+    Interval,
+    confidence_of_each,
+    fewest_values,
+    median_interval,
+    paired_ratio,
+)
 from ompaffinity.records import NamedTuple
 
 TYPE_CHECKING = False
@@ -20,11 +27,14 @@ if TYPE_CHECKING:
     from ompaffinity.measure.runs import Run
     from ompaffinity.measure.variants import Variant, VariantManager
 
+    Rounds = Sequence[Mapping[str, Run]]
+
 QUIET_CPUS = 0.15
 """With more than so many CPUs busy with something else a run is called disturbed."""
+SHORTEST_SECONDS = 0.2
+"""The kernel counts CPU time in hundredths of a second: of shorter runs it does not tell who was busy."""
 MOST_OF_BUDGET = 0.25
 """A variant of which one run takes more is left out."""
-FASTER, SLOWER, EQUAL, UNCLEAR = "faster", "slower", "no difference", "unclear"
 
 
 class Settings(NamedTuple):
@@ -45,14 +55,6 @@ class Result(NamedTuple):
     figure: Interval
     speed: Interval
     verdict: str
-
-
-class Advice(NamedTuple):
-    """Which variant to take, in words, and the speed of every other one relative to it."""
-
-    variant: str | None
-    text: str
-    speeds: dict[str, Interval] = {}
 
 
 class Comparison(NamedTuple):
@@ -102,6 +104,81 @@ class Comparison(NamedTuple):
         }
 
 
+class _Session:
+    """The rounds so far, and who is left."""
+
+    def __init__(
+        self,
+        managers: Mapping[str, tuple[Variant, VariantManager]],
+        settings: Settings,
+        progress: Callable[[str, float], object],
+        watch: Callable[[object], object],
+    ) -> None:
+        self.settings = settings
+        self.left_out: dict[str, str] = {}
+        self.rounds: list[dict[str, Run]] = []
+        self._managers, self._progress, self._watch = managers, progress, watch
+        self._start = time.monotonic()
+        self.alive = [*managers]
+        self._baseline = self.alive[0]
+        self._lengths: dict[str, float] = {}
+
+    @property
+    def spent(self) -> float:
+        return time.monotonic() - self._start
+
+    def _run(self, name: str, what: str) -> Run | None:
+        """Return a run of a variant; None where it is left out from now on."""
+        self._progress(f"{what}: {name}", min(1.0, self.spent / self.settings.budget_seconds))
+        most = self.settings.budget_seconds * MOST_OF_BUDGET
+        try:
+            manager = self._managers[name][1]
+            found = measure_run(manager, self.settings.command, self.settings.metric, most, self._watch)
+        except (TooSlowError, CommandFailedError) as error:
+            slow = isinstance(error, TooSlowError)
+            reason = f"a run takes longer than {most:.0f} seconds" if slow else f"a run failed: {error}"
+            if not self.rounds and not slow:
+                raise CommandFailedError(f"under {name}: {error}") from None
+            if name == self._baseline and not self.rounds:
+                raise RequestError(
+                    f"one run under {name} takes longer than {most:.0f} seconds; raise --budget, or give a shorter"
+                    " command"
+                ) from None
+            self.left_out[name] = reason
+            self.alive.remove(name)
+            return None
+        self._lengths[name] = max(found.seconds, self._lengths.get(name, 0.0))
+        return found
+
+    def warm_up(self) -> None:
+        """Run each variant once; as soon as a round of all cannot be had, say so."""
+        for name in [*self.alive]:
+            self._run(name, "warm-up")
+            seconds = sum(self._lengths.values())
+            if seconds > self.settings.budget_seconds / 2:
+                raise RequestError(
+                    f"a run of {len(self._lengths)} of {len(self._managers)} variants each takes {seconds:.0f} seconds,"
+                    f" which is too much for a budget of {self.settings.budget_seconds:.0f}; raise --budget, or name"
+                    " fewer variants (--variant)"
+                )
+
+    def add_round(self) -> bool:
+        """Run each variant once more, in shuffled order; False where the budget does not suffice."""
+        expected = sum(self._lengths[name] for name in self.alive)
+        if self.spent + expected > self.settings.budget_seconds:
+            return False
+        order = [*self.alive]
+        # Which one comes first must not count; the order is the same in every session.
+        random.Random(len(self.rounds)).shuffle(order)  # noqa: S311
+        what = f"round {len(self.rounds) + 1}"
+        found = {name: run for name in order if (run := self._run(name, what)) is not None}
+        if self._baseline not in found:
+            # Without it there is nothing to compare the others with in this round: those before it stand.
+            return False
+        self.rounds.append(found)
+        return True
+
+
 def compare_variants(
     managers: Mapping[str, tuple[Variant, VariantManager]],
     settings: Settings,
@@ -109,151 +186,86 @@ def compare_variants(
 ) -> Comparison:
     """Run the command under every variant until the ratios to the first one are narrow, or the budget is spent.
 
-    `progress` is called before each run with what is done and how much of the budget is spent, 0 to 1.
+    `progress` is called before each run with what is done and how much of the budget is spent, 0 to 1. A variant that
+    fails or takes too long later on is left out, with the reason.
 
     Raises:
-        CommandFailedError: the command fails under a variant.
-        RequestError: not one round fits into the budget.
+        CommandFailedError: the command fails under a variant right away.
+        RequestError: not one round fits into the budget, or fewer than two variants are left.
     """
-    start = time.monotonic()
-    left_out: dict[str, str] = {}
-    alive = dict(managers)
-    baseline = next(iter(alive))
-    lengths: dict[str, float] = {}
-
-    def run(name: str, what: str) -> Run | None:
-        spent = time.monotonic() - start
-        progress(f"{what}: {name}", min(1.0, spent / settings.budget_seconds))
-        most = settings.budget_seconds * MOST_OF_BUDGET
-        try:
-            found = measure_run(alive[name][1], settings.command, settings.metric, most)
-        except TooSlowError:
-            if name == baseline:
-                raise RequestError(
-                    f"one run under {name} takes longer than {most:.0f} seconds; raise --budget, or give a shorter"
-                    " command"
-                ) from None
-            left_out[name] = f"a run takes longer than {most:.0f} seconds"
-            del alive[name]
-            return None
-        except CommandFailedError as error:
-            raise CommandFailedError(f"under {name}: {error}") from None
-        lengths[name] = max(found.seconds, lengths.get(name, 0.0))
-        return found
-
-    for name in [*alive]:
-        run(name, "warm-up")
-    rounds: list[dict[str, Run]] = []
-    while True:
-        expected = sum(lengths[name] for name in alive)
-        if time.monotonic() - start + expected > settings.budget_seconds:
-            break
-        order = [*alive]
-        # Which one comes first must not count; the order is the same in every session.
-        random.Random(len(rounds)).shuffle(order)  # noqa: S311
-        found = {}
-        for name in order:
-            one = run(name, f"round {len(rounds) + 1}")
-            if one is not None:
-                found[name] = one
-        rounds.append(found)
-        if _is_narrow(rounds, [*alive], baseline, settings):
-            break
-    if not rounds:
+    with watched() as watch:
+        session = _Session(managers, settings, progress, watch)
+        session.warm_up()
+        while len(session.alive) > 1 and session.add_round():
+            if _is_narrow(session.rounds, session.alive, settings):
+                break
+    baseline = next(iter(managers))
+    kept = [name for name in managers if name in session.alive or name == baseline]
+    if len(kept) < 2:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in session.left_out.items())
+        raise RequestError(f"only {kept[0]} is left to compare ({reasons})")
+    if not session.rounds:
         raise RequestError(
-            f"one round of {len(alive)} variants takes {expected:.0f} seconds, and the budget is"
-            f" {settings.budget_seconds:.0f}; raise --budget, or name fewer variants (--variant)"
+            f"the budget of {settings.budget_seconds:.0f} seconds is too little for one round; raise --budget, or name"
+            " fewer variants (--variant)"
         )
-    return conclude([managers[name][0] for name in alive], rounds, settings, left_out)
+    rounds = [found for found in session.rounds if found.keys() >= set(kept)]
+    left_out = {name: reason for name, reason in session.left_out.items() if name not in kept}
+    return conclude([managers[name][0] for name in kept], rounds, settings, left_out)
 
 
-def conclude(
-    variants: Sequence[Variant], rounds: Sequence[Mapping[str, Run]], settings: Settings, left_out: dict[str, str]
-) -> Comparison:
+def conclude(variants: Sequence[Variant], rounds: Rounds, settings: Settings, left_out: dict[str, str]) -> Comparison:
     """Return what the rounds say; the first variant is the baseline."""
-    counted, quiet = counted_rounds(rounds)
     names = [variant.name for variant in variants]
-    speeds = {name: _speeds(name, names[0], rounds, counted, settings) for name in names}
+    counted, quiet = counted_rounds(rounds, fewest_values(confidence_of_each(len(names) - 1)))
+
+    def speed(name: str, other: str) -> Interval:
+        return _speed(name, other, rounds, counted, settings, len(names) - 1)
+
     results = tuple(
         Result(
             variant,
             tuple(found[variant.name] for found in rounds),
             median_interval([rounds[turn][variant.name].figure for turn in counted]),
-            speeds[variant.name],
-            EQUAL if variant.name == names[0] else verdict(speeds[variant.name], settings.precision),
+            speed(variant.name, names[0]),
+            EQUAL if variant.name == names[0] else verdict(speed(variant.name, names[0]), settings.precision),
         )
         for variant in variants
     )
-    narrow = _is_narrow(rounds, names, names[0], settings)
-    advice = _advice(variants, rounds, counted, settings)
+    narrow = _is_narrow(rounds, names, settings)
+    advice = advise(variants, speed, settings.precision)
     return Comparison(settings, results, len(rounds), tuple(counted), quiet, narrow, left_out, advice)
 
 
-def counted_rounds(rounds: Sequence[Mapping[str, Run]]) -> tuple[list[int], bool]:
+def counted_rounds(rounds: Rounds, fewest: int) -> tuple[list[int], bool]:
     """Return the rounds that count, and whether they are quiet: those in which nobody else was busy, or else all."""
-    quiet = [turn for turn, found in enumerate(rounds) if all(run.others <= QUIET_CPUS for run in found.values())]
-    return (quiet, True) if len(quiet) >= FEWEST else ([*range(len(rounds))], len(quiet) == len(rounds))
+    quiet = [
+        turn
+        for turn, found in enumerate(rounds)
+        if all(run.others <= QUIET_CPUS or run.seconds < SHORTEST_SECONDS for run in found.values())
+    ]
+    return (quiet, True) if len(quiet) >= fewest else ([*range(len(rounds))], len(quiet) == len(rounds))
 
 
-def verdict(speed: Interval, precision: float) -> str:
-    """Return what an interval of a ratio says: a difference only where 1 is outside of it."""
-    if speed.low is None or speed.high is None:
-        return UNCLEAR
-    if speed.low > 1:
-        return FASTER
-    if speed.high < 1:
-        return SLOWER
-    return EQUAL if speed.high - speed.low <= 5 * precision else UNCLEAR
-
-
-def _speeds(
-    name: str, other: str, rounds: Sequence[Mapping[str, Run]], counted: Sequence[int], settings: Settings
+def _speed(
+    name: str, other: str, rounds: Rounds, counted: Sequence[int], settings: Settings, comparisons: int
 ) -> Interval:
-    """Return how fast a variant is relative to another one, round by round."""
+    """Return how fast a variant is relative to another one, round by round; so sure that all intervals hold at once."""
     mine = [rounds[turn][name].figure for turn in counted]
     theirs = [rounds[turn][other].figure for turn in counted]
     if not all(figure > 0 for figure in (*mine, *theirs)):
         raise CommandFailedError("the figures must be above 0, for they are divided by each other")
-    return paired_ratio(theirs, mine) if settings.lower else paired_ratio(mine, theirs)
+    confidence = confidence_of_each(comparisons)
+    return paired_ratio(theirs, mine, confidence) if settings.lower else paired_ratio(mine, theirs, confidence)
 
 
-def _is_narrow(rounds: Sequence[Mapping[str, Run]], names: Sequence[str], baseline: str, settings: Settings) -> bool:
-    counted, _ = counted_rounds(rounds)
+def _is_narrow(rounds: Rounds, names: Sequence[str], settings: Settings) -> bool:
+    """Return whether every ratio to the first variant is known to the precision."""
+    rounds = [found for found in rounds if found.keys() >= set(names)]
+    counted, _ = counted_rounds(rounds, fewest_values(confidence_of_each(len(names) - 1)))
+    if not counted:
+        return False
     return all(
-        _speeds(name, baseline, rounds, counted, settings).width <= 2 * settings.precision
-        for name in names
-        if name != baseline
+        _speed(name, names[0], rounds, counted, settings, len(names) - 1).width <= 2 * settings.precision
+        for name in names[1:]
     )
-
-
-def _advice(
-    variants: Sequence[Variant], rounds: Sequence[Mapping[str, Run]], counted: Sequence[int], settings: Settings
-) -> Advice:
-    """Advise the plan unless something else is faster beyond doubt; then that."""
-    names = [variant.name for variant in variants]
-    if len(counted) < FEWEST:
-        text = f"{len(counted)} rounds are too few to tell; at least {FEWEST} are needed: raise --budget"
-        return Advice(None, text)
-    best = max(names, key=lambda name: _speeds(name, names[0], rounds, counted, settings).median)
-    chosen = best
-    for variant in sorted(variants, key=lambda variant: (variant.name != "plan", variant.kind != PLAN)):
-        slower = _speeds(variant.name, best, rounds, counted, settings)
-        if slower.high is not None and slower.high >= 1 and slower.median >= 1 - settings.precision:
-            chosen = variant.name
-            break
-    speeds = {name: _speeds(name, chosen, rounds, counted, settings) for name in names if name != chosen}
-    variant = next(variant for variant in variants if variant.name == chosen)
-    how = f" ({variant.flags})" if variant.flags else ""
-    text = f"take {chosen}{how}: no variant is faster beyond doubt"
-    worst = min(speeds, key=lambda name: speeds[name].median, default=None)
-    if worst is not None and verdict(speeds[worst], settings.precision) == SLOWER:
-        text += f"; the worst choice here, {worst}, runs at {_words(speeds[worst])} of its speed"
-        if names[0] not in (worst, chosen) and verdict(speeds[names[0]], settings.precision) == SLOWER:
-            text += f", and {names[0]} at {_words(speeds[names[0]])}"
-    elif worst is not None:
-        text += "; none is slower beyond doubt either, so the choice does not matter for this command here"
-    return Advice(chosen, text, speeds)
-
-
-def _words(interval: Interval) -> str:
-    return f"{interval.median:.2f} [{interval.low:.2f}, {interval.high:.2f}]"

@@ -104,6 +104,8 @@ def _request(name: str, flags: str) -> dict[str, Any]:
         _, values = parse_command_line(["verify", *words])
     except (ValueError, OmpAffinityError) as error:
         raise RequestError(f"--variant {name}: {error}") from None
+    except SystemExit:
+        raise RequestError(f"--variant {name}: {flags!r} asks for help; give options of a plan") from None
     strange = values.keys() - set(PlacementRequest._fields)
     if strange:
         raise RequestError(f"--variant {name}: {', '.join(sorted(strange))} is no option of a plan")

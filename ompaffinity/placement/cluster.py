@@ -109,7 +109,7 @@ def make_cluster_plan(nodes: Iterable[ClusterNode], request: PlacementRequest) -
     for node in usable:
         hosts.setdefault(node.host, []).append(node)
     if request.for_gpus:
-        gpus = [int(sum(node.gpus for node in members)) for members in hosts.values()]
+        gpus = [sum(int(node.gpus) for node in members) for members in hosts.values()]
         if request.ranks > sum(gpus):
             raise PlacementError(
                 f"{request.ranks} GPU ranks were asked for, but the cluster counts {sum(gpus)} GPUs; ask for at most"
@@ -262,8 +262,15 @@ def _plan_for_gpus(
 
 
 def _dealt(members: Sequence[ClusterNode], placements: Sequence[RankPlacement]) -> list[ClusterRank]:
-    """Deal one machine's ranks out to its nodes by their slots; each gets its CPUs' worth of them, if there are."""
-    counts = _dealt_out([node.slots for node in members], None, len(placements), 1)
+    """Deal one machine's ranks out to its nodes by their slots; each gets its CPUs' worth of them, if there are.
+
+    GPU ranks are dealt out by the nodes' GPUs.
+    """
+    if any(placement.device is not None for placement in placements):
+        gpus = [int(node.gpus) for node in members]
+        counts = _dealt_out(gpus, gpus, len(placements), 1)
+    else:
+        counts = _dealt_out([node.slots for node in members], None, len(placements), 1)
     ranks: list[ClusterRank] = []
     for node, count in zip(members, counts):
         for placement in placements[len(ranks) : len(ranks) + count]:

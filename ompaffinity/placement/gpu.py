@@ -18,6 +18,8 @@ from ompaffinity.topology.model import UNKNOWN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
     from ompaffinity.placement.architecture import ArchitectureRule
     from ompaffinity.placement.cores import Core, Pool
     from ompaffinity.placement.request import PlacementRequest
@@ -108,7 +110,6 @@ def _shared_out(topology: Topology, request: PlacementRequest, rule: Architectur
     for rank, gpu in enumerate(request.gpu_of_rank):
         messages += _told(request, gpu)
         near.append(_usable_nodes(topology, request, rank, pools, unusable, messages))
-    own = list(near)
     if request.span != "node":
         near = _with_lent_nodes(topology, near, pools, within_package=request.span == "package")
     shares: list[list[Core]] = [[] for _ in near]
@@ -121,7 +122,8 @@ def _shared_out(topology: Topology, request: PlacementRequest, rule: Architectur
             parts = [pool.cores for _ in ranks]
         else:
             if len(ranks) > len(pool.cores):
-                ranks = _needy(ranks, own, pool, pools)
+                later = {other.node for other in pools[place + 1 :]}
+                ranks = _needy(ranks, shares, [later.intersection(nodes) for nodes in near], len(pool.cores))
             if len(ranks) <= len(pool.cores):
                 split = split_cores([pool], len(ranks), None)
                 parts = list(split.shares)
@@ -140,14 +142,15 @@ def _shared_out(topology: Topology, request: PlacementRequest, rule: Architectur
     return DeviceShares([given.get(rank) for rank in range(len(near))], pools, unusable, messages)
 
 
-def _needy(ranks: list[int], own: list[tuple[int, ...]], pool: Pool, pools: list[Pool]) -> list[int]:
-    """Return who of these ranks, more than the pool has cores, gets some of it: those that have nothing else.
+def _needy(ranks: list[int], shares: list[list[Core]], later: Sequence[Collection[int]], cores: int) -> list[int]:
+    """Return who of these ranks gets some of a node that has fewer cores: as many as these, who has the least so far.
 
-    If all have something else, as many as there are cores; so nobody shares a core for the sake of another node.
+    Ranks that have nothing yet, and that no later node is near to, come first; if these alone are more, they share.
     """
-    with_cores = {other.node for other in pools if other.node != pool.node}
-    nothing_else = [rank for rank in ranks if not with_cores.intersection(own[rank])]
-    return nothing_else or ranks[: len(pool.cores)]
+    nothing_else = [rank for rank in ranks if not shares[rank] and not later[rank]]
+    if len(nothing_else) > cores:
+        return nothing_else
+    return sorted(sorted(ranks, key=lambda rank: (rank not in nothing_else, len(shares[rank]), rank))[:cores])
 
 
 def _with_slow_cores(

@@ -62,7 +62,8 @@ def test_each_rank_has_its_line() -> None:
         "numactl --physcpubind=1,3,5-7 --membind=0",
         "numactl --physcpubind=9,11,13-15 --membind=1",
     ]
-    assert lines_of(export(plan, "taskset", 1)) == ["taskset --cpu-list 9,11,13-15"]
+    # One alone is for "$(...)": no comment before it.
+    assert export(plan, "taskset", 1) == "taskset --cpu-list 9,11,13-15\n"
     assert export(plan, "slurm") == "--cpu-bind=mask_cpu:0xEA,0xEA00 --mem-bind=map_mem:0,1\n"
     assert lines_of(export(plan, "rankfile")) == [
         "rank 0=localhost slot=1,3,5-7",
@@ -100,7 +101,7 @@ def test_servers_words() -> None:
     plan = plan_for(TWO, 2, bind=((3, 1, 5), (8, 9)))
     assert export(plan, "vllm").splitlines() == [
         "export VLLM_CPU_OMP_THREADS_BIND='3,1,5|8-9'",
-        "export CPU_VISIBLE_MEMORY_NODES=0-1",
+        "export CPU_VISIBLE_MEMORY_NODES=0,1",
     ]
     assert export(plan, "sglang") == "export SGLANG_CPU_OMP_THREADS_BIND='3,1,5|8-9'\n"
     gpus = gpu_plan(0, 0, 1)

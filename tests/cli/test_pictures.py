@@ -19,7 +19,7 @@ from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.topology.load import load_topology
 from ompaffinity.topology.model import Topology
 from tests.conftest import recorded_names, run_command
-from tests.placement.machines import synthetic
+from tests.placement.machines import plan_for, synthetic
 from tests.strategies import requests, topologies
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -143,7 +143,9 @@ def test_the_map_has_a_letter_for_every_cpu(topology: Topology, request: Placeme
     letters = Counter("".join(row[17:] for row in rows[:end]))
     known = uses(plan)
     expected = Counter(
-        ("-" if not cpu.online else ".")
+        "*"
+        if known[cpu.id].others
+        else ("-" if not cpu.online else ".")
         if known[cpu.id].rank is None
         else "+"
         if known[cpu.id].helper
@@ -151,6 +153,14 @@ def test_the_map_has_a_letter_for_every_cpu(topology: Topology, request: Placeme
         for cpu in topology.cpus
     )
     assert {letter: letters[letter] for letter in expected} == dict(expected)
+
+
+def test_cpus_of_several_ranks_are_marked() -> None:
+    done = run_command("plan", "--synthetic", "core:2 pu:1", "--tp", "5", "--oversubscribe", "--map")
+    assert "0   * *" in done.stdout
+    found = uses(plan_for("core:2 pu:1", 5, oversubscribe=True))
+    assert (found[0].rank, found[0].others) == (0, (1, 2))
+    assert found[0].words == "rank 0, thread 0; rank 1, thread 0; rank 2, thread 0"
 
 
 def test_the_command(tmp_path: Path) -> None:

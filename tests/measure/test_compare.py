@@ -132,6 +132,31 @@ def test_a_command_that_fails(code: str, words: str) -> None:
         measure_run(manager(), [sys.executable, "-c", code], re.compile(r"rate: (\w+)"), 60)
 
 
+@pytest.mark.parametrize("said", ["inf", "1e400", "nan", "1,5", "1.234,5"])
+def test_a_figure_that_is_no_number(said: str) -> None:
+    with pytest.raises(CommandFailedError, match="which is no number"):
+        measure_run(manager(), [sys.executable, "-c", f"print('rate: {said}')"], re.compile(r"rate: (\S+)"), 60)
+
+
+def test_a_rank_that_fails_is_told_though_another_one_waits_for_it() -> None:
+    code = "import os, sys, time; sys.exit('no GPU') if os.environ['RANK'] == '1' else time.sleep(300)"
+    two = VariantManager(VARIANTS["none"], FAST | {"tensor_parallel_size": 2, "oversubscribe": True})
+    with pytest.raises(CommandFailedError, match="rank 1 ended with status 1: no GPU"):
+        measure_run(two, [sys.executable, "-c", code], None, 60)
+
+
+def test_the_usual_variants_that_cannot_be_had_are_left_out() -> None:
+    done = run_command("compare", "--runtime", "gomp", "--bind", str(CPUS[0]), "--budget", "20", "--json", *WORK)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert "--threads-per-core cannot be met" in document["left_out"]["smt"]
+
+
+def test_one_variant_is_compared_with_nothing_set() -> None:
+    done = run_command(*COMPARE, "--variant", "mine=--reserve 0", "--json", *WORK)
+    assert [variant["name"] for variant in json.loads(done.stdout)["variants"]] == ["none", "mine"]
+
+
 def test_a_command_that_is_not_there() -> None:
     with pytest.raises(CommandFailedError, match="/no/such cannot be started: No such file"):
         measure_run(manager(), ["/no/such"], None, 60)
@@ -200,9 +225,6 @@ def test_the_table_and_the_plot(tmp_path: Path) -> None:
     assert "[1.000, 1.000]" in done.stdout
     texts = [element.text for element in ElementTree.parse(path).iter() if element.tag.endswith("text")]  # noqa: S314
     assert {"none", "mine"} <= set(texts)
-    unwritable = run_command(*COMPARE, "--variant", "none", "--variant", "plan", "--svg", "/no/such/plot.svg", *WORK)
-    assert unwritable.returncode == 2
-    assert "cannot be written" in unwritable.stderr
 
 
 @pytest.mark.parametrize(
@@ -211,7 +233,9 @@ def test_the_table_and_the_plot(tmp_path: Path) -> None:
         ((), "compare needs a command"),
         (("--lower", *WORK), "--lower is about --metric"),
         (("--budget", "0", *WORK), "--budget is 0"),
-        (("--variant", "plan", *WORK), "nothing to compare plan with"),
+        (("--variant", "none", *WORK), "nothing to compare none with"),
+        (("--variant", "mine=--help", *WORK), "asks for help"),
+        (("--svg", "/no/such/plot.svg", *WORK), "cannot be written"),
         (("--", "/no/such"), "under none: /no/such cannot be started"),
     ],
 )

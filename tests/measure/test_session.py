@@ -9,8 +9,9 @@ import pytest
 
 from ompaffinity.errors import RequestError
 from ompaffinity.measure import session
+from ompaffinity.measure.advice import verdict
 from ompaffinity.measure.runs import CommandFailedError, Run, TooSlowError
-from ompaffinity.measure.session import Settings, compare_variants, conclude, verdict
+from ompaffinity.measure.session import Settings, compare_variants, conclude
 from ompaffinity.measure.statistics import Interval
 from ompaffinity.measure.variants import VARIANTS
 
@@ -83,6 +84,9 @@ def test_rounds_in_which_others_were_busy_do_not_count_if_there_are_enough_other
         (Interval(1.1, 1.05, 1.2), "faster"),
         (Interval(0.9, 0.85, 0.99), "slower"),
         (Interval(1.0, 0.97, 1.03), "no difference"),
+        # A difference, and none that matters.
+        (Interval(0.985, 0.98, 0.99), "no difference"),
+        (Interval(0.93, 0.917, 1.0), "unclear"),
         # Wide: there may be a difference, and a large one.
         (Interval(1.1, 0.8, 1.5), "unclear"),
         (Interval(1.1), "unclear"),
@@ -102,8 +106,8 @@ class Clock:
         monkeypatch.setattr("ompaffinity.measure.session.time.monotonic", lambda: self.now)
         monkeypatch.setattr(session, "measure_run", self.run)
 
-    def run(self, manager: str, command: Any, metric: Any, most: float) -> Run:
-        del command, metric
+    def run(self, manager: str, command: Any, metric: Any, most: float, watch: Any) -> Run:
+        del command, metric, watch
         self.runs.append(manager)
         length = self._lengths[manager]
         seconds = next(length) if hasattr(length, "__next__") else length
@@ -149,8 +153,49 @@ def test_a_variant_that_takes_too_long_is_left_out(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_budget_for_not_one_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RequestError, match="one round of 3 variants takes 42 seconds, and the budget is 60"):
+    with pytest.raises(RequestError, match="a run of 3 of 3 variants each takes 42 seconds"):
         compared(Clock(monkeypatch, {"none": 14.0, "plan": 14.0, "mask": 14.0}), "none", "plan", "mask")
+
+
+def test_a_variant_that_fails_later_is_left_out_and_the_rounds_before_stand(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, {"none": 2.0, "plan": 1.0, "mask": 1.0})
+    usual = clock.run
+
+    def flaky(manager: str, *rest: Any) -> Run:
+        if manager == failing and clock.runs.count(manager) == 4:
+            raise CommandFailedError("rank 0 ended with status 1: flaky")
+        return usual(manager, *rest)
+
+    failing = "mask"
+    monkeypatch.setattr(session, "measure_run", flaky)
+    found = compared(clock, "none", "plan", "mask", budget_seconds=1000)
+    assert [result.variant.name for result in found.results] == ["none", "plan"]
+    assert found.left_out == {"mask": "a run failed: rank 0 ended with status 1: flaky"}
+    clock.now, failing = 0.0, "none"
+    clock.runs.clear()
+    ended = compared(clock, "none", "plan", budget_seconds=1000)
+    assert ended.rounds == 3
+    assert ended.advice.variant is None
+
+
+def test_nothing_is_left_to_compare(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch, {"none": 1.0, "plan": 500.0})
+    with pytest.raises(RequestError, match="plan: a run takes longer than 25 seconds"):
+        compared(clock, "none", "plan", budget_seconds=100)
+
+
+def test_nothing_is_advised_that_the_figures_do_not_say() -> None:
+    wild = [1.0, 2.0, 0.5, 1.5, 0.7, 1.0, 1.0, 1.0]
+    unclear = said(none=[1.0] * 8, plan=wild)
+    assert unclear.advice.variant == "plan"
+    assert "could not be told" in unclear.advice.text
+    assert "does not matter" not in unclear.advice.text
+    # One that is faster beyond doubt is found, whoever has the best median.
+    team = said(none=[1.0] * 12, plan=[1.0] * 12, team=[0.9] * 12, smt=[*[0.5] * 7, *[2.0] * 5])
+    assert team.advice.variant == "team"
+    # A difference of nothing costs the plan nothing.
+    tiny = said(none=[1.0] * 8, plan=[1.001] * 8)
+    assert (tiny.results[1].verdict, tiny.advice.variant) == ("no difference", "plan")
 
 
 def test_a_command_that_fails_is_told_with_the_variant(monkeypatch: pytest.MonkeyPatch) -> None:

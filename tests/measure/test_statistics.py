@@ -6,7 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ompaffinity.measure.statistics import FEWEST, Interval, median_interval, paired_ratio
+from ompaffinity.measure.statistics import (
+    Interval,
+    confidence_of_each,
+    fewest_values,
+    median_interval,
+    paired_ratio,
+)
 
 
 @pytest.mark.parametrize(
@@ -21,8 +27,21 @@ def test_the_ranks_are_those_of_the_tables(count: int, low: int, high: int) -> N
 
 def test_too_few_values_have_no_interval() -> None:
     assert median_interval([3.0]) == Interval(3.0)
-    assert median_interval([1.0] * (FEWEST - 1)) == Interval(1.0)
+    assert fewest_values() == 6
+    assert median_interval([1.0] * 5) == Interval(1.0)
     assert median_interval([1.0]).width == float("inf")
+
+
+def test_several_intervals_hold_at_once() -> None:
+    assert confidence_of_each(1) == pytest.approx(0.95)
+    assert confidence_of_each(10) == pytest.approx(0.995)
+    assert fewest_values(confidence_of_each(10)) == 9
+    draw = random.Random(2)  # noqa: S311
+    wrong = 0
+    for _ in range(1000):
+        found = [median_interval([draw.gauss(1, 0.1) for _ in range(20)], confidence_of_each(10)) for _ in range(10)]
+        wrong += any(not (one.low or 0) <= 1 <= (one.high or 0) for one in found)
+    assert wrong <= 0.06 * 1000
 
 
 @given(st.lists(st.floats(0.1, 10), min_size=1, max_size=40))

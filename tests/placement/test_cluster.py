@@ -74,6 +74,13 @@ def test_gpus_that_the_scheduler_counts_and_nobody_sees() -> None:
     assert "device-node-unknown" in [message.code for message in plan.all_warnings]
 
 
+def test_gpu_ranks_of_one_machine_go_to_the_nodes_that_count_its_gpus() -> None:
+    whole = with_gpus("a", 0, 0, 1, 1)
+    nodes = [whole._replace(node_id=name, host="one", gpus=gpus) for name, gpus in (("a", 1.5), ("b", 3.0))]
+    plan = make_cluster_plan(nodes, PlacementRequest(tensor_parallel_size=4, numa_bind=True))
+    assert counts(plan) == {"a": 1, "b": 3}
+
+
 def test_more_gpu_ranks_than_gpus() -> None:
     request = PlacementRequest(tensor_parallel_size=3, numa_bind=True)
     with pytest.raises(PlacementError, match="3 GPU ranks were asked for, but the cluster counts 2 GPUs"):

@@ -92,24 +92,11 @@ def test_cores_are_not_shared_unless_it_is_said(topology: Topology, data: st.Dat
     request = data.draw(gpu_requests(topology, share=False))
     plan = make_plan(topology, request)
     if "ranks-share-cores" in codes(plan):
-        # It is so: somewhere there are fewer usable cores than ranks that have nothing else.
-        homes_of = [home.nodes for home in request.device_homes or ()]
-        assert (
-            any(
-                len(
-                    {
-                        topology.cpu(cpu).physical_core
-                        for cpu in topology.allowed_cpus
-                        if topology.cpu(cpu).numa_node == node
-                    }
-                )
-                < sum(node in nodes for nodes in homes_of)
-                for node in {node for nodes in homes_of for node in nodes} | {UNKNOWN}
-            )
-            or not topology.nodes
-            or len(topology.nodes) == 1
-            or request.cpus is not None
-        )
+        # It is so: there is a node with fewer cores than ranks.
+        allowed = [topology.cpu(cpu) for cpu in request.cpus or topology.allowed_cpus]
+        allowed = [cpu for cpu in allowed if request.cpus or not cpu.isolated]
+        cores = {(cpu.physical_core if cpu.physical_core != UNKNOWN else -2 - cpu.id, cpu.numa_node) for cpu in allowed}
+        assert min(collections.Counter(node for _, node in cores).values()) < len(plan.ranks)
         return
     owners = collections.defaultdict(set)
     for rank in plan.ranks:
@@ -261,6 +248,8 @@ def test_nobody_shares_a_core_for_the_sake_of_another_node() -> None:
     assert warnings(plan) == []
     both = plan_of(bound_to(topology, {0, 1, 8}), (0, 1), (0, 1), reserve=0)
     assert [rank.affinity for rank in both.ranks] == [(0, 8), (1,)]
+    one_each = plan_of(bound_to(topology, {0, 8}), (0, 1), (0, 1), reserve=0)
+    assert [rank.affinity for rank in one_each.ranks] == [(0,), (8,)]
     # Who has nothing else comes first.
     needy = plan_of(bound_to(topology, {0, 1, 8}), (0, 1), 1, reserve=0)
     assert [rank.affinity for rank in needy.ranks] == [(0, 1), (8,)]
