@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 
 from ompaffinity.devices.devices import DeviceList, live_devices
 from ompaffinity.devices.homes import homes
-from ompaffinity.devices.visibility import PhysicalDevice, by_address, visible_devices
+from ompaffinity.devices.visibility import VISIBILITY, PhysicalDevice, by_address, visible_devices
 from ompaffinity.errors import RequestError
 from ompaffinity.launch.masks import environments_of_ranks
 from ompaffinity.placement.gpu import check_node
@@ -83,7 +84,7 @@ def _sharers(topology: Topology, own: Device, place: LauncherRank) -> Sharers:
     machine = _of_vendor(live_devices(topology, environ={}, whole_bus=True).devices, own)
     # Where the driver hides the others (a device control group), their numbers say nothing: each one's is 0.
     if len(driver) > 1 or len(machine) == 1:
-        environments = environments_of_ranks(place)
+        environments = environments_of_ranks(place, [name for name in VISIBILITY if name in os.environ])
         if environments is not None:
             addresses = {rank: _first_address(driver, found) for rank, found in environments.items() if rank < size}
             together = [rank for rank in sorted(addresses) if addresses[rank] == own.address]

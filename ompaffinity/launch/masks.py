@@ -16,7 +16,7 @@ from ompaffinity.records import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from ompaffinity.launch.ranks import LauncherRank
 
@@ -65,8 +65,11 @@ def seat_within_mask(environ: Mapping[str, str], place: LauncherRank) -> Seat:
     return _seen(variable, launcher, place.local_rank, size, mine, given)
 
 
-def environments_of_ranks(place: LauncherRank) -> dict[int, dict[str, str]] | None:
-    """Return what the first process of each local rank was started with; None where not all are seen in two seconds."""
+def environments_of_ranks(place: LauncherRank, names: Collection[str]) -> dict[int, dict[str, str]] | None:
+    """Return what the first process of each local rank that has these variables was started with.
+
+    A script under the launcher may set them before it starts the rank. None where not all are seen in two seconds.
+    """
     variable, size = local_rank_variable(place.launcher), place.local_world_size or 1
     if variable is None:
         return None
@@ -77,7 +80,7 @@ def environments_of_ranks(place: LauncherRank) -> dict[int, dict[str, str]] | No
         for pid in _below(launcher):
             environment = _environment(pid)
             rank = environment.get(variable, "")
-            if rank.isascii() and rank.isdigit():
+            if rank.isascii() and rank.isdigit() and environment.keys() >= set(names):
                 found.setdefault(int(rank), environment)
         if found.keys() >= set(range(size)):
             return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,7 @@ from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.placement.union import union_of
 from ompaffinity.topology.model import Topology
 from tests.conftest import ROOT, needs_nvml
+from tests.launch.test_exec import launch
 from tests.launch.test_masks import CPUS
 from tests.placement.machines import synthetic
 
@@ -230,7 +232,7 @@ def test_ranks_that_share_a_gpu_divide_its_part(machine: Any, monkeypatch: pytes
     # Ranks 0 and 1 have GPU 0, rank 2 has GPU 1.
     variables = ["0", "0", "1"]
     environments = {rank: {"CUDA_VISIBLE_DEVICES": text} for rank, text in enumerate(variables)}
-    monkeypatch.setattr(gpus, "environments_of_ranks", lambda place: environments)
+    monkeypatch.setattr(gpus, "environments_of_ranks", lambda place, names: environments)
     found = []
     for rank, text in enumerate(variables):
         machine(synthetic(TWO), 0, 0, visible=(int(text),))
@@ -240,7 +242,7 @@ def test_ranks_that_share_a_gpu_divide_its_part(machine: Any, monkeypatch: pytes
 
 
 def test_more_ranks_than_gpus_and_nobody_says_who_has_which(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpus, "environments_of_ranks", lambda place: None)
+    monkeypatch.setattr(gpus, "environments_of_ranks", lambda place, names: None)
     found = []
     for rank in range(2):
         machine(synthetic(TWO), 0, visible=(0,), hidden=True)
@@ -405,3 +407,45 @@ def test_a_forkserver_is_refused(machine: Any) -> None:
     ):
         assert placement.bound
         context.Process(target=print).start()
+
+
+SHOW = """
+import json, os
+placement = json.loads(os.environ["OMPAFFINITY_PLACEMENT"])
+print(json.dumps([placement["local_rank"], placement["device"], sorted(os.sched_getaffinity(0))]))
+"""
+EXEC = [sys.executable, "-m", "ompaffinity", "exec", "--numa-bind", "--", sys.executable, "-c", SHOW]
+
+
+@needs_nvml
+@pytest.mark.skipif(shutil.which("mpirun.openmpi") is None, reason="Open MPI is not installed")
+@pytest.mark.skipif(len(CPUS) < 2, reason="two ranks need two CPUs")
+@pytest.mark.parametrize(
+    "script",
+    [
+        '"$@"',
+        'CUDA_VISIBLE_DEVICES=$OMPI_COMM_WORLD_LOCAL_RANK exec "$@"',
+        # The shell stays, and has no such variable.
+        'CUDA_VISIBLE_DEVICES=$OMPI_COMM_WORLD_LOCAL_RANK "$@"; true',
+        # Both on one GPU: each gets a half of its part, or of what is there.
+        'CUDA_VISIBLE_DEVICES=0 exec "$@"',
+    ],
+)
+def test_ranks_of_mpirun_share_no_cpu(tmp_path: Path, driver: dict[str, Path], script: str) -> None:
+    (tmp_path / "plan").write_text(LINES)
+    told = {
+        "LD_LIBRARY_PATH": str(driver["new"]),
+        "OMPAFFINITY_NVML_PLAN": str(tmp_path / "plan"),
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    }
+    done = launch("mpirun.openmpi", "--bind-to", "none", "-n", "2", "sh", "-c", script, "sh", *EXEC, **told)
+    assert done.returncode == 0, done.stderr
+    found = {row[0]: row[1:] for row in map(json.loads, done.stdout.splitlines())}
+    assert found.keys() == {0, 1}
+    masks = [set(mask) for _, mask in found.values()]
+    assert all(masks)
+    if "=0" not in script or len(CPUS) > 3:
+        assert not masks[0] & masks[1]
+    alone = "CUDA_VISIBLE_DEVICES" in script
+    assert [found[rank][0] for rank in (0, 1)] == ([0, 0] if alone else [0, 1])
