@@ -54,14 +54,17 @@ def own_cpus(plan: Plan, placement: RankPlacement) -> tuple[int, ...]:
 
 
 def _per_rank(
-    line: Callable[[Plan, RankPlacement], Iterable[str]],
+    line: Callable[[Plan, RankPlacement], Iterable[str]], *, file: bool = False
 ) -> Callable[[Plan, list[RankPlacement]], str]:
-    """Return what writes lines for each rank, after a comment that names it where there are several."""
+    """Return what writes lines for each rank, after a comment that names it.
+
+    One rank alone that is no `file` but the beginning of a command has none, so that it can be used as it is.
+    """
 
     def write(plan: Plan, ranks: list[RankPlacement]) -> str:
         lines: list[str] = []
         for placement in ranks:
-            if len(ranks) > 1 or not placement.bound:
+            if file or len(ranks) > 1 or not placement.bound:
                 lines.append(f"# rank {placement.rank}{'' if placement.bound else ', not bound'}")
             lines += line(plan, placement) if placement.bound else ()
         return "\n".join(lines) + "\n"
@@ -208,12 +211,12 @@ def _check_bound(what: str, ranks: list[RankPlacement]) -> None:
 
 
 EXPORTS: dict[str, Callable[[Plan, list[RankPlacement]], str]] = {
-    "env": _per_rank(_shell),
+    "env": _per_rank(_shell, file=True),
     "numactl": _per_rank(_numactl),
     "taskset": _per_rank(_taskset),
     "slurm": _slurm,
     "rankfile": _rankfile,
-    "systemd": _per_rank(_systemd),
+    "systemd": _per_rank(_systemd, file=True),
     "docker": _per_rank(_docker),
     "hwloc": _per_rank(_hwloc),
     "vllm": _vllm,

@@ -72,7 +72,7 @@ def test_the_proof() -> None:
 
 def test_a_comparison() -> None:
     command = ("--variant", "none", "--variant", "plan", "--", sys.executable, "-c", "pass")
-    check(json.loads(run_command("compare", "--runtime", "gomp", "--budget", "20", "--json", *command).stdout))
+    check(json.loads(run_command("compare", "--runtime", "gomp", "--budget", "6", "--json", *command).stdout))
 
 
 @pytest.mark.parametrize("name", recorded_names("sysfs", ".tar.gz")[::7])

@@ -146,14 +146,14 @@ def test_a_rank_that_fails_is_told_though_another_one_waits_for_it() -> None:
 
 
 def test_the_usual_variants_that_cannot_be_had_are_left_out() -> None:
-    done = run_command("compare", "--runtime", "gomp", "--bind", str(CPUS[0]), "--budget", "20", "--json", *WORK)
+    done = run_command("compare", "--runtime", "gomp", "--bind", str(CPUS[0]), "--budget", "12", "--json", *WORK)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert "--threads-per-core cannot be met" in document["left_out"]["smt"]
 
 
 def test_one_variant_is_compared_with_nothing_set() -> None:
-    done = run_command(*COMPARE, "--variant", "mine=--reserve 0", "--json", *WORK)
+    done = run_command(*COMPARE, "--budget", "6", "--variant", "mine=--reserve 0", "--json", *WORK)
     assert [variant["name"] for variant in json.loads(done.stdout)["variants"]] == ["none", "mine"]
 
 
