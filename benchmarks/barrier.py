@@ -38,7 +38,7 @@ def main() -> None:
     for name in MANAGED_VARIABLES:
         os.environ.pop(name, None)
     logging.getLogger("ompaffinity").disabled = True
-    text = [f"{platform.machine()}, {options.cpus} CPUs; microseconds per region, the mean of the ranks' sums\n"]
+    text = [f"{platform.machine()}, {options.cpus} CPUs; microseconds per region, summed over the ranks\n"]
     documents = []
     with tempfile.TemporaryDirectory() as folder:
         program = str(Path(folder, "barrier"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -129,11 +130,10 @@ def test_the_figures_are_those_of_the_benchmark() -> None:
     ]
     assert len(shown) > 10
     assert set(shown) <= set(measured)
-    ours = {
-        heading: next(line for line in measured[number:] if line.startswith("| ours, libgomp"))
-        for number, heading in enumerate(measured)
-        if heading.startswith("### dp, fp32")
-    }
-    (alone, beside) = ours.values()
-    assert "| 4.68 [1.19, 5.32] | 1.02 [0.94, 1.34] |" in alone
-    assert "| 2.79 [2.46, 3.99] |" in beside
+    tables = json.loads((ROOT / "benchmarks" / "results" / "inference.json").read_text())["tables"]
+    for mode in ("dp", "tp"):
+        for neighbour in (False, True):
+            asked = (mode, "fp32", neighbour)
+            rows = next(t["rows"] for t in tables if (t["mode"], t["type"], t["neighbour"]) == asked)
+            ratio = rows["ours, libgomp"]["to default"]
+            assert f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]" in README
