@@ -24,6 +24,8 @@ from ompaffinity.topology.idlist import format_id_list
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from ompaffinity.memory.policy import ThreadPolicy
     from ompaffinity.placement.plan import RankPlacement
 
@@ -149,19 +151,27 @@ def _inherited_masks(placement: RankPlacement) -> list[set[int]]:
 
 
 def _bind_other_threads(placement: RankPlacement, binding: ProcessBinding, inherited: list[set[int]]) -> None:
-    """Bind the threads that nobody has bound, until there are no new ones: an unbound one may start more meanwhile."""
-    seen = set(binding._all_teams)
+    """Bind the threads that nobody has bound."""
+    for number, mask in threads_but(binding._all_teams):
+        if mask in inherited:
+            bind_thread(number, placement.affinity, binding, must=False)
+        elif mask != set(placement.affinity):
+            bound = UnboundThread(number, thread_name(number), f"was bound to CPU {format_id_list(mask)} before")
+            binding.not_bound.append(bound)
+
+
+def threads_but(known: Iterable[int]) -> Iterator[tuple[int, set[int]]]:
+    """Yield the other threads of this process and their masks, until there are no new ones.
+
+    A thread that the caller has not bound yet may start more meanwhile.
+    """
+    seen = set(known)
     while new := set(map(int, os.listdir("/proc/self/task"))) - seen:
         seen |= new
         for number in sorted(new):
             mask = mask_of(number)
-            if mask is None:
-                continue
-            if mask in inherited:
-                bind_thread(number, placement.affinity, binding, must=False)
-            elif mask != set(placement.affinity):
-                bound = UnboundThread(number, thread_name(number), f"was bound to CPU {format_id_list(mask)} before")
-                binding.not_bound.append(bound)
+            if mask is not None:
+                yield number, mask
 
 
 def _set_memory_policy(placement: RankPlacement, binding: ProcessBinding) -> None:

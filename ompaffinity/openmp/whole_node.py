@@ -8,10 +8,9 @@ from threading import get_native_id
 
 from ompaffinity.errors import BindingError, RequestError
 from ompaffinity.openmp.granted import full_message, refusal_message
-from ompaffinity.openmp.in_process import ProcessBinding, UnboundThread, bind_thread, thread_name
+from ompaffinity.openmp.in_process import ProcessBinding, UnboundThread, bind_thread, thread_name, threads_but
 from ompaffinity.openmp.process_memory import take_team_policy
 from ompaffinity.placement.memory import has_several_memory_nodes, nearest_memory_node
-from ompaffinity.processes import mask_of
 from ompaffinity.records import Message
 from ompaffinity.topology.idlist import format_id_list
 from ompaffinity.topology.load import load_topology
@@ -64,19 +63,12 @@ def numa_bind_to_node(node: int) -> ProcessBinding:
 
 
 def _bind_other_threads(cpus: set[int], binding: ProcessBinding) -> None:
-    """Bind the other threads until there are no new ones: one that is not bound yet may start more meanwhile."""
-    seen = {get_native_id()}
-    while new := set(map(int, os.listdir("/proc/self/task"))) - seen:
-        seen |= new
-        for number in sorted(new):
-            mask = mask_of(number)
-            if mask is None:
-                continue
-            if mask & cpus:
-                bind_thread(number, tuple(sorted(mask & cpus)), binding, must=False)
-            else:
-                reason = f"was bound to CPU {format_id_list(mask)} before, none of which is there"
-                binding.not_bound.append(UnboundThread(number, thread_name(number), reason))
+    for number, mask in threads_but([get_native_id()]):
+        if mask & cpus:
+            bind_thread(number, tuple(sorted(mask & cpus)), binding, must=False)
+        else:
+            reason = f"was bound to CPU {format_id_list(mask)} before, none of which is there"
+            binding.not_bound.append(UnboundThread(number, thread_name(number), reason))
 
 
 def _set_memory_policy(node: int, binding: ProcessBinding) -> None:
