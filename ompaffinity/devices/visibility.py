@@ -61,10 +61,8 @@ def visible_devices(
             if vendor == NVIDIA:
                 # HIP reads CUDA's variable, too; where there are GPUs of both it is meant for CUDA.
                 environ = {name: value for name, value in environ.items() if name != CUDA_LIST}
-    only_others = all(device.vendor == OTHER for device in devices)
-    others = [device for device in devices if device.vendor == OTHER and (only_others or not device.display)]
-    if any(not device.display for device in others):
-        others = [device for device in others if not device.display]
+    only_displays = all(device.vendor == OTHER and device.display for device in devices)
+    others = [device for device in devices if device.vendor == OTHER and (only_displays or not device.display)]
     found += sorted(others, key=_by_address)
     return tuple(found), tuple(messages)
 

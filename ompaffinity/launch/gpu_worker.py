@@ -149,7 +149,7 @@ def _plan(config: Any, topology: Topology, wanted: _WantedGpus) -> Plan:
     """Return the plan for the GPUs of a process, and for those that they share the machine with.
 
     Raises:
-        RequestError: there are GPUs, but none of these.
+        RequestError: there are GPUs, but not all of these.
     """
     lists = NumaBindConfig(True, getattr(config, "numa_bind_nodes", None), getattr(config, "numa_bind_cpus", None))
     # Lists that overlap are what the user wants.
@@ -160,7 +160,6 @@ def _plan(config: Any, topology: Topology, wanted: _WantedGpus) -> Plan:
     count = by_hand[0] if by_hand else len(homes)
     if not count:
         return _no_gpu(topology, wanted)
-    own = [gpu for gpu in wanted.own if gpu < count]
     missing = [gpu for gpu in wanted.own if gpu >= count]
     if missing:
         raise RequestError(
@@ -168,6 +167,7 @@ def _plan(config: Any, topology: Topology, wanted: _WantedGpus) -> Plan:
             + (f"the lists of the configuration name {count}" if by_hand else f"this process sees {count}")
             + "; look at CUDA_VISIBLE_DEVICES, and at the sizes and lists of the configuration"
         )
+    own = list(wanted.own)
     # The others are there to be left their part; what is wrong with them is for their own workers to say.
     homes = tuple(home if gpu in own else home._replace(messages=(), quiet=True) for gpu, home in enumerate(homes))
     request = request._replace(device_homes=homes)

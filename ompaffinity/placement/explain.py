@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 WARNING, NOTE = "warning", "note"
 
+UNUSED_BY_GPUS = "no GPU of the ranks is next to them; --span package (or machine) lends them to the nearest ranks"
+
 REASONS = (
     "offline",
     "not-allowed",
@@ -210,9 +212,6 @@ def _about_gpu_nodes(pools: list[Pool], ranks: tuple[RankPlacement, ...]) -> Ite
         nodes = format_id_list(pool.node for pool in unused)
         text = f"{_plural('node', len(unused))} {nodes}: {UNUSED_BY_GPUS}"
         yield Message("nodes-unused", NOTE, text)
-
-
-UNUSED_BY_GPUS = "no GPU of the ranks is next to them; --span package (or machine) lends them to the nearest ranks"
 
 
 def _about_unused_nodes(nodes: int, ranks: int) -> str:
