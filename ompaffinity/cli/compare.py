@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import sys
 from contextlib import contextmanager
 
-from ompaffinity.errors import PlacementError, RequestError
+from ompaffinity.cli.parse import parse_command_line
+from ompaffinity.errors import OmpAffinityError, PlacementError, RequestError
 from ompaffinity.jsontext import to_json
 from ompaffinity.measure.runs import metric_of
 from ompaffinity.measure.session import Settings, compare_variants
-from ompaffinity.measure.variants import USUAL, VARIANTS, VariantManager, variants_of
+from ompaffinity.measure.variants import PLAN, USUAL, VARIANTS, Variant, VariantManager
 from ompaffinity.placement.request import PlacementRequest
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
-    from ompaffinity.measure.variants import Variant
     from ompaffinity.records import Message
 
 
@@ -58,6 +59,49 @@ def run_compare(values: dict[str, Any]) -> int:
 
         write_plot(comparison, values["svg"])
     return 0
+
+
+def variants_of(texts: Iterable[str]) -> list[Variant]:
+    """Return the variants that were named: by a name of ours, or as ``NAME=--option value ...`` of a plan's options.
+
+    Raises:
+        RequestError: a name that is none, or is given twice, or options that are not a plan's.
+    """
+    found: dict[str, Variant] = {}
+    for text in texts:
+        name, equals, flags = text.partition("=")
+        if equals:
+            variant = Variant(_named(name), flags, PLAN, _request(name, flags), flags)
+        elif name in VARIANTS:
+            variant = VARIANTS[name]
+        else:
+            raise RequestError(
+                f"--variant is {text!r}; it must be one of {', '.join(VARIANTS)}, or NAME='--option value ...'"
+            )
+        if variant.name in found:
+            raise RequestError(f"--variant names {variant.name!r} twice")
+        found[variant.name] = variant
+    return [*found.values()]
+
+
+def _named(name: str) -> str:
+    if not (name and name.isprintable() and len(name) <= 40) or name in VARIANTS:
+        raise RequestError(f"--variant {name!r}=...: give it a name of its own, of at most 40 letters")
+    return name
+
+
+def _request(name: str, flags: str) -> dict[str, Any]:
+    try:
+        words = shlex.split(flags)
+        _, values = parse_command_line(["verify", *words])
+    except (ValueError, OmpAffinityError) as error:
+        raise RequestError(f"--variant {name}: {error}") from None
+    except SystemExit:
+        raise RequestError(f"--variant {name}: {flags!r} asks for help; give options of a plan") from None
+    strange = values.keys() - set(PlacementRequest._fields)
+    if strange:
+        raise RequestError(f"--variant {name}: {', '.join(sorted(strange))} is no option of a plan")
+    return values
 
 
 def _managers(

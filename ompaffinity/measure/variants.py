@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shlex
 
-from ompaffinity.errors import OmpAffinityError, RequestError
 from ompaffinity.openmp.environment import BINDING_VARIABLES, MANAGED_VARIABLES, PLACEMENT_VARIABLE
 from ompaffinity.openmp.manager import OMPProcessManager
 from ompaffinity.placement.architecture import ALL
@@ -13,7 +11,7 @@ from ompaffinity.records import NamedTuple
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
     from typing import Any
 
     from ompaffinity.placement.plan import RankPlacement
@@ -64,52 +62,6 @@ VARIANTS = {
 }
 USUAL = ("none", "threads", "mask", "plan", "thread", "team", "smt", "no-smt", "no-reserve", "span", "memory-none")
 """Tried where none are named; those that would start the same as another one are left out."""
-
-
-def variants_of(texts: Iterable[str]) -> list[Variant]:
-    """Return the variants that were named: by a name of ours, or as ``NAME=--option value ...`` of a plan's options.
-
-    Raises:
-        RequestError: a name that is none, or is given twice, or options that are not a plan's.
-    """
-    found: dict[str, Variant] = {}
-    for text in texts:
-        name, equals, flags = text.partition("=")
-        if equals:
-            variant = Variant(_named(name), flags, PLAN, _request(name, flags), flags)
-        elif name in VARIANTS:
-            variant = VARIANTS[name]
-        else:
-            raise RequestError(
-                f"--variant is {text!r}; it must be one of {', '.join(VARIANTS)}, or NAME='--option value ...'"
-            )
-        if variant.name in found:
-            raise RequestError(f"--variant names {variant.name!r} twice")
-        found[variant.name] = variant
-    return [*found.values()]
-
-
-def _named(name: str) -> str:
-    if not (name and name.isprintable() and len(name) <= 40) or name in VARIANTS:
-        raise RequestError(f"--variant {name!r}=...: give it a name of its own, of at most 40 letters")
-    return name
-
-
-def _request(name: str, flags: str) -> dict[str, Any]:
-    from ompaffinity.cli.parse import parse_command_line
-    from ompaffinity.placement.request import PlacementRequest
-
-    try:
-        words = shlex.split(flags)
-        _, values = parse_command_line(["verify", *words])
-    except (ValueError, OmpAffinityError) as error:
-        raise RequestError(f"--variant {name}: {error}") from None
-    except SystemExit:
-        raise RequestError(f"--variant {name}: {flags!r} asks for help; give options of a plan") from None
-    strange = values.keys() - set(PlacementRequest._fields)
-    if strange:
-        raise RequestError(f"--variant {name}: {', '.join(sorted(strange))} is no option of a plan")
-    return values
 
 
 def _own_cpus_alone(placement: RankPlacement) -> RankPlacement:

@@ -15,9 +15,10 @@ from xml.etree import ElementTree
 import pytest
 
 import ompaffinity
+from ompaffinity.cli.compare import variants_of
 from ompaffinity.errors import RequestError
 from ompaffinity.measure.runs import CommandFailedError, TooSlowError, measure_run, metric_of
-from ompaffinity.measure.variants import VARIANTS, VariantManager, variants_of
+from ompaffinity.measure.variants import VARIANTS, VariantManager
 from tests.conftest import run_command
 
 CPUS = sorted(os.sched_getaffinity(0))
