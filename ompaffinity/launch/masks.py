@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ompaffinity.launch.ranks import LauncherRank
 
-WAIT_SECONDS = 2.0
+WAIT_SECONDS = 5.0
 POLL_SECONDS = 0.02
 
 
@@ -40,7 +40,7 @@ class Seat(NamedTuple):
 def seat_within_mask(environ: Mapping[str, str], place: LauncherRank) -> Seat:
     """Return this rank's place among the local ranks that share its mask.
 
-    A rank that is not seen within two seconds (it has ended, or has not begun) counts to those who share where the
+    A rank that is not seen within five seconds (it has ended, or has not begun) counts to those who share where the
     masks are too wide for all ranks to have one of their own: then nothing is given twice, but something may be left
     unused.
     """
@@ -68,7 +68,7 @@ def seat_within_mask(environ: Mapping[str, str], place: LauncherRank) -> Seat:
 def environments_of_ranks(place: LauncherRank, names: Collection[str]) -> dict[int, dict[str, str]] | None:
     """Return what the first process of each local rank that has these variables was started with.
 
-    A script under the launcher may set them before it starts the rank. None where not all are seen in two seconds.
+    A script under the launcher may set them before it starts the rank. None where not all are seen in five seconds.
     """
     variable, size = local_rank_variable(place.launcher), place.local_world_size or 1
     if variable is None:

@@ -177,9 +177,9 @@ def test_open_mpi_binds_by_the_rankfile(tmp_path: Path) -> None:
     (tmp_path / "ranks").write_text(done.stdout)
     planned = [set(parse_id_list(line.partition("slot=")[2])) for line in lines_of(done.stdout)]
     show = "import os; print('rank', os.environ['OMPI_COMM_WORLD_RANK'], sorted(os.sched_getaffinity(0)), flush=True)"
-    root = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
     words = [
         "mpirun.openmpi",
+        "--allow-run-as-root",
         "--mca",
         "rmaps_rank_file_physical",
         "1",
@@ -188,7 +188,7 @@ def test_open_mpi_binds_by_the_rankfile(tmp_path: Path) -> None:
         "-n",
         "2",
     ]
-    started = launch(*words, sys.executable, "-c", show, **root)
+    started = launch(*words, sys.executable, "-c", show)
     assert started.returncode == 0, started.stderr
     found = {int(rank): set(json.loads(mask)) for rank, mask in re.findall(r"rank (\d) (\[.*?\])", started.stdout)}
     assert found == dict(enumerate(planned))

@@ -15,11 +15,16 @@ from tests.conftest import ROOT
 from tests.openmp.libraries import needs_torch
 
 REPORT = """
-import json, os
+import json, os, time
 names = ("OMP_NUM_THREADS", "OMPAFFINITY_PLACEMENT")
+folder, ranks = os.environ["REPORTS"], int(os.environ.get("REPORTING_RANKS", "1"))
 # A file each: launchers mix the lines of ranks that print at once.
-with open(os.path.join(os.environ["REPORTS"], str(os.getpid())), "w") as file:
+with open(os.path.join(folder, str(os.getpid())), "w") as file:
     json.dump([sorted(os.sched_getaffinity(0)), *(os.environ.get(name) for name in names)], file)
+# Ranks look at each other, and who has ended is not seen: real workers live longer than the start of the others.
+deadline = time.monotonic() + 60
+while len(os.listdir(folder)) < ranks and time.monotonic() < deadline:
+    time.sleep(0.02)
 """
 # Which runtime a worker loads is not the same everywhere.
 EXEC = [sys.executable, "-m", "ompaffinity", "exec", "--runtime", "gomp", "--granularity", "thread"]
@@ -29,7 +34,8 @@ CPUS = sorted(os.sched_getaffinity(0))
 needs_two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="two ranks need two CPUs")
 
 
-def launch(*command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def launch(*command: str, ranks: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Start this; workers that report wait until so many have."""
     names = ("LOCAL_RANK", "OMPI_", "PMI", "SLURM_", "MPI_")
     clean = {name: value for name, value in os.environ.items() if not name.startswith(names)}
     return subprocess.run(
@@ -40,7 +46,7 @@ def launch(*command: str, **environment: str) -> subprocess.CompletedProcess[str
         cwd=ROOT,
         timeout=300,
         stdin=subprocess.DEVNULL,
-        env=clean | environment,
+        env=clean | {"REPORTING_RANKS": str(ranks)} | environment,
     )
 
 
@@ -155,13 +161,13 @@ def needs(program: str) -> pytest.MarkDecorator:
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_mpi_starts_ranks_that_bind_themselves(launcher: list[str], ranks: int, folder: Path) -> None:
     few = ["--oversubscribe"] if ranks > len(CPUS) else []
-    check_ranks(launch(*launcher, str(ranks), *EXEC, *few, *WORKER), ranks, folder)
+    check_ranks(launch(*launcher, str(ranks), *EXEC, *few, *WORKER, ranks=ranks), ranks, folder)
 
 
 @needs_two_cpus
 @needs("mpirun.openmpi")
 def test_ranks_that_mpirun_bound_apart_stay_apart(folder: Path) -> None:
-    done = launch(*OPEN_MPI, "--bind-to", "core", "-n", "2", *EXEC, *WORKER)
+    done = launch(*OPEN_MPI, "--bind-to", "core", "-n", "2", *EXEC, *WORKER, ranks=2)
     found = reports(folder)
     assert done.returncode == 0, done.stderr
     assert len(found) == 2
@@ -177,14 +183,14 @@ def test_ranks_that_mpirun_bound_apart_stay_apart(folder: Path) -> None:
 def test_torchrun_starts_ranks_that_bind_themselves(ranks: int, folder: Path) -> None:
     few = ["--oversubscribe"] if ranks > len(CPUS) else []
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
-    check_ranks(launch(*torchrun, "--no-python", *EXEC, *few, *WORKER), ranks, folder)
+    check_ranks(launch(*torchrun, "--no-python", *EXEC, *few, *WORKER, ranks=ranks), ranks, folder)
 
 
 @needs_two_cpus
 @needs("mpirun.openmpi")
 @pytest.mark.parametrize("binding", [["--bind-to", "socket"], ["--bind-to", "numa"], []])
 def test_ranks_that_mpirun_bound_together_share_what_they_have(binding: list[str], folder: Path) -> None:
-    done = launch(*OPEN_MPI, *binding, "-n", "3", *EXEC, "--reserve", "0", "--oversubscribe", *WORKER)
+    done = launch(*OPEN_MPI, *binding, "-n", "3", *EXEC, "--reserve", "0", "--oversubscribe", *WORKER, ranks=3)
     assert done.returncode == 0, done.stderr
     placements = [json.loads(report[2]) for report in reports(folder)]
     assert len(placements) == 3
@@ -206,11 +212,12 @@ def script(folder: Path, before: str = "", after: str = "", prefix: str = "") ->
 
 @needs_two_cpus
 @needs_torch
-def test_a_mask_that_a_script_set_for_all_ranks_is_shared(folder: Path) -> None:
+@pytest.mark.parametrize("before", ["", "sleep 0.$((LOCAL_RANK * 8))"], ids=["at once", "one after the other"])
+def test_a_mask_that_a_script_set_for_all_ranks_is_shared(before: str, folder: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
     part = CPUS[: len(CPUS) // 2]
-    path = script(folder, prefix=f"exec taskset -c {','.join(map(str, part))}")
-    done = launch(*torchrun, str(path))
+    path = script(folder, before, prefix=f"exec taskset -c {','.join(map(str, part))}")
+    done = launch(*torchrun, str(path), ranks=2)
     assert done.returncode == 0, done.stderr
     owned = [cpu for report in reports(folder) for cpu in json.loads(report[2])["cpus"]]
     # One CPU they share, more they divide.
@@ -229,7 +236,7 @@ def test_a_script_of_its_own_for_each_rank(folder: Path) -> None:
 @needs_two_cpus
 @needs("mpirun.mpich")
 def test_a_script_does_not_hide_that_ranks_are_bound_apart(folder: Path) -> None:
-    done = launch(*HYDRA, "-n", "2", "-bind-to", "core", str(script(folder, after="true")))
+    done = launch(*HYDRA, "-n", "2", "-bind-to", "core", str(script(folder, after="true")), ranks=2)
     assert done.returncode == 0, done.stderr
     masks = [set(report[0]) for report in reports(folder)]
     assert len(masks) == 2

@@ -28,7 +28,7 @@ from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.placement.union import union_of
 from ompaffinity.topology.model import Topology
 from tests.conftest import ROOT, needs_nvml
-from tests.launch.test_exec import launch
+from tests.launch.test_exec import OPEN_MPI, WORKER, launch, reports
 from tests.launch.test_masks import CPUS
 from tests.placement.machines import synthetic
 
@@ -409,12 +409,7 @@ def test_a_forkserver_is_refused(machine: Any) -> None:
         context.Process(target=print).start()
 
 
-SHOW = """
-import json, os
-placement = json.loads(os.environ["OMPAFFINITY_PLACEMENT"])
-print(json.dumps([placement["local_rank"], placement["device"], sorted(os.sched_getaffinity(0))]))
-"""
-EXEC = [sys.executable, "-m", "ompaffinity", "exec", "--numa-bind", "--", sys.executable, "-c", SHOW]
+EXEC = [sys.executable, "-m", "ompaffinity", "exec", "--numa-bind", *WORKER]
 
 
 @needs_nvml
@@ -433,19 +428,20 @@ EXEC = [sys.executable, "-m", "ompaffinity", "exec", "--numa-bind", "--", sys.ex
 )
 def test_ranks_of_mpirun_share_no_cpu(tmp_path: Path, driver: dict[str, Path], script: str) -> None:
     (tmp_path / "plan").write_text(LINES)
+    (tmp_path / "reports").mkdir()
     told = {
+        "REPORTS": str(tmp_path / "reports"),
         "LD_LIBRARY_PATH": str(driver["new"]),
         "OMPAFFINITY_NVML_PLAN": str(tmp_path / "plan"),
-        "OMPI_ALLOW_RUN_AS_ROOT": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
     }
-    done = launch("mpirun.openmpi", "--bind-to", "none", "-n", "2", "sh", "-c", script, "sh", *EXEC, **told)
+    done = launch(*OPEN_MPI, "--bind-to", "none", "-n", "2", "sh", "-c", script, "sh", *EXEC, ranks=2, **told)
     assert done.returncode == 0, done.stderr
-    found = {row[0]: row[1:] for row in map(json.loads, done.stdout.splitlines())}
-    assert found.keys() == {0, 1}
-    masks = [set(mask) for _, mask in found.values()]
+    found = reports(tmp_path / "reports")
+    masks = [set(report[0]) for report in found]
+    placements = [json.loads(report[2]) for report in found]
+    assert [placement["local_rank"] for placement in placements] == [0, 1]
     assert all(masks)
     if "=0" not in script or len(CPUS) > 3:
         assert not masks[0] & masks[1]
     alone = "CUDA_VISIBLE_DEVICES" in script
-    assert [found[rank][0] for rank in (0, 1)] == ([0, 0] if alone else [0, 1])
+    assert [placement["device"] for placement in placements] == ([0, 0] if alone else [0, 1])

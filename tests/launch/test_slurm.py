@@ -115,11 +115,11 @@ def _end(daemon: subprocess.Popen[bytes]) -> None:
 def test_srun_starts_ranks_that_bind_themselves(slurm: str, ranks: int, folder: Path) -> None:
     few = ["--oversubscribe"] if ranks > len(CPUS) else []
     srun = ["srun", *(["--overcommit"] if few else []), "-n", str(ranks), "--cpu-bind=none"]
-    check_ranks(launch(*srun, *EXEC, *few, *WORKER, SLURM_CONF=slurm), ranks, folder)
+    check_ranks(launch(*srun, *EXEC, *few, *WORKER, ranks=ranks, SLURM_CONF=slurm), ranks, folder)
 
 
 def test_ranks_that_srun_bound_apart_stay_apart(slurm: str, folder: Path) -> None:
-    done = launch("srun", "-n", "2", "--cpu-bind=map_cpu:0,1", *EXEC, *WORKER, SLURM_CONF=slurm)
+    done = launch("srun", "-n", "2", "--cpu-bind=map_cpu:0,1", *EXEC, *WORKER, ranks=2, SLURM_CONF=slurm)
     assert done.returncode == 0, done.stderr
     assert sorted(report[0] for report in reports(folder)) == [[0], [1]]
 
