@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from ompaffinity.placement.architecture import ARCHITECTURES
-from ompaffinity.placement.request import PlacementRequest
+from ompaffinity.placement.request import SIZES, PlacementRequest
 from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, MemoryNodeInfo, Topology
 
 GIB = 2**30
@@ -60,8 +60,7 @@ def topologies(draw: st.DrawFn, max_cores: int = 12, numa: bool | None = None) -
 @st.composite
 def requests(draw: st.DrawFn, ranks: int | None = None) -> PlacementRequest:
     """Draw a request that makes sense on any machine."""
-    return PlacementRequest(
-        tensor_parallel_size=ranks or draw(st.integers(1, 6)),
+    request = PlacementRequest(
         threads_per_core=draw(st.sampled_from((None, None, 1, 2))),
         reserve=draw(st.sampled_from((None, None, 0, 1, 3))),
         kv_transfer=draw(st.booleans()),
@@ -69,6 +68,8 @@ def requests(draw: st.DrawFn, ranks: int | None = None) -> PlacementRequest:
         runtime=draw(st.sampled_from(("auto", "gomp", "iomp", "omp"))),
         granularity=draw(st.sampled_from(("auto", "thread", "team"))),
     )
+    size: Any = {draw(st.sampled_from(SIZES)): ranks or draw(st.integers(1, 6))}
+    return request._replace(**size)
 
 
 def _drawn_groups(draw: st.DrawFn, members: int, most: int) -> list[int]:

@@ -283,7 +283,7 @@ def _about_helpers(ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
             "helper-cpus-shared",
             NOTE,
             f"{_plural('rank', len(without))} {format_id_list(without)} {'has' if len(without) == 1 else 'have'} no CPU"
-            " for helper threads alone; these run beside OpenMP threads of the same node (--reserve N keeps some)",
+            " for helper threads alone; these run beside OpenMP threads (--reserve N keeps some)",
         )
 
 

@@ -276,6 +276,8 @@ def _placements(
     owned_on: dict[int, set[int]] = {}
     for cpu in (cpu for group in (*threads, *helpers) for cpu in group):
         owned_on.setdefault(topology.cpu(cpu).numa_node, set()).add(cpu)
+    owned = [cpu for group in threads for cpu in group]
+    wide = not request.for_gpus and (request.group > 1 or len(set(owned)) < len(owned))
     shared: dict[frozenset[int], tuple[int, ...]] = {}
     placements = []
     for rank, share in enumerate(shares):
@@ -287,8 +289,9 @@ def _placements(
         siblings = {cpu for core in share.compute for cpu in core.cpus} - set(cpus)
         roam = siblings.union(helper_cpus) if request.for_gpus else set(helper_cpus) or siblings
         affinity = tuple(sorted({*cpus, *roam}))
-        if not roam and not request.for_gpus:
-            # Nothing of its own is left for helper threads: they run on the CPUs of all ranks of the node.
+        if not roam and wide:
+            # Nothing of its own is left for the threads that talk to the other ranks, so they run on the CPUs of all
+            # ranks of the node. A rank that works for itself has none, and would lose its CPU to a busy neighbour.
             nodes_of_rank = frozenset(topology.cpu(cpu).numa_node for cpu in cpus)
             if nodes_of_rank not in shared:
                 shared[nodes_of_rank] = tuple(sorted(cpu for node in nodes_of_rank for cpu in owned_on[node]))

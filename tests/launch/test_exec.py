@@ -11,6 +11,9 @@ from typing import Any
 
 import pytest
 
+from ompaffinity.launch.exec import options_of_seat
+from ompaffinity.launch.masks import Seat
+from ompaffinity.launch.ranks import LauncherRank
 from tests.conftest import ROOT
 from tests.openmp.libraries import needs_torch
 
@@ -125,6 +128,18 @@ def test_bad_input_is_one_sentence(options: list[str], match: str) -> None:
     assert done.stderr.startswith("ompaffinity: error: ")
     assert match in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_ranks_bound_in_groups_stay_what_they_are() -> None:
+    place = LauncherRank("Open MPI", 2, 4, 2, 4)
+    for sizes, expected in (
+        ({}, {"tensor_parallel_size": 2}),
+        ({"tensor_parallel_size": 2, "data_parallel_size": 2}, {"tensor_parallel_size": 2}),
+        # Independent ranks are so in a part of them too.
+        ({"tensor_parallel_size": 1, "data_parallel_size": 4}, {"data_parallel_size": 2}),
+        ({"data_parallel_size": 2}, {"data_parallel_size": 2}),
+    ):
+        assert options_of_seat({"reserve": 0, **sizes}, Seat(2, (2, 3)), place) == ({"reserve": 0, **expected}, 0, ())
 
 
 @needs_two_cpus

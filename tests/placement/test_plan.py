@@ -165,6 +165,26 @@ def test_two_cpus_and_two_ranks_leave_nothing_to_reserve() -> None:
     assert codes(plan_for("core:2 pu:1", 2, reserve=1))["reserve-impossible"] == "warning"
 
 
+def test_independent_ranks_keep_to_their_own_cpus() -> None:
+    plan = plan_for("core:2 pu:1", 1, data_parallel_size=2)
+    assert [(rank.cpus, rank.affinity, rank.places) for rank in plan.ranks] == [
+        ((0,), (0,), ((0,),)),
+        ((1,), (1,), ((1,),)),
+    ]
+    assert "helper-cpus-shared" in codes(plan)
+    two = plan_for("core:4 pu:1", 1, data_parallel_size=2, reserve=0)
+    assert [(rank.affinity, rank.places) for rank in two.ranks] == [
+        ((0, 1), ((0, 1), (1,))),
+        ((2, 3), ((2, 3), (3,))),
+    ]
+    # Those of a group talk, wherever the group stands among the sizes.
+    pipelines = plan_for("core:4 pu:1", 1, pipeline_parallel_size=2, data_parallel_size=2)
+    assert [rank.affinity for rank in pipelines.ranks] == [(0, 1, 2, 3)] * 4
+    # Where CPUs are shared the kernel spreads the ranks.
+    many = plan_for("core:2 pu:1", 1, data_parallel_size=3, oversubscribe=True)
+    assert [rank.affinity for rank in many.ranks] == [(0, 1)] * 3
+
+
 def test_a_rank_without_helpers_lends_them_its_idle_siblings() -> None:
     plan = plan_for("core:2 pu:2", 2)
     assert [(rank.cpus, rank.affinity) for rank in plan.ranks] == [((1,), (0, 1)), ((3,), (2, 3))]
