@@ -123,9 +123,9 @@ def _iomp(places: Sequence[tuple[int, ...]]) -> dict[str, str]:
     if len(value) > LONGEST_KMP_VALUE:
         # The sets of a proclist know no intervals, those of OMP_PLACES do.
         return _standard(places)
-    # KMP_AFFINITY wins over OMP_PROC_BIND in libomp and libiomp5; a libgomp in the same process
-    # would otherwise bind the first thread before they see the mask.
-    return {"KMP_AFFINITY": value, "OMP_PROC_BIND": "false"}
+    # And nothing beside it: a libgomp in the same process would bind the first thread before they see the mask, and
+    # they warn of each variable that KMP_AFFINITY overrules.
+    return {"KMP_AFFINITY": value}
 
 
 _EMITTERS: dict[str, Callable[[Sequence[tuple[int, ...]]], dict[str, str]]] = {

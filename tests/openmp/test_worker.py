@@ -100,11 +100,15 @@ def run_worker(plan: Plan, code: str, *arguments: str, **environment: str) -> li
             worker = subprocess.Popen(
                 [sys.executable, "-c", code, *arguments],
                 stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
                 text=True,
                 env={**os.environ, **environment},
             )
         workers.append(worker)
-    return [json.loads(worker.communicate(timeout=120)[0]) for worker in workers]
+    outputs = [worker.communicate(timeout=120) for worker in workers]
+    # The runtimes have nothing to complain of.
+    assert [errors for _, errors in outputs if "OMP:" in errors or "libgomp:" in errors] == []
+    return [json.loads(output) for output, _ in outputs]
 
 
 SECOND_RUNTIMES = {
