@@ -42,7 +42,7 @@ def own_cpus(plan: Plan, placement: RankPlacement) -> tuple[int, ...]:
     """Return the CPUs of a rank that no other one has OpenMP threads or helpers on, and its own.
 
     Where a rank has no CPU for helper threads, its affinity is wider: the variables of OpenMP keep its team apart then,
-    which nobody sets here.
+    and this is for the forms that set none.
     """
     others = {
         cpu
@@ -94,7 +94,7 @@ def _taskset(plan: Plan, placement: RankPlacement) -> Iterable[str]:
 def _systemd(plan: Plan, placement: RankPlacement) -> Iterable[str]:
     environment, unset = worker_environment(plan, placement)
     yield "[Service]"
-    yield f"CPUAffinity={format_id_list(own_cpus(plan, placement))}"
+    yield f"CPUAffinity={format_id_list(placement.affinity)}"
     if placement.memory_policy == "preferred-many":
         raise RequestError("systemd knows no policy of several preferred nodes; say --memory-policy preferred")
     if placement.memory_policy != "none":
@@ -112,7 +112,7 @@ def _in_unit(value: str) -> str:
 
 
 def _docker(plan: Plan, placement: RankPlacement) -> Iterable[str]:
-    words = [f"--cpuset-cpus={format_id_list(own_cpus(plan, placement))}"]
+    words = [f"--cpuset-cpus={format_id_list(placement.affinity)}"]
     if placement.memory_policy in ("bind", "interleave"):
         words.append(f"--cpuset-mems={format_id_list(placement.nodes)}")
     environment, _ = worker_environment(plan, placement)

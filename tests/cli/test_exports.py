@@ -75,6 +75,14 @@ def test_each_rank_has_its_line() -> None:
     assert "cpunodebind" not in "".join(export(plan, form) for form in EXPORTS)
 
 
+def test_a_form_that_sets_variables_gives_all_cpus_that_these_name() -> None:
+    plan = plan_for("core:2 pu:1", 2)
+    assert plan.ranks[1].affinity == (0, 1)
+    assert lines_of(export(plan, "docker"))[1].startswith("--cpuset-cpus=0-1 ")
+    assert "CPUAffinity=0-1" in export(plan, "systemd", 1)
+    assert export(plan, "taskset", 1) == "taskset --cpu-list 1\n"
+
+
 @pytest.mark.parametrize(
     ("policy", "numactl", "slurm", "systemd"),
     [
