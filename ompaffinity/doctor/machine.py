@@ -39,6 +39,7 @@ def machine_checks(topology: Topology, tree: Tree) -> Iterator[Check]:
     yield _isolated(topology)
     yield _smt(topology, tree)
     yield _governor(topology, tree)
+    yield _idle(tree)
 
 
 def _sources(topology: Topology) -> Check:
@@ -136,3 +137,19 @@ def _governor(topology: Topology, tree: Tree) -> Check:
         text = f"CPU {format_id_list(slow)} is held at its lowest frequency (powersave)"
         return Check("governor", WARNING, text, "cpupower frequency-set -g performance (or schedutil)")
     return Check("governor", OK, ", ".join(sorted(names)) or "frequencies are not this system's to set")
+
+
+def _idle(tree: Tree) -> Check:
+    """Whether a CPU that has nothing to do leaves the virtual machine (Documentation/virt/guest-halt-polling.rst)."""
+    driver = read_text(tree, f"{CPU_ROOT}/cpuidle/current_driver") or "none"
+    lines = (read_text(tree, "proc/cpuinfo") or "").splitlines()
+    flags = next((line.split() for line in lines if line.startswith("flags")), [])
+    if "idle=poll" in (read_text(tree, "proc/cmdline") or "").split():
+        return Check("idle CPUs", OK, "wait awake (idle=poll)")
+    if driver == "none" and "hypervisor" in flags:
+        text = (
+            "a virtual machine that stops its idle CPUs: ranks that wait for each other (gloo) wait for a CPU to wake"
+        )
+        fix = "modprobe cpuidle_haltpoll, or boot with idle=poll; ask the host for halt polling"
+        return Check("idle CPUs", WARNING, text, fix)
+    return Check("idle CPUs", OK, "left to the kernel" if driver == "none" else f"left to {driver}")

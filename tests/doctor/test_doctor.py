@@ -27,7 +27,7 @@ from tests.placement.machines import synthetic
 
 NAMES = [
     "machine", "sources", "lscpu", "affinity", "allowed CPUs", "CPU quota", "isolated CPUs", "SMT", "governor",
-    "libnuma",
+    "idle CPUs", "libnuma",
     "memory policy", "memory nodes", "memory limit", "NUMA balancing", "transparent huge pages", "huge pages",
     "OpenMP variables", "LD_PRELOAD", "OpenMP runtimes", "GPU libraries",
 ]  # fmt: skip
@@ -115,11 +115,34 @@ def test_what_is_wrong_with_the_cpus(tmp_path: Path) -> None:
         "isolated CPUs": "warning",
         "SMT": "warning",
         "governor": "warning",
+        "idle CPUs": "ok",
     }
     assert "CPU 0 is held" in found["governor"].message
     assert "1.5 CPUs' time for 4 CPUs" in found["CPU quota"].message
     assert "1 to 2 threads" in found["SMT"].message
     assert "CPU 1 (isolcpus)" in found["isolated CPUs"].message
+
+
+@pytest.mark.parametrize(
+    ("driver", "flags", "command_line", "level"),
+    [
+        ("none", "fpu hypervisor avx2", "quiet", "warning"),
+        (None, "hypervisor", "quiet idle=pollute", "warning"),
+        ("haltpoll", "fpu hypervisor", "quiet", "ok"),
+        ("none", "fpu hypervisor", "quiet idle=poll", "ok"),
+        ("none", "fpu avx2", "quiet", "ok"),
+        ("intel_idle", "fpu", "", "ok"),
+    ],
+)
+def test_a_virtual_machine_whose_idle_cpus_stop(
+    tmp_path: Path, driver: str | None, flags: str, command_line: str, level: str
+) -> None:
+    files = {"proc/cpuinfo": f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t:\n", "proc/cmdline": f"{command_line}\n"}
+    if driver is not None:
+        files["sys/devices/system/cpu/cpuidle/current_driver"] = f"{driver}\n"
+    check = cpus_of(synthetic("core:2 pu:1"), tmp_path, **files)["idle CPUs"]
+    assert check.level == level
+    assert level == "ok" or "haltpoll" in str(check.fix)
 
 
 def test_no_cpu_at_all_is_a_problem(tmp_path: Path) -> None:
