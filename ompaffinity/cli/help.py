@@ -36,7 +36,7 @@ EXAMPLES = {
   ompaffinity compare --variant none --variant plan --variant all='--threads-per-core all' -- ./benchmark
 
 variants: none (nothing set), threads (OMP_NUM_THREADS alone), mask (taskset), plan (as asked for), thread, team, smt,
-no-smt, no-reserve, span, spread, memory-none, memory-bind, memory-interleave, active, passive
+no-smt, no-reserve, span, spread, memory-none, memory-bind, memory-interleave, active, brief, passive
 """,
     "completion": """examples:
   eval "$(ompaffinity completion --shell bash)"

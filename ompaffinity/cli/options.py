@@ -126,7 +126,7 @@ PLAN_OPTIONS = (
         "--wait-policy",
         "wait_policy",
         "choice",
-        "how idle threads wait (default keep: leave it to the user)",
+        "how idle threads wait; brief: a moment, then sleep (default keep: leave it to the user)",
         WAIT_POLICIES,
     ),
     Option(

@@ -57,10 +57,24 @@ VARIANTS = {
             flags="--memory-policy interleave",
         ),
         Variant("active", "idle threads spin", request={"wait_policy": "active"}, flags="--wait-policy active"),
+        Variant("brief", "idle threads soon sleep", request={"wait_policy": "brief"}, flags="--wait-policy brief"),
         Variant("passive", "idle threads sleep", request={"wait_policy": "passive"}, flags="--wait-policy passive"),
     )
 }
-USUAL = ("none", "threads", "mask", "plan", "thread", "team", "smt", "no-smt", "no-reserve", "span", "memory-none")
+USUAL = (
+    "none",
+    "threads",
+    "mask",
+    "plan",
+    "thread",
+    "team",
+    "smt",
+    "no-smt",
+    "no-reserve",
+    "span",
+    "memory-none",
+    "brief",
+)
 """Tried where none are named; those that would start the same as another one are left out."""
 
 

@@ -21,7 +21,7 @@ DISTRIBUTIONS = ("close", "spread")
 SPANS = ("node", "package", "machine")
 RUNTIMES = (AUTO, "gomp", "iomp", "omp")
 GRANULARITIES = (AUTO, "thread", "team")
-WAIT_POLICIES = ("keep", "active", "passive")
+WAIT_POLICIES = ("keep", "active", "brief", "passive")
 MEMORY_POLICIES = (AUTO, "bind", "preferred", "preferred-many", "interleave", "none")
 
 

@@ -141,6 +141,15 @@ def test_waiting_is_left_alone_unless_asked() -> None:
     assert variables("gomp", [0], wait_policy="active")["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
+@pytest.mark.parametrize(
+    ("runtime", "names"),
+    [("gomp", {"GOMP_SPINCOUNT"}), ("iomp", {"KMP_BLOCKTIME"}), ("omp", {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"})],
+)
+def test_a_brief_wait_is_said_to_the_runtime_that_is_known(runtime: str, names: set[str]) -> None:
+    found = variables(runtime, [0], wait_policy="brief")
+    assert {name for name in found if name in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "GOMP_SPINCOUNT")} == names
+
+
 def test_a_rank_without_binding_hears_nothing() -> None:
     unbound = RankPlacement(0, 0, bound=False)
     assert rank_environment(unbound, runtime="omp", granularity="thread") == ({}, ())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,20 @@ def test_the_kernel_reports_the_places(
     plan = plan_for(runtime, ranks, granularity, reserve)
     for placement, report in zip(plan.ranks, start_workers(plan, team.send_report, library)):
         check(placement, report)
+
+
+@pytest.mark.parametrize(("runtime", "library"), RUNTIMES.values(), ids=RUNTIMES.keys())
+def test_a_brief_wait_is_heard(runtime: str, library: str) -> None:
+    plan = make_plan(load_topology(), PlacementRequest(runtime=runtime, wait_policy="brief"))
+    with OMPProcessManager(plan).configure_omp_envs(0):
+        done = subprocess.run(
+            [sys.executable, team.__file__, library],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "OMP_DISPLAY_ENV": "verbose"},
+        )
+    assert re.search(r"GOMP_SPINCOUNT = '10000'|KMP_BLOCKTIME='1(ms)?['\n]", done.stderr), done.stderr
 
 
 def run_worker(plan: Plan, code: str, *arguments: str, **environment: str) -> list[dict[str, Any]]:
