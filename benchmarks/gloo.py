@@ -16,10 +16,11 @@ import statistics
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchmarks.load import awake, busy
 from ompaffinity.openmp.manager import OMPProcessManager
 from ompaffinity.placement.plan import Plan, make_plan
 from ompaffinity.placement.request import PlacementRequest
@@ -47,20 +48,27 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5, help="length of a window")
     parser.add_argument("--cpus", type=int, default=2, help="use so many CPUs of this process")
     parser.add_argument("--neighbour", action="store_true", help="keep the first CPU busy with another process")
+    parser.add_argument("--awake", action="store_true", help="let no CPU sleep")
     options = parser.parse_args()
     cpus = sorted(os.sched_getaffinity(0))[: options.cpus]
     os.sched_setaffinity(0, cpus)
-    busy = multiprocessing.get_context("spawn").Process(target=_spin, args=(cpus[0],), daemon=True)
-    if options.neighbour:
-        busy.start()
+    with ExitStack() as stack:
+        if options.neighbour:
+            stack.enter_context(busy(cpus[:1]))
+        if options.awake:
+            stack.enter_context(awake(cpus))
+        _report(_measured(options.rounds, options.seconds), options)
+
+
+def _measured(rounds: int, seconds: float) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory() as folder:
         teams = {name: _start(name, Path(folder)) for name in VARIANTS}
         rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
         names = list(VARIANTS)
-        for turn in range(options.rounds + 1):
+        for turn in range(rounds + 1):
             random.Random(turn).shuffle(names)  # noqa: S311
             for name in names:
-                rate = _window(teams[name], options.seconds)
+                rate = _window(teams[name], seconds)
                 if turn:
                     rates[name].append(rate)
         for team in teams.values():
@@ -68,9 +76,7 @@ def main() -> None:
                 connection.send(0)
             for process in team.processes:
                 process.join()
-    if options.neighbour:
-        busy.terminate()
-    _report(rates, options)
+    return rates
 
 
 def _report(rates: dict[str, list[float]], options: argparse.Namespace) -> None:
@@ -83,9 +89,10 @@ def _report(rates: dict[str, list[float]], options: argparse.Namespace) -> None:
         )
     text = (
         f"Python {platform.python_version()}, {platform.machine()}, {options.cpus} CPUs"
-        f"{', one of them busy' if options.neighbour else ''}, {options.rounds} shuffled rounds\n\n"
+        f"{', one of them busy' if options.neighbour else ''}{', never asleep' if options.awake else ''},"
+        f" {options.rounds} shuffled rounds\n\n"
     ) + "\n".join(lines)
-    name = f"gloo-{options.cpus}-cpus{'-neighbour' if options.neighbour else ''}"
+    name = f"gloo-{options.cpus}-cpus{'-neighbour' if options.neighbour else ''}{'-awake' if options.awake else ''}"
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text + "\n")
     (RESULTS / f"{name}.json").write_text(json.dumps(rates, indent=1) + "\n")
@@ -179,12 +186,6 @@ def _worker(rank: int, store: str, connection: Any) -> None:
                     break
             connection.send(steps)
     dist.destroy_process_group()
-
-
-def _spin(cpu: int) -> None:
-    os.sched_setaffinity(0, {cpu})
-    while True:
-        pass
 
 
 if __name__ == "__main__":

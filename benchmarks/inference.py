@@ -4,7 +4,7 @@ Modes: one rank on all CPUs, two independent ranks (dp), two tensor-parallel ran
 ranks are alive for the whole run; in shuffled rounds each works for a window while the others sleep. Goals for two
 ranks: at least 0.98 of the best variant with the same OpenMP library on a quiet machine (missed only when the 95 %
 interval of the ratio lies wholly below), 2.5 times the default; beside a busy neighbour at least 0.95 of the best.
-Needs torch and, for libiomp5, intel-openmp.
+``--awake`` shows what of it is the cost of waking CPUs. Needs torch and, for libiomp5, intel-openmp.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ import random
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchmarks.load import awake, busy
 from ompaffinity.measure.session import QUIET_CPUS
 from ompaffinity.measure.statistics import Interval, median_interval, paired_ratio
 from ompaffinity.openmp.environment import MANAGED_VARIABLES
 from ompaffinity.openmp.inheritance import restored_environment
 from ompaffinity.openmp.manager import OMPProcessManager
 from ompaffinity.openmp.runtimes import find_library
+from ompaffinity.placement.request import WAIT_POLICIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -61,6 +63,8 @@ def main() -> None:
     parser.add_argument("--cpus", type=int, default=2, help="use so many CPUs of this process")
     parser.add_argument("--modes", nargs="+", default=[*RANKS], choices=[*RANKS])
     parser.add_argument("--types", nargs="+", default=["fp32", "bf16"], choices=["fp32", "bf16"])
+    parser.add_argument("--waiting", action="store_true", help="compare the plan's wait policies, not bindings")
+    parser.add_argument("--awake", action="store_true", help="let no CPU sleep")
     options = parser.parse_args()
     cpus = sorted(os.sched_getaffinity(0))[: options.cpus]
     os.sched_setaffinity(0, cpus)
@@ -69,20 +73,24 @@ def main() -> None:
     report: list[dict[str, Any]] = []
     for mode in options.modes:
         for kind in options.types:
-            with _teams(mode, kind) as teams:
+            with _teams(mode, kind, WAITS if options.waiting else VARIANTS) as teams:
                 for neighbour in (False, True):
-                    with _neighbour(neighbour) as spinner:
-                        rounds = _measured(teams, options.rounds, options.seconds, cpus, spinner)
+                    with ExitStack() as stack:
+                        load = [stack.enter_context(busy())] if neighbour else []
+                        load += stack.enter_context(awake(cpus)) if options.awake else []
+                        rounds = _measured(teams, options.rounds, options.seconds, cpus, load)
                     report.append(_judged(mode, kind, neighbour, rounds))
                     sys.stdout.write(_table(report[-1]) + "\n")
                     sys.stdout.flush()
     head = (
         f"Python {platform.python_version()}, {platform.machine()}, {options.cpus} CPUs, windows of {options.seconds:g}"
-        f" s, {options.rounds} shuffled rounds; {LAYERS} layers of {WIDTH}, batch {BATCH}\n"
+        f" s, {options.rounds} shuffled rounds{', no CPU ever asleep' if options.awake else ''};"
+        f" {LAYERS} layers of {WIDTH}, batch {BATCH}\n"
     )
+    name = f"{'waiting' if options.waiting else 'inference'}{'-awake' if options.awake else ''}"
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "inference.md").write_text("\n".join([head, *map(_table, report)]))
-    (RESULTS / "inference.json").write_text(json.dumps({"machine": head.strip(), "tables": report}, indent=1) + "\n")
+    (RESULTS / f"{name}.md").write_text("\n".join([head, *map(_table, report)]))
+    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": head.strip(), "tables": report}, indent=1) + "\n")
 
 
 # The variants.
@@ -93,9 +101,10 @@ def _nothing(_mode: str, _rank: int) -> Iterator[None]:
     yield
 
 
-def _plan(mode: str, runtime: str) -> OMPProcessManager:
+def _plan(mode: str, runtime: str, wait_policy: str = "keep") -> OMPProcessManager:
     # The other variants have as many threads, so that bindings are compared and not reserves.
-    return OMPProcessManager(tensor_parallel_size=RANKS[mode], runtime=runtime, granularity="thread", reserve=0)
+    size: dict[str, Any] = {"data_parallel_size" if mode == "dp" else "tensor_parallel_size": RANKS[mode]}
+    return OMPProcessManager(runtime=runtime, granularity="thread", reserve=0, wait_policy=wait_policy, **size)
 
 
 @contextmanager
@@ -124,16 +133,13 @@ def _single_place(mode: str, rank: int) -> Iterator[None]:
     yield
 
 
-@contextmanager
-def _ours(mode: str, rank: int) -> Iterator[None]:
-    with _plan(mode, "gomp").configure_omp_envs(rank):
-        yield
+def _ours(runtime: str, wait_policy: str = "keep") -> Any:
+    @contextmanager
+    def start(mode: str, rank: int) -> Iterator[None]:
+        with _plan(mode, runtime, wait_policy).configure_omp_envs(rank):
+            yield
 
-
-@contextmanager
-def _ours_iomp(mode: str, rank: int) -> Iterator[None]:
-    with _plan(mode, "iomp").configure_omp_envs(rank):
-        yield
+    return start
 
 
 GOMP, IOMP = "libgomp", "libiomp5"
@@ -142,22 +148,30 @@ VARIANTS = {
     f"OMP_NUM_THREADS, {GOMP}": (GOMP, _threads),
     f"taskset, {GOMP}": (GOMP, _taskset),
     f"single place, {GOMP}": (GOMP, _single_place),
-    f"ours, {GOMP}": (GOMP, _ours),
+    f"ours, {GOMP}": (GOMP, _ours("gomp")),
     f"default, {IOMP}": (IOMP, _nothing),
     f"OMP_NUM_THREADS, {IOMP}": (IOMP, _threads),
     f"taskset, {IOMP}": (IOMP, _taskset),
-    f"ours, {IOMP}": (IOMP, _ours_iomp),
+    f"ours, {IOMP}": (IOMP, _ours("iomp")),
+}
+WAITS = {
+    f"{name}, {library}": (library, variant)
+    for library, runtime in ((GOMP, "gomp"), (IOMP, "iomp"))
+    for name, variant in (
+        ("default", _nothing),
+        *((f"--wait-policy {policy}", _ours(runtime, policy)) for policy in WAIT_POLICIES),
+    )
 }
 
 
 @contextmanager
-def _teams(mode: str, kind: str) -> Iterator[dict[str, Team]]:
+def _teams(mode: str, kind: str, variants: dict[str, tuple[str, Any]]) -> Iterator[dict[str, Team]]:
     """Yield the ranks of every variant that can be had here, ready and asleep."""
     intel = find_library("libiomp5.so", os.environ, (os.path.join(sys.prefix, "lib"),))
     with tempfile.TemporaryDirectory() as folder:
         teams = {
             name: _started(mode, kind, variant, intel if library == IOMP else None, Path(folder, str(number)))
-            for number, (name, (library, variant)) in enumerate(VARIANTS.items())
+            for number, (name, (library, variant)) in enumerate(variants.items())
             if library == GOMP or intel is not None
         }
         try:
@@ -195,42 +209,22 @@ def _started(mode: str, kind: str, variant: Any, preload: str | None, store: Pat
 # The rounds.
 
 
-@contextmanager
-def _neighbour(wanted: bool) -> Iterator[Any]:
-    """A process that is always busy, on whichever of the CPUs the kernel puts it."""
-    if not wanted:
-        yield None
-        return
-    process = multiprocessing.get_context("spawn").Process(target=_spin, daemon=True)
-    process.start()
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.join()
-
-
-def _spin() -> None:
-    while True:
-        pass
-
-
 def _measured(
-    teams: dict[str, Team], rounds: int, seconds: float, cpus: Sequence[int], spinner: Any
+    teams: dict[str, Team], rounds: int, seconds: float, cpus: Sequence[int], load: Sequence[Any]
 ) -> dict[str, list[Window]]:
     found: dict[str, list[Window]] = {name: [] for name in teams}
     names = [*teams]
     for turn in range(rounds + WARM_UP):
         random.Random(turn).shuffle(names)  # noqa: S311
         for name in names:
-            window = _window(teams[name], seconds, cpus, spinner)
+            window = _window(teams[name], seconds, cpus, load)
             if turn >= WARM_UP:
                 found[name].append(window)
     return found
 
 
-def _window(team: Team, seconds: float, cpus: Sequence[int], spinner: Any) -> Window:
-    known = [process.pid for process in team.processes] + ([spinner.pid] if spinner else [])
+def _window(team: Team, seconds: float, cpus: Sequence[int], load: Sequence[Any]) -> Window:
+    known = [process.pid for process in (*team.processes, *load)]
     # What the last team's idle threads still spin (libiomp5: 200 ms) is over.
     time.sleep(REST_SECONDS)
     busy, own = _busy(cpus), _used([*known, os.getpid()])

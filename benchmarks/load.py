@@ -1,0 +1,42 @@
+"""Load beside what is measured: bounded, for the benchmark itself starts and ends it."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+
+@contextmanager
+def busy(cpus: Iterable[int] | None = None, *, when_idle: bool = False) -> Iterator[Any]:
+    """Yield a process that is always busy, on these CPUs, or on whichever the kernel puts it.
+
+    With `when_idle` it runs only where nothing else wants to (SCHED_IDLE, sched(7)): the CPU never sleeps.
+    """
+    process = multiprocessing.get_context("spawn").Process(target=_spin, args=(cpus, when_idle), daemon=True)
+    process.start()
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.join()
+
+
+@contextmanager
+def awake(cpus: Iterable[int]) -> Iterator[list[Any]]:
+    """Keep each of these CPUs from sleeping; yields the processes that do so."""
+    with ExitStack() as stack:
+        yield [stack.enter_context(busy([cpu], when_idle=True)) for cpu in cpus]
+
+
+def _spin(cpus: Iterable[int] | None, when_idle: bool) -> None:
+    if cpus is not None:
+        os.sched_setaffinity(0, cpus)
+    if when_idle:
+        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    while True:
+        pass
