@@ -129,7 +129,7 @@ def make_cluster_plan(nodes: Iterable[ClusterNode], request: PlacementRequest) -
         if request.for_gpus:
             plan, by_gpu = _plan_for_gpus(request, members, count)
         else:
-            plan = make_plan(members[0].topology, _request_of_host(request, members[0], count))
+            plan = make_plan(members[0].topology, _request_of_host(request, members[0], count), talking=True)
         placements = tuple(placement._replace(rank=first + placement.rank) for placement in plan.ranks)
         plans.append(HostPlan(members[0].host, tuple(members), plan._replace(ranks=placements), by_gpu))
         ranks += _dealt(members, placements)

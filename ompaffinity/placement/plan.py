@@ -74,8 +74,11 @@ class Plan(NamedTuple):
     warnings: tuple[Message, ...]
 
 
-def make_plan(topology: Topology, request: PlacementRequest) -> Plan:
+def make_plan(topology: Topology, request: PlacementRequest, *, talking: bool = False) -> Plan:
     """Decide which CPUs and which memory each rank gets. Same input, same plan.
+
+    Ranks of a tensor- or pipeline-parallel group have threads that talk to each other; `talking` ranks have such
+    threads whatever the sizes say (Ray's actors do).
 
     Raises:
         RequestError: the request makes no sense on any machine.
@@ -100,19 +103,19 @@ def make_plan(topology: Topology, request: PlacementRequest) -> Plan:
         if not any(shares):
             unusable = dict.fromkeys((cpu.id for cpu in topology.cpus), "unbound") | unusable
         idle = _idle(pools, shares)
-        ranks = _placements(topology, request, _within_quota(topology, shares), granularity)
+        ranks = _placements(topology, request, _within_quota(topology, shares), granularity, talking=talking)
     elif request.bind == "none":
         ranks = tuple(RankPlacement(rank, rank, bound=False) for rank in range(request.ranks))
         unusable = dict.fromkeys((cpu.id for cpu in topology.cpus), "unbound") | unusable
     elif isinstance(request.bind, tuple):
         shares = _explicit_shares(topology, request, request.bind)
-        ranks = _placements(topology, request, _within_quota(topology, shares), granularity)
+        ranks = _placements(topology, request, _within_quota(topology, shares), granularity, talking=talking)
     else:
         check_named(topology, request)
         pools, unusable, sharing = _pools(topology, request, rule, unusable)
         shares = _shares(topology, request, rule, pools)
         idle = _idle(pools, shares)
-        ranks = _placements(topology, request, _within_quota(topology, shares), granularity)
+        ranks = _placements(topology, request, _within_quota(topology, shares), granularity, talking=talking)
     ranks = with_sharing(ranks)
     if request.utilization is not None:
         from ompaffinity.placement.budget import planned_budget
@@ -265,7 +268,7 @@ def _within_quota(topology: Topology, shares: list[Share | None]) -> list[Share 
 
 
 def _placements(
-    topology: Topology, request: PlacementRequest, shares: list[Share | None], granularity: str
+    topology: Topology, request: PlacementRequest, shares: list[Share | None], granularity: str, *, talking: bool
 ) -> tuple[RankPlacement, ...]:
     threads = [tuple(cpu for core in share.compute for cpu in core.threads) if share else () for share in shares]
     helpers = [tuple(sorted(cpu for core in share.reserved for cpu in core.cpus)) if share else () for share in shares]
@@ -277,7 +280,7 @@ def _placements(
     for cpu in (cpu for group in (*threads, *helpers) for cpu in group):
         owned_on.setdefault(topology.cpu(cpu).numa_node, set()).add(cpu)
     owned = [cpu for group in threads for cpu in group]
-    wide = not request.for_gpus and (request.group > 1 or len(set(owned)) < len(owned))
+    wide = not request.for_gpus and (talking or request.group > 1 or len(set(owned)) < len(owned))
     shared: dict[frozenset[int], tuple[int, ...]] = {}
     placements = []
     for rank, share in enumerate(shares):
@@ -291,7 +294,7 @@ def _placements(
         affinity = tuple(sorted({*cpus, *roam}))
         if not roam and wide:
             # Nothing of its own is left for the threads that talk to the other ranks, so they run on the CPUs of all
-            # ranks of the node. A rank that works for itself has none, and would lose its CPU to a busy neighbour.
+            # ranks of the node. A rank that works for itself has none, and would only move to a busier CPU.
             nodes_of_rank = frozenset(topology.cpu(cpu).numa_node for cpu in cpus)
             if nodes_of_rank not in shared:
                 shared[nodes_of_rank] = tuple(sorted(cpu for node in nodes_of_rank for cpu in owned_on[node]))

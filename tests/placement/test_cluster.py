@@ -121,6 +121,11 @@ def test_nodes_on_one_machine_are_planned_as_one() -> None:
     assert [rank.placement.local_rank for rank in plan.ranks] == [0, 1, 2, 3]
 
 
+def test_ranks_of_a_cluster_talk_whatever_their_sizes_say() -> None:
+    plan = make_cluster_plan([node("a", "core:2 pu:1")], PlacementRequest(data_parallel_size=2))
+    assert [rank.placement.affinity for rank in plan.ranks] == [(0, 1)] * 2
+
+
 def test_a_node_for_no_work_gets_none() -> None:
     plan = make_cluster_plan([node("head", LARGE, 0), node("a", SMALL)], PlacementRequest(data_parallel_size=2))
     assert counts(plan) == {"a-id": 2}
