@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ompaffinity.errors import IdListError, RequestError
 from ompaffinity.placement.architecture import ARCHITECTURES
 from ompaffinity.placement.request import (
     DISTRIBUTIONS,
@@ -12,16 +11,9 @@ from ompaffinity.placement.request import (
     RUNTIMES,
     SPANS,
     WAIT_POLICIES,
-    parse_bind,
 )
 from ompaffinity.records import NamedTuple
-from ompaffinity.topology.idlist import parse_ordered_id_list
 from ompaffinity.topology.load import SOURCES
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
 
 SHELLS = ("bash", "zsh", "tcsh")
 SEVERAL_VALUES = ("pids", "numbers", "lists")
@@ -290,84 +282,3 @@ VERBS: dict[str, tuple[Option, ...]] = {
 }
 WITH_COMMAND = ("verify", "exec", "run", "compare")
 """Verbs that take a command after ``--``."""
-
-
-def option_value(option: Option, text: Any) -> Any:
-    """Return what an option's text (of the kinds ``"files"`` and `SEVERAL_VALUES`: list of texts) stands for.
-
-    Raises:
-        RequestError: the text is not of the option's kind.
-    """
-    if option.kind in ("text", "files"):
-        return text
-    if option.kind == "choice":
-        if text not in option.choices:
-            raise RequestError(f"{option.flag} is {text!r}; it must be one of {', '.join(option.choices)}")
-        return text
-    if option.kind == "ids":
-        try:
-            ids = tuple(parse_ordered_id_list(text))
-        except IdListError as error:
-            raise RequestError(f"{option.flag}: {error}") from None
-        if not ids:
-            raise RequestError(f"{option.flag} names nothing; leave it out to plan with everything")
-        return ids
-    if option.kind in _READERS:
-        return _READERS[option.kind](option, text)
-    if text == "auto" and option.kind in ("threads", "auto-number"):
-        return None
-    if text == "all" and option.kind == "threads":
-        from ompaffinity.placement.architecture import ALL
-
-        return ALL
-    digits = text.removeprefix("-")
-    if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
-        words = {"threads": "auto, all or a number", "auto-number": "auto or a number"}.get(option.kind, "a number")
-        raise RequestError(f"{option.flag} is {text!r}; it must be {words}")
-    return int(text)
-
-
-def _fraction(option: Option, text: str) -> float:
-    try:
-        # float() would take nan, underscores and digits of every script, too.
-        plain = text.isascii() and "_" not in text
-        number = float(text) if plain else 0.0
-    except ValueError:
-        number = 0.0
-    if not 0 < number <= 1:
-        raise RequestError(f"{option.flag} is {text!r}; it must be above 0 and at most 1, as in 0.9")
-    return number
-
-
-def _process_number(option: Option, word: str) -> int:
-    if not (word.isascii() and word.isdigit() and len(word) < 10 and int(word) > 0):
-        raise RequestError(f"{option.flag} is {word!r}; it must be process numbers")
-    return int(word)
-
-
-def _numbers(option: Option, words: list[str]) -> tuple[int, ...]:
-    strange = [word for word in words if not (word.isascii() and word.isdigit() and len(word) < 10)]
-    if strange:
-        raise RequestError(f"{option.flag} has {strange[0]!r} in it; it must be numbers, as in 0 0 1 1")
-    return tuple(map(int, words))
-
-
-def _gpus(option: Option, text: str) -> tuple[int, ...]:
-    try:
-        # Part by part, for one that is named twice is a mistake.
-        found = tuple(gpu for part in text.split(",") for gpu in parse_ordered_id_list(part))
-    except IdListError as error:
-        raise RequestError(f"{option.flag}: {error}") from None
-    if not found:
-        raise RequestError(f"{option.flag} names nothing; leave it out for the first ones")
-    return found
-
-
-_READERS: dict[str, Callable[[Option, Any], Any]] = {
-    "bind": lambda _option, text: parse_bind(text),
-    "fraction": _fraction,
-    "numbers": _numbers,
-    "gpus": _gpus,
-    "lists": lambda _option, words: tuple(words),
-    "pids": lambda option, words: tuple(_process_number(option, word) for word in words),
-}

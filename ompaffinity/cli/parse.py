@@ -7,7 +7,8 @@ directly; whatever is not of that form goes to argparse, which then also says wh
 
 from __future__ import annotations
 
-from ompaffinity.cli.options import SEVERAL_VALUES, VERBS, WITH_COMMAND, option_value
+from ompaffinity.cli.options import SEVERAL_VALUES, VERBS, WITH_COMMAND
+from ompaffinity.cli.values import option_value
 from ompaffinity.errors import RequestError
 
 FILES = ("FILE", "PATH", "DIR", "PLAN.json")

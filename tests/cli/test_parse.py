@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ompaffinity import __version__
-from ompaffinity.cli.options import VERBS, option_value
+from ompaffinity.cli.options import VERBS
 from ompaffinity.cli.parse import parse_command_line, parse_with_argparse, scan
+from ompaffinity.cli.values import option_value
 from ompaffinity.errors import RequestError
 
 FLAGS = sorted({option.flag for options in VERBS.values() for option in options})
