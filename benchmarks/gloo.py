@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.load import awake, busy
+from benchmarks.load import awake, spinner
 from ompaffinity.openmp.manager import OMPProcessManager
 from ompaffinity.placement.plan import Plan, make_plan
 from ompaffinity.placement.request import PlacementRequest
@@ -54,7 +54,7 @@ def main() -> None:
     os.sched_setaffinity(0, cpus)
     with ExitStack() as stack:
         if options.neighbour:
-            stack.enter_context(busy(cpus[:1]))
+            stack.enter_context(spinner(cpus[:1]))
         if options.awake:
             stack.enter_context(awake(cpus))
         _report(_measured(options.rounds, options.seconds), options)

@@ -22,7 +22,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from benchmarks.load import awake, busy
+from benchmarks.load import awake, spinner
 from ompaffinity.measure.session import QUIET_CPUS
 from ompaffinity.measure.statistics import Interval, median_interval, paired_ratio
 from ompaffinity.openmp.environment import MANAGED_VARIABLES
@@ -76,7 +76,7 @@ def main() -> None:
             with _teams(mode, kind, WAITS if options.waiting else VARIANTS) as teams:
                 for neighbour in (False, True):
                     with ExitStack() as stack:
-                        load = [stack.enter_context(busy())] if neighbour else []
+                        load = [stack.enter_context(spinner())] if neighbour else []
                         load += stack.enter_context(awake(cpus)) if options.awake else []
                         rounds = _measured(teams, options.rounds, options.seconds, cpus, load)
                     report.append(_judged(mode, kind, neighbour, rounds))

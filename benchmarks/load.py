@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def busy(cpus: Iterable[int] | None = None, *, when_idle: bool = False) -> Iterator[Any]:
+def spinner(cpus: Iterable[int] | None = None, *, when_idle: bool = False) -> Iterator[Any]:
     """Yield a process that is always busy, on these CPUs, or on whichever the kernel puts it.
 
     With `when_idle` it runs only where nothing else wants to (SCHED_IDLE, sched(7)): the CPU never sleeps.
@@ -30,7 +30,7 @@ def busy(cpus: Iterable[int] | None = None, *, when_idle: bool = False) -> Itera
 def awake(cpus: Iterable[int]) -> Iterator[list[Any]]:
     """Keep each of these CPUs from sleeping; yields the processes that do so."""
     with ExitStack() as stack:
-        yield [stack.enter_context(busy([cpu], when_idle=True)) for cpu in cpus]
+        yield [stack.enter_context(spinner([cpu], when_idle=True)) for cpu in cpus]
 
 
 def _spin(cpus: Iterable[int] | None, when_idle: bool) -> None:

@@ -103,9 +103,8 @@ def options_of_seat(
     sizes = {name: size for name, size in options.items() if name in SIZES}
     given = {name: value for name, value in options.items() if name not in SIZES}
     if ranks != product_of_sizes(sizes):
-        talking = {name: size for name, size in sizes.items() if name != "data_parallel_size"}
-        alone = bool(sizes) and product_of_sizes(talking) == 1
-        sizes = {"data_parallel_size" if alone else "tensor_parallel_size": ranks}
+        independent = sizes and PlacementRequest(**sizes).group == 1
+        sizes = {"data_parallel_size" if independent else "tensor_parallel_size": ranks}
     given |= sizes
     if not PlacementRequest(**given).for_gpus:
         return given, seat.number, ()

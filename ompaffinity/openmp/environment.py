@@ -140,15 +140,18 @@ def _waiting(runtime: str, wait_policy: str) -> dict[str, str]:
     if wait_policy == "keep":
         return {}
     if wait_policy == "brief":
-        families = _BRIEFLY if runtime == "omp" else (runtime,)
-        return {name: value for family in families for name, value in _BRIEFLY[family].items()}
+        return _BRIEFLY[runtime]
     environment = {"OMP_WAIT_POLICY": wait_policy.upper()}
     if runtime == "iomp":
         environment["KMP_BLOCKTIME"] = "infinite" if wait_policy == "active" else "0"
     return environment
 
 
-_BRIEFLY = {"gomp": {"GOMP_SPINCOUNT": "10000"}, "iomp": {"KMP_BLOCKTIME": "1"}}
+_BRIEFLY = {
+    "gomp": {"GOMP_SPINCOUNT": "10000"},
+    "iomp": {"KMP_BLOCKTIME": "1"},
+    "omp": {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"},
+}
 """How to wait for less than a millisecond or so; libgomp's default is 300000 rounds, libomp's and libiomp5's 200 ms."""
 
 

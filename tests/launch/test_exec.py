@@ -243,7 +243,7 @@ def test_a_mask_that_a_script_set_for_all_ranks_is_shared(before: str, folder: P
 @needs("mpirun.mpich")
 def test_a_script_of_its_own_for_each_rank(folder: Path) -> None:
     path = script(folder, prefix=f"taskset -c $(($MPI_LOCALRANKID + {CPUS[0]}))", after="true")
-    done = launch(*HYDRA, "-n", "2", str(path))
+    done = launch(*HYDRA, "-n", "2", str(path), ranks=2)
     assert done.returncode == 0, done.stderr
     assert sorted(report[0] for report in reports(folder)) == [[CPUS[0]], [CPUS[0] + 1]]
 
