@@ -19,8 +19,8 @@ from pathlib import Path
 from ompaffinity.measure.runs import metric_of
 from ompaffinity.measure.session import Comparison, Settings, compare_variants
 from ompaffinity.measure.variants import VARIANTS, VariantManager
-from ompaffinity.openmp.environment import MANAGED_VARIABLES
-from ompaffinity.openmp.runtimes import find_library
+from ompaffinity.openmp.detect import find_library
+from ompaffinity.openmp.variables import MANAGED_VARIABLES
 
 RESULTS = Path(__file__).resolve().parent / "results"
 NAMES = ("none", "threads", "mask", "plan", "team", "passive")

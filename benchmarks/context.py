@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.measure import ratio_table, ratios, table
-from ompaffinity.openmp.manager import OMPProcessManager
+from ompaffinity.bind.manager import OMPProcessManager
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.measure import ratio_table, ratios, table, time_calls
 from benchmarks.trees import write_tree
-from ompaffinity.topology.load import load_topology
+from ompaffinity.topology.source import load_topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -21,14 +21,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.load import awake, spinner
-from ompaffinity.openmp.manager import OMPProcessManager
-from ompaffinity.placement.plan import Plan, make_plan
+from ompaffinity.bind.manager import OMPProcessManager
+from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
-from ompaffinity.topology.load import load_topology
+from ompaffinity.topology.source import load_topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from multiprocessing.connection import Connection
+
+    from ompaffinity.placement.model import Plan
 
 RESULTS = Path(__file__).resolve().parent / "results"
 WIDTH, LAYERS, BATCH = 512, 4, 8

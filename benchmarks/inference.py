@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from benchmarks.load import awake, spinner
+from ompaffinity.bind.manager import OMPProcessManager
+from ompaffinity.bind.scope import restored_environment
 from ompaffinity.measure.session import QUIET_CPUS
 from ompaffinity.measure.statistics import Interval, median_interval, paired_ratio
-from ompaffinity.openmp.environment import MANAGED_VARIABLES
-from ompaffinity.openmp.inheritance import restored_environment
-from ompaffinity.openmp.manager import OMPProcessManager
-from ompaffinity.openmp.runtimes import find_library
+from ompaffinity.openmp.detect import find_library
+from ompaffinity.openmp.variables import MANAGED_VARIABLES
 from ompaffinity.placement.request import WAIT_POLICIES
 
 if TYPE_CHECKING:

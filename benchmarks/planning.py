@@ -21,7 +21,7 @@ from benchmarks.measure import ratio_table, ratios, table, time_calls
 from benchmarks.trees import write_tree
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
-from ompaffinity.topology.load import load_topology
+from ompaffinity.topology.source import load_topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,13 +12,16 @@ import os
 import statistics
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ompaffinity.errors import OmpAffinityError
-from ompaffinity.placement.plan import Plan, make_plan, usable_room
+from ompaffinity.errors import OMPAffinityError
+from ompaffinity.placement.plan import make_plan, usable_room
 from ompaffinity.placement.request import PlacementRequest
-from ompaffinity.topology.load import load_topology
 from ompaffinity.topology.model import UNKNOWN, Topology
+from ompaffinity.topology.source import load_topology
+
+if TYPE_CHECKING:
+    from ompaffinity.placement.model import Plan
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
@@ -39,7 +42,7 @@ def main() -> None:
     for path in paths:
         try:
             topology = load_topology(machine=str(path))
-        except OmpAffinityError as error:
+        except OMPAffinityError as error:
             unreadable.append(f"{path.name}: {error}")
             continue
         for ranks in RANKS:
@@ -48,7 +51,7 @@ def main() -> None:
             room = usable_room(topology, request)
             try:
                 row |= _judged(topology, make_plan(topology, request), room[0])
-            except OmpAffinityError as error:
+            except OMPAffinityError as error:
                 row |= {"refused": str(error), "usable_cpus": room[1]}
             rows.append(row)
     text = _report(rows, len(paths) - len(unreadable))
@@ -88,7 +91,7 @@ def _judged(topology: Topology, plan: Plan, cores: int) -> dict[str, Any]:
         "smallest_to_largest": min(sizes) / max(sizes),
         "straddling_ranks": straddling,
         "memory_distance": statistics.mean(distances) if distances else None,
-        "codes": sorted({message.code for message in plan.warnings if message.level == "warning"}),
+        "codes": sorted({message.code for message in plan.messages if message.level == "warning"}),
     }
 
 

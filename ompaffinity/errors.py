@@ -4,23 +4,23 @@ The command line turns each of them into one line on stderr and exit status 2.
 """
 
 
-class OmpAffinityError(Exception):
+class OMPAffinityError(Exception):
     """Base class: bad input, an unreadable machine, or a request that cannot be met."""
 
 
-class IdListError(OmpAffinityError, ValueError):
+class IDListError(OMPAffinityError, ValueError):
     """A list of CPUs or nodes is not of the form ``0-3,8``."""
 
 
-class TopologyError(OmpAffinityError):
+class TopologyError(OMPAffinityError):
     """A machine, live or recorded, could not be read."""
 
 
-class RequestError(OmpAffinityError, ValueError):
+class RequestError(OMPAffinityError, ValueError):
     """What was asked for makes no sense on any machine."""
 
 
-class PlacementError(OmpAffinityError):
+class PlacementError(OMPAffinityError):
     """The request is sound, but this machine cannot meet it."""
 
 
@@ -28,11 +28,11 @@ class NoMemoryNodeError(PlacementError):
     """No allowed NUMA node has memory."""
 
 
-class CapacityError(OmpAffinityError):
+class CapacityError(OMPAffinityError):
     """There is less memory for a rank than was asked for."""
 
 
-class StartMethodError(OmpAffinityError, RuntimeError):
+class StartMethodError(OMPAffinityError, RuntimeError):
     """A worker was to be started in a way that cannot be bound; `code` is the message code."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -40,7 +40,7 @@ class StartMethodError(OmpAffinityError, RuntimeError):
         self.code = code
 
 
-class BindingError(OmpAffinityError, RuntimeError):
+class BindingError(OMPAffinityError, RuntimeError):
     """The kernel refused to bind CPUs or memory, or did not do what it was told; `code` is the message code."""
 
     code = "affinity-not-permitted"

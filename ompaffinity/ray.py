@@ -7,9 +7,9 @@ assert ompaffinity.ray.verify_cluster(actors, plan).holds
 
 from __future__ import annotations
 
-from ompaffinity.launch.ray import actor_options, bind_actor, plan_cluster
-from ompaffinity.placement.cluster import ClusterNode, ClusterPlan, ClusterRank, make_cluster_plan
-from ompaffinity.proof.cluster import verify_cluster
+from ompaffinity.integrations.ray.actors import actor_options, bind_actor, plan_cluster
+from ompaffinity.integrations.ray.cluster import ClusterNode, ClusterPlan, ClusterRank, make_cluster_plan
+from ompaffinity.integrations.ray.verify import verify_cluster
 
 __all__ = [
     "ClusterNode",

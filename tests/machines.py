@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ompaffinity.topology.idlist import format_id_list
+from ompaffinity.ids import format_id_list
 from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, Topology
 
 CPU_ROOT = "sys/devices/system/cpu"

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 import sys
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from ompaffinity.cli.parse import parse_command_line
-from ompaffinity.errors import OmpAffinityError, PlacementError, RequestError
-from ompaffinity.jsontext import to_json
+from ompaffinity.errors import OMPAffinityError, PlacementError, RequestError
 from ompaffinity.measure.runs import metric_of
 from ompaffinity.measure.session import Settings, compare_variants
 from ompaffinity.measure.variants import PLAN, USUAL, VARIANTS, Variant, VariantManager
 from ompaffinity.placement.request import PlacementRequest
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
-    from ompaffinity.records import Message
+    from ompaffinity.messages import Message
 
 
 def run_compare(values: dict[str, Any]) -> int:
@@ -49,7 +49,7 @@ def run_compare(values: dict[str, Any]) -> int:
     comparison = comparison._replace(left_out=left_out | comparison.left_out)
     if values.get("json"):
         warnings = [message._asdict() for message in messages]
-        sys.stdout.write(to_json(comparison.to_document() | {"warnings": warnings}) + "\n")
+        sys.stdout.write(json.dumps(comparison.to_document() | {"warnings": warnings}) + "\n")
     else:
         from ompaffinity.cli.measured import print_comparison
 
@@ -94,7 +94,7 @@ def _request(name: str, flags: str) -> dict[str, Any]:
     try:
         words = shlex.split(flags)
         _, values = parse_command_line(["verify", *words])
-    except (ValueError, OmpAffinityError) as error:
+    except (ValueError, OMPAffinityError) as error:
         raise RequestError(f"--variant {name}: {error}") from None
     except SystemExit:
         raise RequestError(f"--variant {name}: {flags!r} asks for help; give options of a plan") from None
@@ -128,7 +128,7 @@ def _managers(
                     raise
                 left_out[variant.name] = f"it cannot be had: {error}"
                 continue
-            messages.update(dict.fromkeys(message for message in manager.warnings if message.level == "warning"))
+            messages.update(dict.fromkeys(message for message in manager.messages if message.level == "warning"))
             same = sets.setdefault(manager.what_it_sets(), variant.name)
             if same != variant.name:
                 left_out[variant.name] = f"it starts the ranks as {same} does"

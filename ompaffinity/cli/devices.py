@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from typing import TYPE_CHECKING
 
-from ompaffinity.devices.devices import live_devices
-from ompaffinity.devices.recorded import recorded_devices
-from ompaffinity.jsontext import to_json
-from ompaffinity.topology.load import load_topology
+from ompaffinity.devices.live import live_gpus
+from ompaffinity.devices.recorded import recorded_gpus
+from ompaffinity.topology.source import load_topology
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
@@ -18,9 +18,9 @@ def run_devices(values: dict[str, Any]) -> int:
     """Print one row per GPU; 1 under --strict with a warning, else 0."""
     machine = values.get("machine")
     topology = load_topology(machine=machine)
-    found = live_devices(topology) if machine is None else recorded_devices(machine, topology)
+    found = live_gpus(topology) if machine is None else recorded_gpus(machine, topology)
     if values.get("json"):
-        sys.stdout.write(to_json(found.to_document(topology)) + "\n")
+        sys.stdout.write(json.dumps(found.to_document(topology)) + "\n")
     else:
         from ompaffinity.cli.tables import print_devices
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from ompaffinity.doctor.check import diagnose
-from ompaffinity.jsontext import to_json
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
@@ -17,7 +17,7 @@ def run_doctor(values: dict[str, Any]) -> int:
     """Print what each check says; 1 if there is a problem (under --strict also with a warning), else 0."""
     diagnosis = diagnose(os.environ, values.get("python"))
     if values.get("json"):
-        sys.stdout.write(to_json(diagnosis.to_document()) + "\n")
+        sys.stdout.write(json.dumps(diagnosis.to_document()) + "\n")
     else:
         from ompaffinity.cli.tables import print_diagnosis
 

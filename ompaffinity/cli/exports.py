@@ -7,16 +7,16 @@ hwloc(7) ("Bitmasks"), the documentation of vLLM and SGLang.
 from __future__ import annotations
 
 from shlex import quote
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import RequestError
-from ompaffinity.openmp.document import worker_environment
-from ompaffinity.topology.idlist import format_id_list
+from ompaffinity.ids import format_id_list
+from ompaffinity.openmp.plan_document import worker_environment
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from ompaffinity.placement.plan import Plan, RankPlacement
+    from ompaffinity.placement.model import Plan, RankPlacement
 
 POLICY_OPTIONS = {
     "bind": "--membind",
@@ -167,7 +167,7 @@ def _rankfile(plan: Plan, ranks: list[RankPlacement]) -> str:
 def _vllm(plan: Plan, ranks: list[RankPlacement]) -> str:
     """The variables of vLLM's CPU backend, or the options of its GPU workers."""
     _check_bound("vLLM's list", ranks)
-    if any(placement.device is not None for placement in ranks):
+    if any(placement.gpu is not None for placement in ranks):
         nodes, cpus = _by_gpu(plan, ranks)
         return f"--numa-bind --numa-bind-nodes {nodes} --numa-bind-cpus {cpus}\n"
     lists = "|".join(_in_order(placement.cpus) for placement in ranks)
@@ -182,7 +182,7 @@ def _vllm(plan: Plan, ranks: list[RankPlacement]) -> str:
 def _sglang(plan: Plan, ranks: list[RankPlacement]) -> str:
     """The variables of SGLang's CPU backend, or the option of its GPU workers."""
     _check_bound("SGLang's list", ranks)
-    if any(placement.device is not None for placement in ranks):
+    if any(placement.gpu is not None for placement in ranks):
         return f"--numa-node {_by_gpu(plan, ranks)[0]}\n"
     lists = "|".join(_in_order(placement.cpus) for placement in ranks)
     return f"export SGLANG_CPU_OMP_THREADS_BIND={quote(lists)}\n"
@@ -190,7 +190,7 @@ def _sglang(plan: Plan, ranks: list[RankPlacement]) -> str:
 
 def _by_gpu(plan: Plan, ranks: list[RankPlacement]) -> tuple[str, str]:
     """Return the nodes and the CPU lists of all GPUs in order, as words of a command line."""
-    placed = {placement.device: placement for placement in ranks if placement.device is not None}
+    placed = {placement.gpu: placement for placement in ranks if placement.gpu is not None}
     missing = set(range(max(placed) + 1)) - placed.keys()
     if missing or any(len(placement.nodes) != 1 for placement in placed.values()):
         what = f"GPU {format_id_list(missing)} has no rank" if missing else "a rank has several memory nodes, or none"

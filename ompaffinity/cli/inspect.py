@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import RequestError
-from ompaffinity.jsontext import to_json
 from ompaffinity.proof.inspect import inspect_all, inspect_processes
-from ompaffinity.topology.load import load_topology
+from ompaffinity.topology.source import load_topology
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
@@ -21,7 +21,7 @@ def run_inspect(values: dict[str, Any]) -> int:
     topology = load_topology()
     inspection = inspect_all(topology) if values.get("all") else inspect_processes(topology, values["pids"])
     if values.get("json"):
-        sys.stdout.write(to_json(inspection.to_document()) + "\n")
+        sys.stdout.write(json.dumps(inspection.to_document()) + "\n")
     else:
         from ompaffinity.cli.tables import print_inspection
 

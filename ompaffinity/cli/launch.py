@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.errors import RequestError
-from ompaffinity.openmp.manager import OMPProcessManager
 from ompaffinity.placement.request import PlacementRequest
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
@@ -38,7 +39,7 @@ def run_run(values: dict[str, Any]) -> int:
         widen_to_cpuset()
     options = {name: values[name] for name in PlacementRequest._fields if name in values}
     manager = OMPProcessManager(strict=strict, **options)
-    if strict and any(message.level == "warning" for message in manager.warnings):
+    if strict and any(message.level == "warning" for message in manager.messages):
         return 1
     from ompaffinity.launch.run import run_ranks
 

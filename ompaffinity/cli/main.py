@@ -8,7 +8,7 @@ from importlib import import_module
 from io import TextIOWrapper
 
 from ompaffinity.cli.parse import parse_command_line
-from ompaffinity.errors import OmpAffinityError, RequestError
+from ompaffinity.errors import OMPAffinityError, RequestError
 
 RUNNERS = {
     "plan": ("plan", "run_plan"),
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         status = _run(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
         return status
-    except OmpAffinityError as error:
+    except OMPAffinityError as error:
         print(f"ompaffinity: error: {' '.join(str(error).split())}", file=sys.stderr)
         return BAD_INPUT
     except BrokenPipeError:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.text import Text
 
 from ompaffinity.cli.tables import message_line, new_console, new_table
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from ompaffinity.measure.session import Comparison
     from ompaffinity.measure.statistics import Interval
-    from ompaffinity.records import Message
+    from ompaffinity.messages import Message
 
 STYLES = {"faster": "bold green", "slower": "bold red"}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ompaffinity.placement.architecture import ARCHITECTURES
 from ompaffinity.placement.request import (
     DISTRIBUTIONS,
@@ -12,8 +14,7 @@ from ompaffinity.placement.request import (
     SPANS,
     WAIT_POLICIES,
 )
-from ompaffinity.records import NamedTuple
-from ompaffinity.topology.load import SOURCES
+from ompaffinity.topology.source import SOURCES
 
 SHELLS = ("bash", "zsh", "tcsh")
 SEVERAL_VALUES = ("pids", "numbers", "lists")

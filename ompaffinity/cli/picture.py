@@ -2,28 +2,28 @@
 
 Boxes in boxes: packages, NUMA nodes, L3 caches, cores, CPUs. The colours are Okabe and Ito's, which the colour-blind
 tell apart, and each rank's number stands on its cores besides; helper CPUs are hatched, and what is left out is grey,
-with the reason as its tooltip. A machine of more than `MOST_CPUS` is folded: one box for the like cores of a cache.
+with the reason as its tooltip. A machine of more than `MAX_CPUS` is folded: one box for the like cores of a cache.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, NamedTuple
+
 from ompaffinity.errors import RequestError
-from ompaffinity.records import NamedTuple
-from ompaffinity.topology.idlist import format_id_list
+from ompaffinity.ids import format_id_list
 from ompaffinity.topology.model import UNKNOWN
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
-    from ompaffinity.placement.plan import Plan
+    from ompaffinity.placement.model import Plan
     from ompaffinity.topology.model import LogicalCPUInfo, MemoryNodeInfo, Topology
 
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#999933")
 DARK_COLOURS = ("#0072b2", "#d55e00")
 """White letters are read better on these."""
-MOST_CPUS, MOST_DISTANCES = 512, 8
+MAX_CPUS, MOST_DISTANCES = 512, 8
 CELL, GAP, HEAD, LETTER = 22, 4, 16, 6.2
 WIDE, MOST_LETTERS = 2.0, 24
 STYLE = """
@@ -110,8 +110,8 @@ class _Painter:
     def __init__(self, svg: Any, topology: Topology, plan: Plan) -> None:
         self._svg, self._topology, self._plan = svg, topology, plan
         self._uses = uses(plan)
-        self._numbered = len(plan.ranks) > len(COLOURS) and len(topology.cpus) <= MOST_CPUS
-        self._folded = len(topology.cpus) > MOST_CPUS
+        self._numbered = len(plan.ranks) > len(COLOURS) and len(topology.cpus) <= MAX_CPUS
+        self._folded = len(topology.cpus) > MAX_CPUS
         self.patterns: list[Any] = []
         self._hatched: dict[int, Any] = {}
 
@@ -132,7 +132,7 @@ class _Painter:
                 count = len(placement.cpus)
                 what = f"{count} {'thread' if count == 1 else 'threads'}{helpers}"
             memory = f", memory {placement.memory_policy} {format_id_list(placement.nodes)}" if placement.nodes else ""
-            gpu = f", GPU {placement.device}" if placement.device is not None else ""
+            gpu = f", GPU {placement.gpu}" if placement.gpu is not None else ""
             mark = self._cell(str(placement.rank), Use(placement.rank, False, ""), CELL)
             rows.append(_beside([mark, self._word(f"rank {placement.rank}{gpu}: {what}{memory}")]))
         for group in self._plan.left_out:

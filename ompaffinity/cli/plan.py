@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from ompaffinity.cli.options import EXPORT_FORMATS
 from ompaffinity.errors import RequestError
-from ompaffinity.jsontext import to_json
-from ompaffinity.openmp.document import plan_document
-from ompaffinity.openmp.environment import environment_messages
+from ompaffinity.openmp.plan_document import plan_document
+from ompaffinity.openmp.variables import environment_messages
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest, requested
-from ompaffinity.topology.load import load_topology
+from ompaffinity.topology.source import load_topology
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from ompaffinity.placement.plan import Plan
+    from ompaffinity.placement.model import Plan
     from ompaffinity.topology.model import Topology
 
 
@@ -38,7 +38,7 @@ def run_plan(values: dict[str, Any]) -> int:
     if values.get("map") and form != "table":
         raise RequestError(f"--map goes with the table, and not with {form}; leave one of them out")
     if form == "json":
-        sys.stdout.write(to_json(plan_document(plan, rank)) + "\n")
+        sys.stdout.write(json.dumps(plan_document(plan, rank)) + "\n")
     elif form in EXPORT_FORMATS:
         from ompaffinity.cli.exports import export
 
@@ -51,7 +51,7 @@ def run_plan(values: dict[str, Any]) -> int:
 
             print_map(topology, plan)
         print_plan(topology, plan, rank)
-    return int(bool(values.get("strict")) and any(message.level == "warning" for message in plan.warnings))
+    return int(bool(values.get("strict")) and any(message.level == "warning" for message in plan.messages))
 
 
 def _run_cluster_plan(values: dict[str, Any]) -> int:
@@ -65,8 +65,8 @@ def _run_cluster_plan(values: dict[str, Any]) -> int:
         raise RequestError("--ray reads every node as --source auto does; leave --source out")
     if values.get("format", "table") not in ("table", "json"):
         raise RequestError(f"--format {values['format']} is for one machine; a cluster's plan is a table or json")
-    from ompaffinity.launch.ray import plan_cluster
-    from ompaffinity.openmp.document import cluster_document
+    from ompaffinity.integrations.ray.actors import plan_cluster
+    from ompaffinity.integrations.ray.document import cluster_document
 
     given = {name: values[name] for name in PlacementRequest._fields if name in values}
     plan = plan_cluster(address=values["ray"], **given)
@@ -74,12 +74,12 @@ def _run_cluster_plan(values: dict[str, Any]) -> int:
     if rank is not None and not 0 <= rank < len(plan.ranks):
         raise RequestError(f"--rank is {rank}, but the plan has the ranks 0 to {len(plan.ranks) - 1}")
     if values.get("json") or values.get("format") == "json":
-        sys.stdout.write(to_json(cluster_document(plan, rank)) + "\n")
+        sys.stdout.write(json.dumps(cluster_document(plan, rank)) + "\n")
     else:
         from ompaffinity.cli.tables import print_cluster_plan
 
         print_cluster_plan(plan, rank)
-    return int(bool(values.get("strict")) and any(message.level == "warning" for message in plan.all_warnings))
+    return int(bool(values.get("strict")) and any(message.level == "warning" for message in plan.all_messages))
 
 
 def plan_from_values(values: dict[str, Any]) -> tuple[Topology, Plan]:
@@ -87,20 +87,20 @@ def plan_from_values(values: dict[str, Any]) -> tuple[Topology, Plan]:
     machine = {name: values[name] for name in ("machine", "synthetic", "architecture", "source") if name in values}
     given = {name: values[name] for name in PlacementRequest._fields if name in values}
     if "avoid" in given:
-        from ompaffinity.openmp.saved import held_by_plans
+        from ompaffinity.bind.plan_files import held_by_plans
 
         given["avoid"] = held_by_plans(given["avoid"])
     request = requested(given, os.environ)
     topology = load_topology(**machine)
     if request.for_gpus:
-        from ompaffinity.devices.homes import with_device_homes
+        from ompaffinity.bind.live_plan import with_gpu_homes
 
-        request = with_device_homes(request, topology, machine=machine.get("machine"), synthetic="synthetic" in machine)
+        request = with_gpu_homes(request, topology, machine=machine.get("machine"), synthetic="synthetic" in machine)
     plan = make_plan(topology, request)
     if request.bind != "none" and not machine.keys() & {"machine", "synthetic"}:
-        plan = plan._replace(warnings=(*plan.warnings, *environment_messages(os.environ)))
+        plan = plan._replace(messages=(*plan.messages, *environment_messages(os.environ)))
         if any(rank.memory_policy != "none" for rank in plan.ranks):
-            from ompaffinity.openmp.granted import with_granted_memory
+            from ompaffinity.bind.memory_fallbacks import with_granted_memory
 
             plan = with_granted_memory(plan)
     return topology, plan

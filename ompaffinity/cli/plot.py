@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import RequestError
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ompaffinity.measure.session import Comparison
 

@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import shutil
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ompaffinity.topology.idlist import format_id_list
+from ompaffinity.ids import format_id_list
 from ompaffinity.topology.model import UNKNOWN
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ompaffinity.devices.devices import DeviceList
+    from ompaffinity.devices.model import GPUList
     from ompaffinity.doctor.check import Diagnosis
-    from ompaffinity.placement.cluster import ClusterPlan
-    from ompaffinity.placement.plan import Plan, RankPlacement
-    from ompaffinity.proof.compare import RankVerdict
+    from ompaffinity.integrations.ray.cluster import ClusterPlan
+    from ompaffinity.messages import Message
+    from ompaffinity.placement.model import Plan, RankPlacement
     from ompaffinity.proof.inspect import Inspection
-    from ompaffinity.proof.verify import Verdict
-    from ompaffinity.records import Message
+    from ompaffinity.proof.verdict import RankVerdict, Verdict
     from ompaffinity.topology.model import LogicalCPUInfo, Topology
 
 LEVEL_STYLES = {"warning": "bold yellow", "note": "cyan"}
@@ -36,7 +35,7 @@ def print_plan(topology: Topology, plan: Plan, rank: int | None = None) -> None:
     console.print(f"variables for {_RUNTIME_NAMES[plan.runtime]}, {_GRANULARITY_NAMES[plan.granularity]}", style="dim")
     console.print()
     budgets = any(placement.memory_budget is not None for placement in plan.ranks)
-    gpus = any(placement.device is not None for placement in plan.ranks)
+    gpus = any(placement.gpu is not None for placement in plan.ranks)
     headings = (
         *("rank", *(("GPU",) if gpus else ()), "threads", "CPUs", "helper CPUs", "memory"),
         *(("budget",) if budgets else ()),
@@ -45,7 +44,7 @@ def print_plan(topology: Topology, plan: Plan, rank: int | None = None) -> None:
     for placement in plan.ranks:
         if rank is None or placement.rank == rank:
             budget = (_bytes(placement.memory_budget),) if budgets else ()
-            gpu = (str(placement.device),) if gpus else ()
+            gpu = (str(placement.gpu),) if gpus else ()
             ranks.add_row(str(placement.rank), *gpu, *_placement_cells(placement), *budget)
     console.print(ranks)
     if plan.left_out:
@@ -54,9 +53,9 @@ def print_plan(topology: Topology, plan: Plan, rank: int | None = None) -> None:
         for group in plan.left_out:
             left_out.add_row(str(len(group.cpus)), format_id_list(group.cpus), group.reason, group.detail)
         console.print(left_out)
-    if plan.warnings:
+    if plan.messages:
         console.print()
-    for message in plan.warnings:
+    for message in plan.messages:
         console.print(message_line(message))
 
 
@@ -66,18 +65,18 @@ def print_cluster_plan(plan: ClusterPlan, rank: int | None = None) -> None:
     machines = _counted(len(plan.hosts), "machine")
     console.print(Text(f"{_counted(len(plan.ranks), 'rank')} on {machines} of the cluster", style="bold"))
     console.print()
-    gpus = any(chosen.placement.device is not None for chosen in plan.ranks)
+    gpus = any(chosen.placement.gpu is not None for chosen in plan.ranks)
     headings = ("rank", "node", *(("GPU",) if gpus else ()), "threads", "CPUs", "helper CPUs", "memory")
     table = new_table(*headings, right=("rank", "GPU", "threads"))
     for chosen in plan.ranks:
         if rank is None or chosen.rank == rank:
             _, node = plan.home(chosen.rank)
-            gpu = (str(chosen.placement.device),) if gpus else ()
+            gpu = (str(chosen.placement.gpu),) if gpus else ()
             table.add_row(str(chosen.rank), node.name, *gpu, *_placement_cells(chosen.placement))
     console.print(table)
-    if plan.all_warnings:
+    if plan.all_messages:
         console.print()
-    for message in plan.all_warnings:
+    for message in plan.all_messages:
         console.print(message_line(message))
 
 
@@ -133,14 +132,14 @@ _RUNTIME_NAMES = {"gomp": "GNU libgomp", "iomp": "Intel and LLVM OpenMP", "omp":
 _GRANULARITY_NAMES = {"thread": "each thread on its own CPU", "team": "a team that floats within the rank's CPUs"}
 
 
-def print_devices(found: DeviceList, topology: Topology) -> None:
+def print_devices(found: GPUList, topology: Topology) -> None:
     """Print one row per GPU, with what every source says of its node."""
     console = new_console()
-    if not found.devices:
+    if not found.gpus:
         console.print("no GPU is seen here")
     else:
         table = new_table("GPU", "name", "PCI address", "node", "near CPUs", "by", "the sources say", right=("GPU",))
-        for device in found.devices:
+        for device in found.gpus:
             said = "; ".join(
                 f"{answer.source} {'?' if answer.nodes is None else format_id_list(answer.nodes)}"
                 for answer in device.answers
@@ -156,7 +155,7 @@ def print_devices(found: DeviceList, topology: Topology) -> None:
             )
         console.print(table)
     for vendor, answer in found.libraries.items():
-        if answer != "ok" and any(device.vendor == vendor for device in found.devices):
+        if answer != "ok" and any(device.vendor == vendor for device in found.gpus):
             console.print(Text(f"note: the library for {vendor} says nothing: {answer}", style="cyan"))
     for message in found.messages:
         console.print(message_line(message))
@@ -164,7 +163,7 @@ def print_devices(found: DeviceList, topology: Topology) -> None:
 
 def print_verdict(verdict: Verdict) -> None:
     """Print one row per OpenMP thread, and each difference as a sentence with its likely cause."""
-    from ompaffinity.proof.compare import difference_in_words
+    from ompaffinity.proof.verdict import difference_in_words
 
     console = new_console()
     threads = new_table(
@@ -189,7 +188,7 @@ def print_verdict(verdict: Verdict) -> None:
                 f"{thread} on {format_id_list(cpus)}" for thread, cpus in sorted(rank.runtime_says.items())
             )
             console.print(Text(f"rank {rank.rank}: its OpenMP runtime says of its threads: {said}", style="dim"))
-    for message in verdict.warnings:
+    for message in verdict.messages:
         console.print(message_line(message))
     count = _counted(len(verdict.ranks), "rank")
     if verdict.holds:

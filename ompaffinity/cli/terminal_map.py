@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from rich.text import Text
 
 from ompaffinity.cli.picture import uses
 from ompaffinity.cli.tables import new_console, new_table
 from ompaffinity.topology.model import UNKNOWN
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ompaffinity.cli.picture import Use
-    from ompaffinity.placement.plan import Plan
+    from ompaffinity.placement.model import Plan
     from ompaffinity.topology.model import LogicalCPUInfo, Topology
 
 LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"

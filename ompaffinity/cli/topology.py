@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from typing import TYPE_CHECKING
 
-from ompaffinity.jsontext import to_json
-from ompaffinity.topology.load import load_topology, printable
+from ompaffinity.topology.source import load_topology, printable
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
@@ -27,7 +27,7 @@ def run_topology(values: dict[str, Any]) -> int:
         write_capture(topology, capture, devices)
         print(f"recorded in {capture}", file=sys.stderr)
     if as_json or capture == "-":
-        sys.stdout.write(to_json(topology.to_document() | {"devices": devices}) + "\n")
+        sys.stdout.write(json.dumps(topology.to_document() | {"devices": devices}) + "\n")
     elif capture is None:
         from ompaffinity.cli.tables import print_topology
 
@@ -37,15 +37,14 @@ def run_topology(values: dict[str, Any]) -> int:
 
 def _devices(topology: Topology, values: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the machine's GPUs as a capture holds them; none where a record tells nothing of any."""
-    from ompaffinity.devices.devices import live_devices
-    from ompaffinity.devices.recorded import NoDevicesError, recorded_devices
+    from ompaffinity.devices.live import live_gpus
+    from ompaffinity.devices.model import NoGPUsError
+    from ompaffinity.devices.recorded import recorded_gpus
 
     if "synthetic" in values:
         return []
     try:
-        found = (
-            recorded_devices(values["machine"], topology) if "machine" in values else live_devices(topology, environ={})
-        )
-    except NoDevicesError:
+        found = recorded_gpus(values["machine"], topology) if "machine" in values else live_gpus(topology, environ={})
+    except NoGPUsError:
         return []
-    return [device.to_record(topology) for device in found.devices]
+    return [device.to_record(topology) for device in found.gpus]

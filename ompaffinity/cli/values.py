@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ompaffinity.errors import IdListError, RequestError
-from ompaffinity.placement.request import parse_bind
-from ompaffinity.topology.idlist import parse_ordered_id_list
+from typing import TYPE_CHECKING
 
-TYPE_CHECKING = False
+from ompaffinity.errors import IDListError, RequestError
+from ompaffinity.ids import parse_ordered_id_list
+from ompaffinity.placement.request import parse_bind
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
@@ -29,7 +30,7 @@ def option_value(option: Option, text: Any) -> Any:
     if option.kind == "ids":
         try:
             ids = tuple(parse_ordered_id_list(text))
-        except IdListError as error:
+        except IDListError as error:
             raise RequestError(f"{option.flag}: {error}") from None
         if not ids:
             raise RequestError(f"{option.flag} names nothing; leave it out to plan with everything")
@@ -78,7 +79,7 @@ def _gpus(option: Option, text: str) -> tuple[int, ...]:
     try:
         # Part by part, for one that is named twice is a mistake.
         found = tuple(gpu for part in text.split(",") for gpu in parse_ordered_id_list(part))
-    except IdListError as error:
+    except IDListError as error:
         raise RequestError(f"{option.flag}: {error}") from None
     if not found:
         raise RequestError(f"{option.flag} names nothing; leave it out for the first ones")

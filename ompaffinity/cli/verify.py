@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from typing import TYPE_CHECKING
 
+from ompaffinity.bind.manager import OMPProcessManager
+from ompaffinity.bind.plan_files import saved_placements
 from ompaffinity.errors import RequestError
-from ompaffinity.jsontext import to_json
-from ompaffinity.openmp.manager import OMPProcessManager
-from ompaffinity.openmp.saved import saved_placements
 from ompaffinity.placement.request import AUTO, PlacementRequest
-from ompaffinity.proof.verify import Verdict, library_to_probe, verify_plan, verify_processes
+from ompaffinity.proof.verify import library_to_probe, verify_plan, verify_processes
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
+
+    from ompaffinity.proof.verdict import Verdict
 
 
 def run_verify(values: dict[str, Any]) -> int:
     """Print the verdict; 1 if something differs, or under --strict with a warning, else 0."""
     verdict = _live_verdict(values) if "pids" in values else _probed_verdict(values)
     if values.get("json"):
-        sys.stdout.write(to_json(verdict.to_document()) + "\n")
+        sys.stdout.write(json.dumps(verdict.to_document()) + "\n")
     else:
         from ompaffinity.cli.tables import print_verdict
 
         print_verdict(verdict)
-    strict = bool(values.get("strict")) and any(message.level == "warning" for message in verdict.warnings)
+    strict = bool(values.get("strict")) and any(message.level == "warning" for message in verdict.messages)
     return int(strict or not verdict.holds)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from ompaffinity.devices.pci import cpu_nodes
-from ompaffinity.placement.numa_bind import unknown_node
-from ompaffinity.records import Message, NamedTuple
-from ompaffinity.topology.idlist import format_id_list
+from typing import TYPE_CHECKING, NamedTuple
 
-TYPE_CHECKING = False
+from ompaffinity.devices.pci import cpu_nodes
+from ompaffinity.ids import format_id_list
+from ompaffinity.messages import Message
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from ompaffinity.topology.model import Topology
 
 USER = "user"
+
+
 TRUST = (USER, "sysfs", "nvml-memory", "nvml-cpu", "amdsmi", "own-memory", "bridge", "local-cpus")
 """The sources, the most trusted first. The user knows best (--numa-bind-nodes). sysfs is what the firmware says (_PXM);
 where it says nothing, the driver may know; the node of a GPU's own memory is near, but not the same."""
@@ -51,3 +53,12 @@ def settle(label: str, answers: Iterable[Answer], topology: Topology) -> tuple[S
     # What the user says is had; the rest is for information.
     level = "note" if first.source == USER else "warning"
     return Settled(first.nodes or (), first.source), [Message("device-sources-disagree", level, text)]
+
+
+def unknown_node(gpu: str, said: str = "no source tells anything") -> Message:
+    """Return the warning that nobody knows where a GPU is; `said` is what the sources say."""
+    text = (
+        f"{gpu}: which NUMA node it is next to is not known ({said}), so its rank stays unbound;"
+        " say it with --numa-bind-nodes"
+    )
+    return Message("device-node-unknown", "warning", text)

@@ -12,12 +12,12 @@ import json
 import os
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 from ompaffinity.devices.nvml import DriverView
 from ompaffinity.devices.pci import Answer, nearest_cpu_nodes, pci_address
-from ompaffinity.devices.visibility import AMD, PhysicalDevice
+from ompaffinity.devices.visibility import AMD, PhysicalGPU
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
@@ -100,7 +100,7 @@ def _view(rows: list[dict[str, Any]], tree: Tree, topology: Topology) -> DriverV
         # amdsmi's own order is not HIP's.
         number = _field(row, "numbers", "hip_id")
         order = int(number) if number.isdigit() else -1
-        devices.append(PhysicalDevice(address, AMD, _field(row, "board", "market_name"), uuid, order=order))
+        devices.append(PhysicalGPU(address, AMD, _field(row, "board", "market_name"), uuid, order=order))
         node = row.get("node")
         if isinstance(node, int):
             near = nearest_cpu_nodes(tree, topology, node) if node >= 0 else None

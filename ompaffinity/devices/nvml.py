@@ -7,12 +7,11 @@ the GPU is lost, is left out: each GPU and each question for itself.
 from __future__ import annotations
 
 from contextlib import suppress
+from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.devices.pci import cpu_nodes, located, own_memory, pci_address
-from ompaffinity.devices.visibility import NVIDIA, PhysicalDevice
-from ompaffinity.records import NamedTuple
+from ompaffinity.devices.visibility import NVIDIA, PhysicalGPU
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
@@ -30,7 +29,7 @@ class DriverView(NamedTuple):
     `complete`: these are all GPUs that there are for this process, whatever the bus shows (a container's are fewer).
     """
 
-    devices: tuple[PhysicalDevice, ...] = ()
+    gpus: tuple[PhysicalGPU, ...] = ()
     answers: dict[str, list[Answer]] = {}
     problem: str | None = None
     complete: bool = False
@@ -66,7 +65,7 @@ def _read(nvml: Any, tree: Tree, topology: Topology) -> DriverView:
         if address is None:
             continue
         devices.append(
-            PhysicalDevice(
+            PhysicalGPU(
                 address,
                 NVIDIA,
                 _text(_asked(nvml, "nvmlDeviceGetName", handle)),

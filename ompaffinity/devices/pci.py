@@ -8,15 +8,14 @@ README (numa_status).
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING, NamedTuple
 
-from ompaffinity.devices.visibility import AMD, INTEL, NVIDIA, OTHER, PhysicalDevice
-from ompaffinity.errors import IdListError
-from ompaffinity.records import NamedTuple
-from ompaffinity.topology.idlist import format_id_list, parse_id_list, parse_mask
+from ompaffinity.devices.visibility import AMD, INTEL, NVIDIA, OTHER, PhysicalGPU
+from ompaffinity.errors import IDListError
+from ompaffinity.ids import format_id_list, parse_id_list, parse_mask
 from ompaffinity.topology.nodes import NODE_ROOT
 from ompaffinity.topology.text import numbered, read_number, read_text
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ompaffinity.topology.model import Topology
     from ompaffinity.topology.tree import Tree
@@ -57,7 +56,7 @@ def pci_address(text: str) -> str | None:
     return f"{int(found[1] or '0', 16):04x}:{found[2]}:{found[3]}.{found[4] or '0'}".lower()
 
 
-def pci_devices(tree: Tree) -> list[PhysicalDevice]:
+def pci_gpus(tree: Tree) -> list[PhysicalGPU]:
     """Return the GPUs and accelerators that the PCI bus shows, by address."""
     found = []
     for name in tree.names(PCI_ROOT):
@@ -73,7 +72,7 @@ def pci_devices(tree: Tree) -> list[PhysicalDevice]:
         if not computes(kind, number, model):
             continue
         name_of = f"{number}:{model}" if model else ""
-        found.append(PhysicalDevice(address, VENDORS.get(number, OTHER), name_of, display=kind in DISPLAYS))
+        found.append(PhysicalGPU(address, VENDORS.get(number, OTHER), name_of, display=kind in DISPLAYS))
     return found
 
 
@@ -178,6 +177,6 @@ def _local_cpus(tree: Tree, folder: str) -> set[int]:
         if text:
             try:
                 return set(parse(text))
-            except IdListError:
+            except IDListError:
                 continue
     return set()

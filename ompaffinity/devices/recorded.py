@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from typing import TYPE_CHECKING
 
 from ompaffinity.devices.agreement import TRUST, USER
-from ompaffinity.devices.devices import DeviceList, read_devices, settled
+from ompaffinity.devices.live import read_gpus, settled
+from ompaffinity.devices.model import GPUList, NoGPUsError
 from ompaffinity.devices.pci import DISPLAYS, VENDORS, Answer, computes, cpu_nodes, located, pci_address
-from ompaffinity.devices.visibility import AMD, INTEL, NVIDIA, OTHER, PhysicalDevice, visible_devices
+from ompaffinity.devices.visibility import AMD, INTEL, NVIDIA, OTHER, PhysicalGPU, visible_gpus
 from ompaffinity.errors import TopologyError
-from ompaffinity.topology.idlist import MAX_ID
-from ompaffinity.topology.load import is_text, recorded_text, recorded_tree
+from ompaffinity.ids import MAX_ID
+from ompaffinity.topology.source import is_text, recorded_text, recorded_tree
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
@@ -22,14 +23,12 @@ if TYPE_CHECKING:
     from ompaffinity.topology.model import Topology
 
 MAX_DEVICES = 4096
+
+
 MAX_TEXT = 2000
 
 
-class NoDevicesError(TopologyError):
-    """A record of a form that does not tell of GPUs."""
-
-
-def recorded_devices(path: str, topology: Topology, *, user_nodes: tuple[int, ...] | None = None) -> DeviceList:
+def recorded_gpus(path: str, topology: Topology, *, user_nodes: tuple[int, ...] | None = None) -> GPUList:
     """Return the GPUs of a recorded machine, all of them; no driver is asked, and no variable counts.
 
     Raises:
@@ -37,29 +36,29 @@ def recorded_devices(path: str, topology: Topology, *, user_nodes: tuple[int, ..
     """
     if not is_text(path):
         with recorded_tree(path) as tree:
-            return read_devices(tree, topology, {}, user_nodes=user_nodes)
+            return read_gpus(tree, topology, {}, user_nodes=user_nodes)
     content = recorded_text(path)
     if content.lstrip().startswith(b"<"):
         found = dict(_exported(content, topology))
-        visible, messages = visible_devices([*found], {})
-        return DeviceList.of(
+        visible, messages = visible_gpus([*found], {})
+        return GPUList.of(
             (settled(index, device, found[device], topology, user_nodes) for index, device in enumerate(visible)),
             messages,
         )
-    return DeviceList.of(
+    return GPUList.of(
         settled(index, device, said, topology, user_nodes)
         for index, (device, said) in enumerate(_captured(content, topology))
     )
 
 
-def _captured(content: bytes, topology: Topology) -> Iterator[tuple[PhysicalDevice, list[Answer]]]:
+def _captured(content: bytes, topology: Topology) -> Iterator[tuple[PhysicalGPU, list[Answer]]]:
     """Yield the GPUs of a capture, in their order, with what was said of each."""
     try:
         document = json.loads(content)
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict) or "schema" not in document:
-        raise NoDevicesError("this record holds no devices; record the machine's sys/ as a directory or tar file")
+        raise NoGPUsError("this record holds no devices; record the machine's sys/ as a directory or tar file")
     try:
         rows = document["devices"]
         if not isinstance(rows, list) or len(rows) > MAX_DEVICES:
@@ -70,11 +69,11 @@ def _captured(content: bytes, topology: Topology) -> Iterator[tuple[PhysicalDevi
     yield from devices
 
 
-def _device(row: dict[str, Any]) -> PhysicalDevice:
+def _device(row: dict[str, Any]) -> PhysicalGPU:
     address = pci_address(_text(row["address"]))
     if address is None or row["vendor"] not in (NVIDIA, AMD, INTEL, OTHER):
         raise ValueError("the address or the vendor of a device")
-    return PhysicalDevice(address, row["vendor"], _text(row["name"]))
+    return PhysicalGPU(address, row["vendor"], _text(row["name"]))
 
 
 def _answers(rows: list[Any], topology: Topology) -> list[Answer]:
@@ -108,7 +107,7 @@ def _text(value: object) -> str:
     return value
 
 
-def _exported(content: bytes, topology: Topology) -> Iterator[tuple[PhysicalDevice, list[Answer]]]:
+def _exported(content: bytes, topology: Topology) -> Iterator[tuple[PhysicalGPU, list[Answer]]]:
     """Yield the GPUs of an hwloc export: each is near the CPUs of the object that its bus hangs from.
 
     Source: hwloc's documentation, "I/O Devices".
@@ -132,5 +131,5 @@ def _exported(content: bytes, topology: Topology) -> Iterator[tuple[PhysicalDevi
         nodes = tuple(node for node in cpu_nodes(topology) if cpus & set(topology.node(node).cpus))
         name = "".join(letter for letter in element.get("name", "") if letter.isprintable()) or f"{kind[2]}:{kind[3]}"
         vendor = VENDORS.get(kind[2], OTHER)
-        device = PhysicalDevice(address, vendor, name[:MAX_TEXT], display=kind[1] in DISPLAYS)
+        device = PhysicalGPU(address, vendor, name[:MAX_TEXT], display=kind[1] in DISPLAYS)
         yield device, [located("local-cpus", "its CPUs are those", nodes, topology)]

@@ -8,10 +8,10 @@ the Level Zero specification (Affinity Mask).
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING, NamedTuple
 
-from ompaffinity.records import Message, NamedTuple
+from ompaffinity.messages import Message
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
@@ -23,7 +23,7 @@ VISIBILITY = (CUDA_LIST, ROCR_LIST, HIP_LIST, ZE_MASK)
 NUMBER = re.compile(r"\s*([+-]?)([0-9]{1,9})")
 
 
-class PhysicalDevice(NamedTuple):
+class PhysicalGPU(NamedTuple):
     """A GPU as its driver, or the PCI bus, tells it.
 
     `address` is that of sysfs (``0000:1a:00.0``, the domain as long as it must be), `uuid` as the vendor writes it
@@ -41,16 +41,16 @@ class PhysicalDevice(NamedTuple):
     display: bool = False
 
 
-def visible_devices(
-    devices: Sequence[PhysicalDevice], environ: Mapping[str, str]
-) -> tuple[tuple[PhysicalDevice, ...], tuple[Message, ...]]:
+def visible_gpus(
+    devices: Sequence[PhysicalGPU], environ: Mapping[str, str]
+) -> tuple[tuple[PhysicalGPU, ...], tuple[Message, ...]]:
     """Return the GPUs in the order of their numbers in a process with this environment, and what there is to say.
 
     `devices` are all GPUs of the machine; each vendor's are numbered by PCI address, or as its runtime is known to.
     A machine with GPUs of several vendors lists NVIDIA's, AMD's, Intel's, then the others, of which displays count only
     where there is nothing else.
     """
-    found: list[PhysicalDevice] = []
+    found: list[PhysicalGPU] = []
     messages: list[Message] = []
     for vendor, chosen in ((NVIDIA, _cuda), (AMD, _rocm), (INTEL, _level_zero)):
         members = sorted((device for device in devices if device.vendor == vendor), key=_by_address)
@@ -72,13 +72,11 @@ def by_address(address: str) -> tuple[int, ...]:
     return tuple(int(number, 16) for number in re.split("[:.]", address))
 
 
-def _by_address(device: PhysicalDevice) -> tuple[int, ...]:
+def _by_address(device: PhysicalGPU) -> tuple[int, ...]:
     return by_address(device.address)
 
 
-def _cuda(
-    devices: list[PhysicalDevice], environ: Mapping[str, str], messages: list[Message]
-) -> Sequence[PhysicalDevice]:
+def _cuda(devices: list[PhysicalGPU], environ: Mapping[str, str], messages: list[Message]) -> Sequence[PhysicalGPU]:
     text = environ.get(CUDA_LIST)
     if environ.get(CUDA_ORDER, "FASTEST_FIRST") != "PCI_BUS_ID" and len({device.name for device in devices}) > 1:
         numbered = text is None or NUMBER.match(text)
@@ -91,11 +89,9 @@ def _cuda(
     return devices if text is None else _selected(CUDA_LIST, text, devices, messages)
 
 
-def _rocm(
-    devices: list[PhysicalDevice], environ: Mapping[str, str], messages: list[Message]
-) -> Sequence[PhysicalDevice]:
+def _rocm(devices: list[PhysicalGPU], environ: Mapping[str, str], messages: list[Message]) -> Sequence[PhysicalGPU]:
     """ROCr chooses first and numbers anew; HIP chooses among these, and reads CUDA's variable if it has none."""
-    left: Sequence[PhysicalDevice] = devices
+    left: Sequence[PhysicalGPU] = devices
     text = environ.get(ROCR_LIST)
     if text is not None:
         left = _selected(ROCR_LIST, text, left, messages)
@@ -105,8 +101,8 @@ def _rocm(
 
 
 def _level_zero(
-    devices: list[PhysicalDevice], environ: Mapping[str, str], messages: list[Message]
-) -> Sequence[PhysicalDevice]:
+    devices: list[PhysicalGPU], environ: Mapping[str, str], messages: list[Message]
+) -> Sequence[PhysicalGPU]:
     """The mask filters and never reorders; ``0.1`` is a tile of device 0."""
     text = environ.get(ZE_MASK)
     if not (text and text.strip()):
@@ -121,11 +117,11 @@ def _level_zero(
     return [device for number, device in enumerate(devices) if number in wanted]
 
 
-def _selected(name: str, text: str, devices: Sequence[PhysicalDevice], messages: list[Message]) -> list[PhysicalDevice]:
+def _selected(name: str, text: str, devices: Sequence[PhysicalGPU], messages: list[Message]) -> list[PhysicalGPU]:
     """Return the devices that a list names, up to the first entry that names none; none if it names one twice."""
     words = [word.strip() for word in text.split(",")] if text.strip() else []
     find = _finder(words[0] if words else "")
-    found: list[PhysicalDevice] = []
+    found: list[PhysicalGPU] = []
     named: set[object] = set()
     for word in words:
         hit = find(word, devices)
@@ -144,14 +140,14 @@ def _selected(name: str, text: str, devices: Sequence[PhysicalDevice], messages:
 
 def _finder(
     first: str,
-) -> Callable[[str, Sequence[PhysicalDevice]], tuple[PhysicalDevice, object] | None]:
+) -> Callable[[str, Sequence[PhysicalGPU]], tuple[PhysicalGPU, object] | None]:
     """Return how the entries are read: the first one tells, and another kind ends the list."""
     if first.startswith("MIG-"):
         return _by_part
     return _by_uuid if first.startswith("GPU-") else _by_number
 
 
-def _by_number(word: str, devices: Sequence[PhysicalDevice]) -> tuple[PhysicalDevice, object] | None:
+def _by_number(word: str, devices: Sequence[PhysicalGPU]) -> tuple[PhysicalGPU, object] | None:
     """As strtol reads: ``1gpu2`` is 1."""
     match = NUMBER.match(word)
     if match is None or match[1] == "-" or int(match[2]) >= len(devices):
@@ -159,7 +155,7 @@ def _by_number(word: str, devices: Sequence[PhysicalDevice]) -> tuple[PhysicalDe
     return devices[int(match[2])], int(match[2])
 
 
-def _by_uuid(word: str, devices: Sequence[PhysicalDevice]) -> tuple[PhysicalDevice, object] | None:
+def _by_uuid(word: str, devices: Sequence[PhysicalGPU]) -> tuple[PhysicalGPU, object] | None:
     """By the UUID or as much of it as only one GPU has."""
     if not word.startswith("GPU-"):
         return None
@@ -167,7 +163,7 @@ def _by_uuid(word: str, devices: Sequence[PhysicalDevice]) -> tuple[PhysicalDevi
     return (hits[0], hits[0].uuid) if len(hits) == 1 else None
 
 
-def _by_part(word: str, devices: Sequence[PhysicalDevice]) -> tuple[PhysicalDevice, object] | None:
+def _by_part(word: str, devices: Sequence[PhysicalGPU]) -> tuple[PhysicalGPU, object] | None:
     """A MIG instance, by its UUID or in the form of older drivers (MIG-GPU-<uuid>/<instance>/<instance>): its GPU."""
     old = re.fullmatch(r"MIG-(GPU-[0-9a-fA-F-]+)/[0-9]{1,3}/[0-9]{1,3}", word)
     if old is not None:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, NamedTuple
+
 from ompaffinity.doctor.machine import machine_checks
 from ompaffinity.doctor.memory import memory_checks
 from ompaffinity.doctor.record import PROBLEM, Check
 from ompaffinity.doctor.software import software_checks
-from ompaffinity.errors import OmpAffinityError
-from ompaffinity.records import NamedTuple
-from ompaffinity.topology.load import load_topology
+from ompaffinity.errors import OMPAffinityError
+from ompaffinity.topology.source import load_topology
 from ompaffinity.topology.tree import DirectoryTree
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
@@ -41,7 +41,7 @@ def diagnose(environ: Mapping[str, str], python: str | None = None) -> Diagnosis
     software = tuple(software_checks(environ, python))
     try:
         topology = load_topology()
-    except OmpAffinityError as error:
+    except OMPAffinityError as error:
         unread = Check("machine", PROBLEM, str(error), "without it nothing can be planned; is /sys mounted?")
         return Diagnosis((unread, *software))
     with DirectoryTree("/") as tree:

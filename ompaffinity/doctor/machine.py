@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
+from ompaffinity.bind.affinity import set_mask
 from ompaffinity.doctor.record import OK, PROBLEM, WARNING, Check
 from ompaffinity.errors import TopologyError
-from ompaffinity.openmp.masks import set_mask
-from ompaffinity.topology.idlist import format_id_list
+from ompaffinity.ids import format_id_list
 from ompaffinity.topology.lscpu import read_lscpu
 from ompaffinity.topology.text import read_text
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from ompaffinity.bind.capacity import full_nodes
+from ompaffinity.bind.mempolicy import allowed_memory_nodes, granted_policy, load_libnuma
+from ompaffinity.doctor.kernel_memory import WHOLE_MACHINE, huge_pages, numa_balancing, transparent_huge_pages
 from ompaffinity.doctor.record import OK, PROBLEM, WARNING, Check
 from ompaffinity.errors import BindingError
-from ompaffinity.memory.capacity import full_nodes
-from ompaffinity.memory.kernel import WHOLE_MACHINE, huge_pages, numa_balancing, transparent_huge_pages
-from ompaffinity.memory.ladder import granted_policy
-from ompaffinity.memory.policy import allowed_memory_nodes, load_libnuma
-from ompaffinity.topology.idlist import format_id_list
+from ompaffinity.ids import format_id_list
 from ompaffinity.topology.limits import memory_left
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 

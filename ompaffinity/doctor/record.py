@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ompaffinity.records import NamedTuple
+from typing import NamedTuple
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 

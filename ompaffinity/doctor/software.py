@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 from ompaffinity.doctor.record import OK, WARNING, Check
 from ompaffinity.errors import RequestError
-from ompaffinity.openmp.environment import overridden_variables
-from ompaffinity.openmp.runtimes import family_of_file, find_library, preloaded_files
+from ompaffinity.openmp.detect import family_of_file, find_library, preloaded_files
+from ompaffinity.openmp.variables import overridden_variables
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 

@@ -22,7 +22,7 @@ BINDING_VARIABLES = ("GOMP_CPU_AFFINITY", "KMP_AFFINITY", "OMP_PLACES", "OMP_PRO
 USAGE, NOT_BOUND, NOT_STARTED = 64, 71, 127
 MAX_ID = 65535
 MODES = {"--preferred": 1, "--bind": 2, "--interleave": 3, "--preferred-many": 5}
-LADDER = ("--preferred-many", "--preferred")
+FALLBACKS = ("--preferred-many", "--preferred")
 """The modes of set_mempolicy(2), and those that are tried where another one is refused."""
 SET_MEMPOLICY = {
     "x86_64": 238,
@@ -35,7 +35,6 @@ SET_MEMPOLICY = {
 }
 """The number of the system call (the kernel's syscall tables): libnuma need not be there."""
 PR_SET_PDEATHSIG = 1
-TYPE_CHECKING = False
 
 
 class NotUnderstoodError(Exception):
@@ -144,7 +143,7 @@ def _set_policy(asked: str, nodes: set[int]) -> str | None:
     bits = 8 * ctypes.sizeof(ctypes.c_ulong)
     libc = ctypes.CDLL(None, use_errno=True)
     first = None
-    for step in (asked, *LADDER[LADDER.index(asked) + 1 if asked in LADDER else 0 :]):
+    for step in (asked, *FALLBACKS[FALLBACKS.index(asked) + 1 if asked in FALLBACKS else 0 :]):
         wanted = {min(nodes)} if step == "--preferred" else nodes
         words = max(wanted) // bits + 1
         mask = (ctypes.c_ulong * words)()

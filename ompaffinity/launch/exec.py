@@ -5,23 +5,23 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from typing import TYPE_CHECKING
 
+from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.errors import RequestError
 from ompaffinity.launch.bind_exec import NOT_STARTED, restore_signals
-from ompaffinity.launch.masks import Seat, seat_within_mask
+from ompaffinity.launch.mask_groups import MaskGroup, mask_group_of
 from ompaffinity.launch.ranks import LauncherRank, local_world
-from ompaffinity.openmp.manager import OMPProcessManager
+from ompaffinity.messages import Message
 from ompaffinity.placement.request import SIZES, PlacementRequest, product_of_sizes
-from ompaffinity.records import Message
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
 logger = logging.getLogger("ompaffinity")
 
-MOST_CPUS = 8192
+MAX_CPUS = 8192
 """NR_CPUS is at most this in any kernel today."""
 
 
@@ -60,22 +60,22 @@ def exec_bound(
         place = LauncherRank("nobody", 0, 1, 0, 1)
     if override:
         widen_to_cpuset()
-        seat = Seat(place.local_rank, tuple(range(place.local_world_size or 1)))
+        group = MaskGroup(place.local_rank, tuple(range(place.local_world_size or 1)))
     else:
-        seat = seat_within_mask(os.environ, place)
-    if not seat.certain:
+        group = mask_group_of(os.environ, place)
+    if not group.certain:
         text = (
             f"{place.launcher} or a script under it has bound the ranks, and not all of them were seen, so rank"
-            f" {place.local_rank} takes one of {len(seat.ranks)} parts of its mask; let the launcher bind none (mpirun"
+            f" {place.local_rank} takes one of {len(group.ranks)} parts of its mask; let the launcher bind none (mpirun"
             " --bind-to none, srun --cpu-bind=none), or say --override"
         )
         warn("outside-binding", text)
     _check_sizes(options, place)
-    given, number, told = options_of_seat(options, seat, place)
+    given, number, told = options_of_group(options, group, place)
     for message in told:
         warn(message.code, message.message)
     manager = OMPProcessManager(strict=strict, **given)
-    if strict and any(message.level == "warning" for message in (*said, *manager.warnings)):
+    if strict and any(message.level == "warning" for message in (*said, *manager.messages)):
         return 1
     rank = place.local_rank if place.rank is None else place.rank
     with manager.configure_omp_envs(rank, number):
@@ -87,11 +87,11 @@ def widen_to_cpuset() -> None:
     if not hasattr(os, "sched_setaffinity"):
         return
     # The kernel takes what the cpuset allows of them (sched_setaffinity(2)).
-    os.sched_setaffinity(0, range(MOST_CPUS))
+    os.sched_setaffinity(0, range(MAX_CPUS))
 
 
-def options_of_seat(
-    options: Mapping[str, Any], seat: Seat, place: LauncherRank
+def options_of_group(
+    options: Mapping[str, Any], group: MaskGroup, place: LauncherRank
 ) -> tuple[dict[str, Any], int, tuple[Message, ...]]:
     """Return the options of a plan for the ranks that share a mask, which rank of it this one is, and messages.
 
@@ -99,7 +99,7 @@ def options_of_seat(
         RequestError: what is asked for GPUs makes no sense for so many ranks.
         TopologyError: the machine cannot be read.
     """
-    ranks = len(seat.ranks)
+    ranks = len(group.ranks)
     sizes = {name: size for name, size in options.items() if name in SIZES}
     given = {name: value for name, value in options.items() if name not in SIZES}
     if ranks != product_of_sizes(sizes):
@@ -107,10 +107,10 @@ def options_of_seat(
         sizes = {"data_parallel_size" if independent else "tensor_parallel_size": ranks}
     given |= sizes
     if not PlacementRequest(**given).for_gpus:
-        return given, seat.number, ()
-    from ompaffinity.launch.gpus import gpus_of_seat
+        return given, group.number, ()
+    from ompaffinity.launch.gpus import gpus_of_group
 
-    return gpus_of_seat(given, seat, place)
+    return gpus_of_group(given, group, place)
 
 
 def _check_sizes(options: Mapping[str, Any], place: LauncherRank) -> None:

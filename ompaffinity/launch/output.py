@@ -13,17 +13,17 @@ import socket
 import subprocess
 import sys
 import threading
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import RequestError
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
     from typing import IO, BinaryIO
 
 CHUNK = 65536
-MOST_DRAINED = 2**20
+MAX_DRAINED = 2**20
 """What a pipe can hold at most by default (pipe(7), pipe-max-size)."""
 COLOURS = (36, 33, 35, 32, 34, 31)
 """ECMA-48 foreground colours, told apart without red and green side by side for two to four ranks."""
@@ -130,7 +130,7 @@ class RankOutput:
         """Hand on what is in the pipes; somebody whom a rank has started may fill them for ever."""
         for pipe, lines in self._streams:
             drained = 0
-            while drained < MOST_DRAINED and (size := self._take(pipe.fileno(), lines)):
+            while drained < MAX_DRAINED and (size := self._take(pipe.fileno(), lines)):
                 drained += size
             self._hand_over(lines, b"")
 
@@ -168,7 +168,7 @@ class _Lines:
         text = text.removesuffix(held).replace(b"\r\n", b"\n").replace(b"\r", b"\r\n")
         *lines, self._rest = text.split(b"\n")
         self._rest += held
-        if len(self._rest) > MOST_DRAINED:
+        if len(self._rest) > MAX_DRAINED:
             lines.append(self._rest)
             self._rest = b""
         self._write(lines)

@@ -8,11 +8,10 @@ srun(1), pals(7), jsrun(1), flux-run(1), MVAPICH2's user guide, the PMIx standar
 from __future__ import annotations
 
 import re
+from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.errors import RequestError
-from ompaffinity.records import NamedTuple
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 

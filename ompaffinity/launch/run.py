@@ -15,18 +15,18 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import RequestError
-from ompaffinity.launch import bind_exec, watch
+from ompaffinity.launch import bind_exec, watcher
 from ompaffinity.launch.output import RankOutput
 from ompaffinity.launch.ranks import free_port, rank_variables
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import FrameType
 
-    from ompaffinity.openmp.manager import OMPProcessManager
+    from ompaffinity.bind.manager import OMPProcessManager
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
@@ -80,8 +80,8 @@ def watched() -> Iterator[Callable[[object], None]]:
     reader, writer = os.pipe()
     try:
         # This interpreter and a file of ours: no shell.
-        watcher = subprocess.Popen(  # noqa: S603
-            [sys.executable, "-I", "-S", watch.__file__],
+        watching = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-I", "-S", watcher.__file__],
             stdin=reader,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
@@ -102,7 +102,7 @@ def watched() -> Iterator[Callable[[object], None]]:
     finally:
         tell("done")
         os.close(writer)
-        watcher.wait()
+        watching.wait()
 
 
 def _start(

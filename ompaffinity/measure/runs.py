@@ -12,30 +12,29 @@ import subprocess
 import tempfile
 import time
 from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, NamedTuple
 
-from ompaffinity.errors import OmpAffinityError
+from ompaffinity.errors import OMPAffinityError
 from ompaffinity.launch.ranks import free_port, rank_variables
-from ompaffinity.records import NamedTuple
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import IO
 
     from ompaffinity.measure.variants import VariantManager
 
-MOST_OUTPUT = 64 * 2**20
+MAX_OUTPUT = 64 * 2**20
 TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 GROUPED = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?")
 BUSY = (0, 1, 2, 5, 6, 7)
 """user, nice, system, irq, softirq, steal (proc_stat(5)); guests are in user already."""
 
 
-class CommandFailedError(OmpAffinityError):
+class CommandFailedError(OMPAffinityError):
     """The command that is measured fails, or does not say its figure."""
 
 
-class TooSlowError(OmpAffinityError):
+class TooSlowError(OMPAffinityError):
     """A run took longer than it may."""
 
 
@@ -159,7 +158,7 @@ def _own_seconds() -> float:
 
 def _text(output: IO[bytes]) -> str:
     output.seek(0)
-    return output.read(MOST_OUTPUT).decode("utf-8", "replace")
+    return output.read(MAX_OUTPUT).decode("utf-8", "replace")
 
 
 def _failure(rank: int, status: int, text: str) -> str:

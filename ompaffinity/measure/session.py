@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.errors import RequestError
 from ompaffinity.launch.run import watched
@@ -16,9 +17,7 @@ from ompaffinity.measure.statistics import (
     median_interval,
     paired_ratio,
 )
-from ompaffinity.records import NamedTuple
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     import re
     from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +32,7 @@ QUIET_CPUS = 0.15
 """With more than so many CPUs busy with something else a run is called disturbed."""
 SHORTEST_SECONDS = 0.2
 """The kernel counts CPU time in hundredths of a second: of shorter runs it does not tell who was busy."""
-MOST_OF_BUDGET = 0.25
+MAX_SHARE_OF_BUDGET = 0.25
 """A variant of which one run takes more is left out."""
 
 
@@ -130,7 +129,7 @@ class _Session:
     def _run(self, name: str, what: str) -> Run | None:
         """Return a run of a variant; None where it is left out from now on."""
         self._progress(f"{what}: {name}", min(1.0, self.spent / self.settings.budget_seconds))
-        most = self.settings.budget_seconds * MOST_OF_BUDGET
+        most = self.settings.budget_seconds * MAX_SHARE_OF_BUDGET
         try:
             manager = self._managers[name][1]
             found = measure_run(manager, self.settings.command, self.settings.metric, most, self._watch)

@@ -7,10 +7,8 @@ the values are like (Conover, Practical Nonparametric Statistics, 3.2; Hahn and 
 from __future__ import annotations
 
 from math import comb
+from typing import TYPE_CHECKING, NamedTuple
 
-from ompaffinity.records import NamedTuple
-
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 

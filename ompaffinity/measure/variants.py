@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, NamedTuple
 
-from ompaffinity.openmp.environment import BINDING_VARIABLES, MANAGED_VARIABLES, PLACEMENT_VARIABLE
-from ompaffinity.openmp.manager import OMPProcessManager
+from ompaffinity.bind.manager import OMPProcessManager
+from ompaffinity.openmp.variables import BINDING_VARIABLES, MANAGED_VARIABLES
 from ompaffinity.placement.architecture import ALL
-from ompaffinity.records import NamedTuple
+from ompaffinity.placement.document import PLACEMENT_VARIABLE
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from ompaffinity.placement.plan import RankPlacement
+    from ompaffinity.placement.model import RankPlacement
 
 NOTHING, THREADS, MASK, PLAN = "nothing", "threads", "mask", "plan"
 

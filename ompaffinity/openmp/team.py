@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import ctypes
 from threading import get_native_id
+from typing import TYPE_CHECKING
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 

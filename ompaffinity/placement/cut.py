@@ -12,14 +12,14 @@ same shape are cut once, and the numbers of CPUs decide nothing.
 
 from __future__ import annotations
 
-from ompaffinity.records import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
 from ompaffinity.topology.model import UNKNOWN
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from ompaffinity.placement.cores import Core, Pool
+    from ompaffinity.placement.model import Core, Pool
 
     Shape = tuple[tuple[tuple[int, ...], ...], int, bool, int | None]
 

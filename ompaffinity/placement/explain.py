@@ -5,20 +5,20 @@ Each reason and each message says what the user can do about it.
 
 from __future__ import annotations
 
-from ompaffinity.placement.cores import held_cpus
+from typing import TYPE_CHECKING
+
+from ompaffinity.ids import format_id_list
+from ompaffinity.messages import Message
+from ompaffinity.placement.pools import held_cpus
 from ompaffinity.placement.reserve import wanted_reserve
-from ompaffinity.records import Message
-from ompaffinity.topology.idlist import format_id_list
 from ompaffinity.topology.kinds import PERFORMANCE
 from ompaffinity.topology.model import UNKNOWN
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ompaffinity.placement.architecture import ArchitectureRule
-    from ompaffinity.placement.cores import Core, Pool
-    from ompaffinity.placement.plan import RankPlacement
+    from ompaffinity.placement.model import Core, Pool, RankPlacement
     from ompaffinity.placement.request import PlacementRequest
     from ompaffinity.topology.model import Topology
 

@@ -1,77 +1,29 @@
-"""The plan: the placement of every rank, and the reason for every CPU left out."""
+"""Decide: a topology and a request become a plan. Pure: no file, clock or environment is read."""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ompaffinity.errors import NoMemoryNodeError, PlacementError
 from ompaffinity.placement.architecture import ALL, rule_for
-from ompaffinity.placement.cores import single_core, unusable_cpus, usable_pools
+from ompaffinity.placement.check import check_allowed, check_avoided, check_named, check_request
 from ompaffinity.placement.explain import DETAILS, left_out_groups, plan_messages
-from ompaffinity.placement.gpu import device_shares
+from ompaffinity.placement.gpu_ranks import gpu_shares
 from ompaffinity.placement.memory import memory_nodes, memory_policy, usable_memory_nodes
-from ompaffinity.placement.named import check_allowed, check_avoided, check_named
-from ompaffinity.placement.request import AUTO, check_request
-from ompaffinity.placement.reserve import Share, reserve_cores, wanted_reserve
+from ompaffinity.placement.model import LeftOut, Plan, RankPlacement, Share
+from ompaffinity.placement.pools import single_core, unusable_cpus, usable_pools
+from ompaffinity.placement.request import AUTO
+from ompaffinity.placement.reserve import reserve_cores, wanted_reserve
 from ompaffinity.placement.split import split_cores
-from ompaffinity.records import Message, NamedTuple
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ompaffinity.messages import Message
     from ompaffinity.placement.architecture import ArchitectureRule
-    from ompaffinity.placement.cores import Core, Pool
+    from ompaffinity.placement.model import Core, Pool
     from ompaffinity.placement.request import PlacementRequest
     from ompaffinity.topology.model import Topology
-
-
-class RankPlacement(NamedTuple):
-    """What one rank gets. Ids are CPU and node numbers.
-
-    `cpus[i]` is the CPU meant for OpenMP thread i, and `places[i]` the mask that this thread gets.
-    Thread 0's is wider, for later threads inherit it: all of `affinity` that the other threads
-    leave. `affinity` is the mask of the process and of all its other threads. `nodes` are its
-    memory nodes, also where `memory_policy` is ``"none"``; `node_ranks[i]` is the number of local ranks that
-    use `nodes[i]`, this one included, and `local_world_size` that of all local ranks. `memory_budget` is in
-    bytes, None where no utilization was asked for or the machine does not tell its memory. `device` is the number of
-    its GPU, `devices` those of the workers that it is to start, if it is their engine.
-    """
-
-    rank: int
-    local_rank: int
-    bound: bool = True
-    cpus: tuple[int, ...] = ()
-    helper_cpus: tuple[int, ...] = ()
-    places: tuple[tuple[int, ...], ...] = ()
-    affinity: tuple[int, ...] = ()
-    nodes: tuple[int, ...] = ()
-    memory_policy: str = "none"
-    device: int | None = None
-    node_ranks: tuple[int, ...] = ()
-    local_world_size: int = 1
-    memory_budget: int | None = None
-    devices: tuple[int, ...] = ()
-
-
-class LeftOut(NamedTuple):
-    """CPUs that no rank gets, one reason, and what the user can do about it."""
-
-    cpus: tuple[int, ...]
-    reason: str
-    detail: str
-
-
-class Plan(NamedTuple):
-    """The placements of all local ranks, plus what is left over and why."""
-
-    architecture: str
-    machine: str
-    runtime: str
-    granularity: str
-    wait_policy: str
-    ranks: tuple[RankPlacement, ...]
-    reserved: tuple[int, ...]
-    left_out: tuple[LeftOut, ...]
-    warnings: tuple[Message, ...]
 
 
 def make_plan(topology: Topology, request: PlacementRequest, *, talking: bool = False) -> Plan:
@@ -97,7 +49,7 @@ def make_plan(topology: Topology, request: PlacementRequest, *, talking: bool = 
     told: list[Message] = []
     if request.for_gpus:
         check_named(topology, request)
-        found = device_shares(topology, request, rule)
+        found = gpu_shares(topology, request, rule)
         pools, unusable, told = found.pools, found.unusable, found.messages
         shares = found.shares
         if not any(shares):
@@ -118,7 +70,7 @@ def make_plan(topology: Topology, request: PlacementRequest, *, talking: bool = 
         ranks = _placements(topology, request, _within_quota(topology, shares), granularity, talking=talking)
     ranks = with_sharing(ranks)
     if request.utilization is not None:
-        from ompaffinity.placement.budget import planned_budget
+        from ompaffinity.placement.memory import planned_budget
 
         ranks = tuple(
             rank._replace(memory_budget=planned_budget(topology, rank, request.utilization)) for rank in ranks
@@ -134,7 +86,7 @@ def make_plan(topology: Topology, request: PlacementRequest, *, talking: bool = 
         left_out=tuple(
             LeftOut(*group) for group in left_out_groups(topology, request, rule, unusable, pools, idle, ranks)
         ),
-        warnings=(
+        messages=(
             *topology.messages,
             *dict.fromkeys(told),
             *plan_messages(topology, request, rule, pools, ranks, sharing=sharing),
@@ -286,7 +238,7 @@ def _placements(
     for rank, share in enumerate(shares):
         device = request.gpu_of_rank[rank] if request.for_gpus else None
         if share is None:
-            placements.append(RankPlacement(rank, rank, bound=False, device=device))
+            placements.append(RankPlacement(rank, rank, bound=False, gpu=device))
             continue
         cpus, helper_cpus = threads[rank], helpers[rank]
         siblings = {cpu for core in share.compute for cpu in core.cpus} - set(cpus)
@@ -321,7 +273,7 @@ def _placements(
                 affinity=affinity,
                 nodes=nodes,
                 memory_policy=memory_policy(topology, request, nodes),
-                device=device,
+                gpu=device,
             )
         )
     return tuple(placements)

@@ -1,30 +1,16 @@
-"""Which cores are kept from the OpenMP threads, for the scheduler and the helper threads of each rank."""
+"""The cores kept from the OpenMP threads, for the scheduler and the other threads of each rank."""
 
 from __future__ import annotations
 
-from ompaffinity.records import NamedTuple
+from typing import TYPE_CHECKING
+
+from ompaffinity.placement.model import Reserve, Share
 from ompaffinity.topology.model import UNKNOWN
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ompaffinity.placement.architecture import ArchitectureRule
-    from ompaffinity.placement.cores import Core
+    from ompaffinity.placement.model import Core, Split
     from ompaffinity.placement.request import PlacementRequest
-    from ompaffinity.placement.split import Split
-
-
-class Share(NamedTuple):
-    """The cores of one rank: those with OpenMP threads and those reserved from them, in core order."""
-
-    compute: tuple[Core, ...]
-    reserved: tuple[Core, ...] = ()
-
-
-class Reserve(NamedTuple):
-    """How many cores should be kept back: of each rank, and in all besides."""
-
-    per_rank: int
-    total: int
 
 
 def wanted_reserve(request: PlacementRequest, rule: ArchitectureRule) -> Reserve:

@@ -8,31 +8,25 @@ close or spread; lowest ids. Ranks are shared over the nodes evenly, unless fewe
 from __future__ import annotations
 
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import PlacementError
-from ompaffinity.placement.cores import near_order
 from ompaffinity.placement.cut import PoolCuts
-from ompaffinity.records import NamedTuple
+from ompaffinity.placement.model import Split
+from ompaffinity.placement.pools import near_order
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ompaffinity.placement.cores import Core, Pool
     from ompaffinity.placement.cut import Cut
+    from ompaffinity.placement.model import Pool
 
 MAX_COMBINATIONS = 20_000
 """Node sets are compared one by one up to here; beyond, they grow from each node greedily."""
 
+
 MAX_WEIGHED = 20_000
 """Up to here all ways to give ranks to nodes are weighed (shapes times cores times ranks per node)."""
-
-
-class Split(NamedTuple):
-    """The cores of each rank, whole and disjoint, and for each rank the idle cores of its pool."""
-
-    shares: tuple[tuple[Core, ...], ...]
-    idle: tuple[tuple[Core, ...], ...]
 
 
 def split_cores(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ompaffinity.placement.memory import memory_policy
-from ompaffinity.placement.plan import RankPlacement
+from ompaffinity.placement.model import RankPlacement
 from ompaffinity.placement.request import PlacementRequest
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -18,10 +19,10 @@ def union_of(topology: Topology, ranks: Sequence[RankPlacement]) -> RankPlacemen
 
     Its `devices` are theirs. Where none of them is bound, it is not either.
     """
-    devices = tuple(rank.device for rank in ranks if rank.device is not None)
+    devices = tuple(rank.gpu for rank in ranks if rank.gpu is not None)
     bound = [rank for rank in ranks if rank.bound]
     if not bound:
-        return RankPlacement(0, 0, bound=False, devices=devices)
+        return RankPlacement(0, 0, bound=False, gpus=devices)
     cpus = tuple(dict.fromkeys(cpu for rank in bound for cpu in rank.cpus))
     affinity = tuple(sorted({cpu for rank in bound for cpu in rank.affinity}))
     nodes = tuple(sorted({node for rank in bound for node in rank.nodes}))
@@ -35,5 +36,5 @@ def union_of(topology: Topology, ranks: Sequence[RankPlacement]) -> RankPlacemen
         nodes=nodes,
         memory_policy=memory_policy(topology, PlacementRequest(), nodes),
         node_ranks=(1,) * len(nodes),
-        devices=devices,
+        gpus=devices,
     )

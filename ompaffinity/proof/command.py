@@ -13,20 +13,20 @@ import subprocess
 import sys
 import threading
 import time
+from typing import TYPE_CHECKING
 
-from ompaffinity.errors import IdListError, RequestError
-from ompaffinity.proof.compare import Difference, RankVerdict, compare_with_placement
+from ompaffinity.errors import IDListError, RequestError
+from ompaffinity.ids import format_id_list, parse_id_list
+from ompaffinity.proof.compare import compare_with_placement
 from ompaffinity.proof.observe import observe_process
-from ompaffinity.proof.verify import Verdict
-from ompaffinity.topology.idlist import format_id_list, parse_id_list
+from ompaffinity.proof.verdict import Difference, RankVerdict, Verdict
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import IO
 
-    from ompaffinity.openmp.manager import OMPProcessManager
-    from ompaffinity.placement.plan import RankPlacement
+    from ompaffinity.bind.manager import OMPProcessManager
+    from ompaffinity.placement.model import RankPlacement
 
 MARK = "ompaffinity-affinity"
 DISPLAY = {"OMP_DISPLAY_AFFINITY": "TRUE", "OMP_AFFINITY_FORMAT": f"{MARK} %P %n %A"}
@@ -71,7 +71,7 @@ def verify_command(manager: OMPProcessManager, command: Sequence[str], seconds: 
                 run.signal(signal.SIGKILL)
             if in_main_thread:
                 signal.signal(signal.SIGTERM, handler or signal.SIG_DFL)
-    return Verdict(tuple(run.verdict() for run in runs), tuple(manager.warnings))
+    return Verdict(tuple(run.verdict() for run in runs), tuple(manager.messages))
 
 
 def _interrupt(_number: int, _frame: object) -> None:
@@ -199,7 +199,7 @@ class _Run:
             words = rest.split()
             try:
                 pid, thread, cpus = int(words[0]), int(words[1]), tuple(parse_id_list(words[2]))
-            except (ValueError, IndexError, IdListError):
+            except (ValueError, IndexError, IDListError):
                 continue
             # The first team counts: nested ones number their threads anew.
             self._said.setdefault(pid, {}).setdefault(thread, cpus)

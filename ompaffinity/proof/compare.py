@@ -1,21 +1,20 @@
-"""The verdict: what the kernel says of a worker, thread by thread, beside what its placement says."""
+"""Compare a process with its placement: what the kernel reports, thread by thread, beside what the plan says."""
 
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
-from ompaffinity.errors import IdListError
-from ompaffinity.openmp.environment import PLACEMENT_VARIABLE
-from ompaffinity.proof.causes import likely_cause
-from ompaffinity.records import NamedTuple
-from ompaffinity.topology.idlist import format_id_list, parse_id_list
+from ompaffinity.errors import IDListError
+from ompaffinity.ids import format_id_list, parse_id_list
+from ompaffinity.placement.document import PLACEMENT_VARIABLE
+from ompaffinity.proof.diagnosis import likely_cause
+from ompaffinity.proof.verdict import Difference, RankVerdict, ThreadVerdict, difference_in_words
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Any
 
-    from ompaffinity.placement.plan import RankPlacement
+    from ompaffinity.placement.model import RankPlacement
     from ompaffinity.proof.observe import ProcessState, ThreadState
 
 POLICY_WORDS = {
@@ -25,82 +24,6 @@ POLICY_WORDS = {
     "interleave": ("interleave",),
 }
 """What numa_maps calls a policy (numa(7), mempolicy.c); flags follow after ``=``, nodes after ``:``."""
-
-
-class ThreadVerdict(NamedTuple):
-    """One OpenMP thread: what the plan says (`place`) and what the kernel says (`cpus`, None: no such thread)."""
-
-    thread: int
-    thread_id: int | None
-    place: tuple[int, ...]
-    cpus: tuple[int, ...] | None
-
-    @property
-    def holds(self) -> bool:
-        """Whether both say the same."""
-        return self.cpus == self.place
-
-
-class Difference(NamedTuple):
-    """Something that is not as the plan says: of what, in words, and the likely cause (None: unknown)."""
-
-    subject: str
-    message: str
-    cause: str | None = None
-
-
-class RankVerdict(NamedTuple):
-    """How one rank's process compares with its placement.
-
-    `team_known`: the process said which threads are its OpenMP team; else they are told by their masks. `policy`
-    is the main thread's as numa_maps words it, None where it is not known; `bytes_by_node` is where its pages are.
-    `runtime_says` is where the OpenMP runtime itself says that its threads are, if it was asked.
-    """
-
-    rank: int
-    pid: int
-    runtimes: tuple[str, ...]
-    team_known: bool
-    threads: tuple[ThreadVerdict, ...]
-    policy: str | None
-    bytes_by_node: dict[int, int] | None
-    differences: tuple[Difference, ...]
-    notes: tuple[str, ...]
-    runtime_says: dict[int, tuple[int, ...]] | None = None
-
-    @property
-    def holds(self) -> bool:
-        """Whether nothing differs."""
-        return not self.differences
-
-    def to_document(self) -> dict[str, Any]:
-        """Return the verdict as plain values, ready for JSON."""
-        return {
-            "rank": self.rank,
-            "pid": self.pid,
-            "holds": self.holds,
-            "runtimes": list(self.runtimes),
-            "team_known": self.team_known,
-            "threads": [
-                {
-                    "thread": thread.thread,
-                    "thread_id": thread.thread_id,
-                    "place": format_id_list(thread.place),
-                    "cpus": None if thread.cpus is None else format_id_list(thread.cpus),
-                    "holds": thread.holds,
-                }
-                for thread in self.threads
-            ],
-            "policy": self.policy,
-            "bytes_by_node": None
-            if self.bytes_by_node is None
-            else {str(node): size for node, size in sorted(self.bytes_by_node.items())},
-            "differences": [difference._asdict() for difference in self.differences],
-            "notes": list(self.notes),
-            "runtime_says": None
-            if self.runtime_says is None
-            else {str(thread): format_id_list(cpus) for thread, cpus in sorted(self.runtime_says.items())},
-        }
 
 
 def compare_with_placement(
@@ -217,7 +140,7 @@ def _policy_differences(placement: RankPlacement, policy: str | None) -> Iterato
     mode = word.partition("=")[0]
     try:
         got = tuple(parse_id_list(nodes)) if nodes else ()
-    except IdListError:
+    except IDListError:
         got = ()
     # One of several preferred nodes is what a kernel takes that does not know more.
     as_planned = got == placement.nodes or (mode == "prefer" and set(got) <= set(placement.nodes) and bool(got))
@@ -238,7 +161,7 @@ def verify_current_process(placement: RankPlacement | None = None) -> RankVerdic
     Raises:
         RequestError: OMPAFFINITY_PLACEMENT does not hold a placement.
     """
-    from ompaffinity.openmp.current import current_placement
+    from ompaffinity.bind.current import current_placement
     from ompaffinity.proof.observe import observe_process
 
     expected = current_placement() if placement is None else placement
@@ -270,9 +193,3 @@ def _own_cpus() -> str:
 
 def _in_words(verdict: RankVerdict) -> str:
     return ", ".join(f"thread {thread.thread} on CPU {format_id_list(thread.place)}" for thread in verdict.threads)
-
-
-def difference_in_words(rank: int, difference: Difference) -> str:
-    """Return one sentence: ``rank 1, thread 3: may run on CPU 0-7, the plan says 5; likely cause: ...``."""
-    cause = f"; likely cause: {difference.cause}" if difference.cause else ""
-    return f"rank {rank}, {difference.subject}: {difference.message}{cause}"

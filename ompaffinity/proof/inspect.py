@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.errors import RequestError
+from ompaffinity.ids import format_id_list
 from ompaffinity.proof.compare import main_policy
 from ompaffinity.proof.observe import ProcessState, observe_process
-from ompaffinity.records import NamedTuple
-from ompaffinity.topology.idlist import format_id_list
 from ompaffinity.topology.model import LOCAL_DISTANCE, UNKNOWN
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any

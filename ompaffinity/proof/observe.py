@@ -7,21 +7,19 @@ the process is another user's, has ended, or the kernel hides it, is said in `pr
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING, NamedTuple
 
-from ompaffinity.errors import IdListError, RequestError
-from ompaffinity.memory.pages import MappedMemory, mapped_memory
-from ompaffinity.openmp.current import parse_placement
-from ompaffinity.openmp.environment import PLACEMENT_VARIABLE
-from ompaffinity.openmp.runtimes import RuntimeLibrary, runtimes_of_process
-from ompaffinity.processes import parent_of, started_with
-from ompaffinity.records import NamedTuple
-from ompaffinity.topology.idlist import parse_id_list
+from ompaffinity.bind.pages import MappedMemory, mapped_memory
+from ompaffinity.errors import IDListError, RequestError
+from ompaffinity.ids import parse_id_list
+from ompaffinity.openmp.detect import RuntimeLibrary, runtimes_of_process
+from ompaffinity.placement.document import PLACEMENT_VARIABLE, parse_placement
+from ompaffinity.proc import parent_of, started_with
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from ompaffinity.placement.plan import RankPlacement
+    from ompaffinity.placement.model import RankPlacement
 
 ENDED_STATES = ("Z", "X")
 LAST_CPU_FIELD = 39
@@ -112,7 +110,7 @@ def _threads(pid: int) -> Iterator[ThreadState]:
             fields = _status(f"{folder}/{name}/status")
             last_cpu = _last_cpu(f"{folder}/{name}/stat")
             cpus = tuple(parse_id_list(fields["Cpus_allowed_list"]))
-        except (FileNotFoundError, ProcessLookupError, KeyError, IdListError):
+        except (FileNotFoundError, ProcessLookupError, KeyError, IDListError):
             # The thread ended between the listing and the reading.
             continue
         yield ThreadState(int(name), fields.get("Name", ""), fields.get("State", "?")[:1], cpus, last_cpu)

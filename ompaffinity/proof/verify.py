@@ -4,47 +4,29 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import RequestError
-from ompaffinity.openmp.runtimes import GOMP, IOMP, expected_runtimes, family_of_file, find_library
-from ompaffinity.proof.compare import Difference, RankVerdict, compare_with_placement
+from ompaffinity.openmp.detect import GOMP, IOMP, expected_runtimes, family_of_file, find_library
+from ompaffinity.proof.compare import compare_with_placement
 from ompaffinity.proof.observe import observe_process
-from ompaffinity.records import NamedTuple
+from ompaffinity.proof.verdict import Difference, RankVerdict, Verdict
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
     from subprocess import Popen
     from typing import Any
 
-    from ompaffinity.openmp.manager import OMPProcessManager
-    from ompaffinity.placement.plan import RankPlacement
-    from ompaffinity.records import Message
+    from ompaffinity.bind.manager import OMPProcessManager
+    from ompaffinity.placement.model import RankPlacement
 
 PROBE_SECONDS = 60
+
+
 END_SECONDS = 10
+
+
 SYSTEM_LIBRARIES = {GOMP: ("libgomp.so.1",), IOMP: ("libomp.so.5", "libiomp5.so")}
-
-
-class Verdict(NamedTuple):
-    """How all ranks compare, and the plan's warnings."""
-
-    ranks: tuple[RankVerdict, ...]
-    warnings: tuple[Message, ...] = ()
-
-    @property
-    def holds(self) -> bool:
-        """Whether nothing differs."""
-        return all(rank.holds for rank in self.ranks)
-
-    def to_document(self) -> dict[str, Any]:
-        """Return the ``ompaffinity.verify/1`` document: plain values, ready for JSON."""
-        return {
-            "schema": "ompaffinity.verify/1",
-            "holds": self.holds,
-            "ranks": [rank.to_document() for rank in self.ranks],
-            "warnings": [message._asdict() for message in self.warnings],
-        }
 
 
 def library_to_probe(runtime: str, environ: Mapping[str, str], library: str | None = None) -> tuple[str, str]:
@@ -96,7 +78,7 @@ def verify_plan(manager: OMPProcessManager, library: str) -> Verdict:
     finally:
         for _, _, probe in probes:
             _end(probe)
-    return Verdict(tuple(verdicts), tuple(manager.warnings))
+    return Verdict(tuple(verdicts), tuple(manager.messages))
 
 
 def _start_probe(

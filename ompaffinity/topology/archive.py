@@ -8,10 +8,9 @@ import lzma
 import os
 import tarfile
 import zlib
-from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from ompaffinity.errors import TopologyError
-from ompaffinity.records import NamedTuple
 from ompaffinity.topology.tree import MAX_FILE_BYTES
 
 if TYPE_CHECKING:

@@ -6,10 +6,11 @@ sysfs itself does not name the architecture; /proc/cpuinfo has a different form 
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ompaffinity.topology.model import UNKNOWN_ARCHITECTURE
 from ompaffinity.topology.text import read_text
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from ompaffinity.topology.tree import Tree
 

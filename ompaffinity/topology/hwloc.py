@@ -8,16 +8,17 @@ CPUs, these stay with the first.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
 
-from ompaffinity.errors import IdListError, TopologyError
-from ompaffinity.records import Message
-from ompaffinity.topology.idlist import MAX_ID, parse_mask
+from ompaffinity.errors import IDListError, TopologyError
+from ompaffinity.ids import MAX_ID, parse_mask
+from ompaffinity.messages import Message
 from ompaffinity.topology.kinds import completed_kinds, kinds_by_speed
 from ompaffinity.topology.model import UNKNOWN, UNKNOWN_ARCHITECTURE, Limits, LogicalCPUInfo, MemoryNodeInfo, Topology
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
@@ -199,7 +200,7 @@ def cpu_set(element: Element, name: str) -> list[int] | None:
     words = [word.removeprefix("0x") or "0" for word in text.split(",")]
     try:
         return parse_mask(",".join([words[0], *(word.rjust(8, "0") for word in words[1:])]))
-    except IdListError as error:
+    except IDListError as error:
         raise TopologyError(f"the {name} of this hwloc topology is not a set: {error}") from None
 
 

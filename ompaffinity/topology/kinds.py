@@ -8,9 +8,10 @@ class: equal cores differ by a little, from cluster to cluster and where one may
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ompaffinity.topology.text import read_id_list, read_number
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 

@@ -7,13 +7,13 @@ Documentation/admin-guide/cgroup-v1/ and cgroup-v2.rst.
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
-from ompaffinity.errors import IdListError
-from ompaffinity.topology.idlist import parse_id_list
+from ompaffinity.errors import IDListError
+from ompaffinity.ids import parse_id_list
 from ompaffinity.topology.model import Limits
 from ompaffinity.topology.text import plain_number, read_id_list, read_number, read_text
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -62,7 +62,7 @@ def mems_allowed(tree: Tree, process: str = "self") -> tuple[int, ...] | None:
         if name == "Mems_allowed_list":
             try:
                 return tuple(parse_id_list(ids))
-            except IdListError:
+            except IDListError:
                 return None
     return None
 

@@ -12,12 +12,12 @@ import json
 import os
 import re
 import subprocess
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import TopologyError
-from ompaffinity.records import Message
+from ompaffinity.messages import Message
 from ompaffinity.topology.model import UNKNOWN, Limits, LogicalCPUInfo, MemoryNodeInfo, Topology, lscpu_number
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any

@@ -8,14 +8,15 @@ machine does not say.
 from __future__ import annotations
 
 from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
 
-from ompaffinity.records import Message, NamedTuple
-from ompaffinity.topology.idlist import MAX_ID, format_id_list
+from ompaffinity.ids import MAX_ID, format_id_list
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
+
+    from ompaffinity.messages import Message
 
 UNKNOWN = -1
 UNKNOWN_ARCHITECTURE = "unknown"

@@ -5,10 +5,11 @@ Sources: the kernel's Documentation/ABI/stable/sysfs-devices-node; ACPI 6.5, 5.2
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from ompaffinity.topology.model import UNKNOWN, MemoryNodeInfo
 from ompaffinity.topology.text import numbered, plain_number, read_id_list, read_ids, read_text
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ompaffinity.records import Message
-from ompaffinity.topology.idlist import format_id_list
+from typing import TYPE_CHECKING
+
+from ompaffinity.ids import format_id_list
+from ompaffinity.messages import Message
 from ompaffinity.topology.model import UNKNOWN
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 

@@ -7,13 +7,13 @@ name, no serial numbers, no paths.
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
-from ompaffinity.errors import IdListError, TopologyError
-from ompaffinity.records import Message
-from ompaffinity.topology.idlist import MAX_ID, parse_id_list
+from ompaffinity.errors import IDListError, TopologyError
+from ompaffinity.ids import MAX_ID, parse_id_list
+from ompaffinity.messages import Message
 from ompaffinity.topology.model import UNKNOWN, Limits, LogicalCPUInfo, MemoryNodeInfo, Topology
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Any
@@ -57,7 +57,7 @@ def parse_capture(document: dict[str, Any]) -> Topology:
             tuple(_message(row) for row in document.get("warnings", [])),
             _count(document.get("total_bytes"), UNKNOWN),
         )
-    except (KeyError, TypeError, AttributeError, ValueError, IdListError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError, IDListError) as error:
         raise TopologyError(f"this capture is damaged ({type(error).__name__}: {error})") from None
     _check(topology)
     return topology

@@ -7,9 +7,10 @@ outermost to ``pu``, a node per object as ``[numa]``, and of the attributes ``(m
 
 from __future__ import annotations
 
-from ompaffinity.errors import IdListError, TopologyError
-from ompaffinity.records import NamedTuple
-from ompaffinity.topology.idlist import parse_ordered_id_list
+from typing import NamedTuple
+
+from ompaffinity.errors import IDListError, TopologyError
+from ompaffinity.ids import parse_ordered_id_list
 from ompaffinity.topology.model import LogicalCPUInfo, MemoryNodeInfo, Topology
 from ompaffinity.topology.text import plain_number
 
@@ -147,7 +148,7 @@ def _with_attribute(level: _Level, name: str, item: str, word: str) -> _Level:
     if key == "indexes" and level.field == "id":
         try:
             return level._replace(indexes=parse_ordered_id_list(value))
-        except IdListError as error:
+        except IDListError as error:
             raise TopologyError(f"the indexes of {word!r} are not understood: {error}") from None
     raise TopologyError(f"{item!r} of {word!r} is not understood; numa takes (memory=16GB), pu (indexes=0,2,1,3)")
 

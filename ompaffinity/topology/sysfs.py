@@ -11,6 +11,7 @@ once per group, not once per CPU: that is where the speed comes from.
 from __future__ import annotations
 
 from itertools import repeat
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import TopologyError
 from ompaffinity.topology.kinds import CPU_ROOT, read_kinds
@@ -19,7 +20,6 @@ from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, Topology
 from ompaffinity.topology.nodes import read_nodes, whole_memory
 from ompaffinity.topology.text import ids_in, numbered, read_id_list, read_mask, read_number, read_text
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 

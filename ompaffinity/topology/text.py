@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from ompaffinity.errors import IdListError
-from ompaffinity.topology.idlist import MAX_ID, parse_mask, parse_ordered_id_list
+from typing import TYPE_CHECKING
 
-TYPE_CHECKING = False
+from ompaffinity.errors import IDListError
+from ompaffinity.ids import MAX_ID, parse_mask, parse_ordered_id_list
+
 if TYPE_CHECKING:
     from ompaffinity.topology.tree import Tree
 
@@ -43,7 +44,7 @@ def ids_in(content: bytes) -> list[int] | None:
     """Return the ids that a list file's content names, in its order; None where it is no list."""
     try:
         return parse_ordered_id_list(content.decode("ascii", "replace").strip(BLANKS))
-    except IdListError:
+    except IDListError:
         return None
 
 
@@ -59,7 +60,7 @@ def read_mask(tree: Tree, path: str) -> list[int] | None:
     text = read_text(tree, path)
     try:
         return None if text is None else parse_mask(text)
-    except IdListError:
+    except IDListError:
         return None
 
 

@@ -7,10 +7,10 @@ which of the two they read.
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import TopologyError
 
-TYPE_CHECKING = False
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Protocol

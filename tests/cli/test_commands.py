@@ -12,7 +12,7 @@ import pytest
 
 from ompaffinity.cli.main import main
 from tests.conftest import ROOT, run_command
-from tests.topology.test_load import SMALL
+from tests.topology.test_source import SMALL
 from tests.topology.test_tree import make_tar
 
 TWO_CORES = ("--synthetic", "core:2 pu:1", "--arch", "x86_64")

@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 
 from ompaffinity.cli.exports import EXPORTS, export, hwloc_mask, own_cpus
 from ompaffinity.errors import RequestError
-from ompaffinity.placement.plan import Plan, make_plan
+from ompaffinity.ids import format_id_list, parse_id_list
+from ompaffinity.placement.model import Plan
+from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
-from ompaffinity.topology.idlist import format_id_list, parse_id_list
 from tests.conftest import run_command
 from tests.launch.test_exec import launch
 from tests.placement.machines import plan_for, synthetic

@@ -1,24 +1,14 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from ompaffinity import __version__
 from ompaffinity.cli.options import VERBS
-from ompaffinity.cli.parse import parse_command_line, parse_with_argparse, scan
+from ompaffinity.cli.parse import parse_command_line
 from ompaffinity.cli.values import option_value
 from ompaffinity.errors import RequestError
 
 FLAGS = sorted({option.flag for options in VERBS.values() for option in options})
-WORDS = st.sampled_from([*FLAGS, *VERBS, "2", "-1", "0-3", "x", "--", "-h", "", "--tp=2", "--t", "a b", "json"])
-
-
-@given(st.lists(WORDS, max_size=6), st.sampled_from([*VERBS, "fly"]))
-def test_the_short_cut_reads_what_argparse_reads(words: list[str], verb: str) -> None:
-    plain = scan([verb, *words])
-    if plain is not None:
-        assert plain == parse_with_argparse([verb, *words])
 
 
 def test_options_in_both_forms() -> None:
@@ -37,8 +27,6 @@ def test_options_in_both_forms() -> None:
         "all",
     ]
     joined = ["plan", "--tp=2", "--cpus=0-3,8", "--bind=auto", "--json", "--reserve=auto", "--threads-per-core=all"]
-    assert scan(plain) is not None
-    assert scan(joined) is None
     verb, values = parse_command_line(plain)
     assert (verb, values) == parse_command_line(joined)
     assert values["tensor_parallel_size"] == 2

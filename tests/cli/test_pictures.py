@@ -14,10 +14,11 @@ from hypothesis import given
 from ompaffinity.cli.picture import COLOURS, uses, write_picture
 from ompaffinity.cli.terminal_map import LETTERS, print_map
 from ompaffinity.errors import PlacementError, RequestError
-from ompaffinity.placement.plan import Plan, make_plan
+from ompaffinity.placement.model import Plan
+from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
-from ompaffinity.topology.load import load_topology
 from ompaffinity.topology.model import Topology
+from ompaffinity.topology.source import load_topology
 from tests.conftest import recorded_names, run_command
 from tests.placement.machines import plan_for, synthetic
 from tests.strategies import requests, topologies

@@ -14,16 +14,16 @@ from hypothesis import given
 from jsonschema import Draft202012Validator
 
 from ompaffinity.errors import PlacementError
-from ompaffinity.jsontext import to_json
-from ompaffinity.openmp.document import cluster_document, plan_document
-from ompaffinity.placement.cluster import make_cluster_plan
+from ompaffinity.integrations.ray.cluster import make_cluster_plan
+from ompaffinity.integrations.ray.document import cluster_document
+from ompaffinity.openmp.plan_document import plan_document
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
-from ompaffinity.topology.load import load_topology
 from ompaffinity.topology.model import Topology
+from ompaffinity.topology.source import load_topology
 from tests.conftest import ROOT, recorded_names, run_command
+from tests.integrations.ray.test_cluster import LARGE, node
 from tests.openmp.libraries import GOMP, needs_gomp
-from tests.placement.test_cluster import LARGE, node
 from tests.strategies import requests, topologies
 
 SCHEMAS = {path.stem: json.loads(path.read_text()) for path in (ROOT / "docs" / "schemas").glob("*.json")}
@@ -84,17 +84,17 @@ def test_recorded_machines(name: str, recorded_machines: Path) -> None:
 
 @given(topologies(), requests())
 def test_plans_for_machines_of_any_shape(topology: Topology, request: PlacementRequest) -> None:
-    check(json.loads(to_json(topology.to_document())))
+    check(json.loads(json.dumps(topology.to_document())))
     try:
         plan = make_plan(topology, request)
     except PlacementError:
         return
-    check(json.loads(to_json(plan_document(plan))))
+    check(json.loads(json.dumps(plan_document(plan))))
 
 
 def test_the_plan_of_a_cluster() -> None:
     plan = make_cluster_plan([node("a", LARGE), node("b", LARGE)], PlacementRequest(data_parallel_size=3))
-    check(json.loads(to_json(cluster_document(plan))))
+    check(json.loads(json.dumps(cluster_document(plan))))
 
 
 def test_a_key_that_is_not_there_would_be_told() -> None:

@@ -29,7 +29,7 @@ PROGRAM = """
 import json, sys
 from tests.devices.test_devices import seen
 found = seen(sys.argv[1], json.loads(sys.argv[2]), ask_drivers=True)
-rows = [[d.address, list(d.nodes), d.source, d.uuid, [a.detail for a in d.answers]] for d in found.devices]
+rows = [[d.address, list(d.nodes), d.source, d.uuid, [a.detail for a in d.answers]] for d in found.gpus]
 print(json.dumps([rows, [message.code for message in found.messages], found.libraries["amd"]]))
 """
 PLAN = """\
@@ -115,7 +115,7 @@ def test_what_lies_around_is_not_executed(tmp_path: Path, rocm: Path, monkeypatc
     with DirectoryTree(str(tmp_path)) as tree:
         view = read_amdsmi(tree, read_sysfs(tree, architecture="x86_64", machine="test"))
     assert view.problem is None
-    assert len(view.devices) == 2
+    assert len(view.gpus) == 2
 
 
 @pytest.mark.parametrize(
@@ -190,5 +190,5 @@ def test_without_the_binding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with DirectoryTree(str(tmp_path)) as tree:
         view = read_amdsmi(tree, read_sysfs(tree, architecture="x86_64", machine="test"))
-    assert view.devices == ()
+    assert view.gpus == ()
     assert view.problem == "amdsmi is not installed (the extra [amd])"

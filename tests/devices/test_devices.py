@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 import ompaffinity
-from ompaffinity.devices import nodes
 from ompaffinity.devices.agreement import settle
-from ompaffinity.devices.devices import read_devices
+from ompaffinity.devices.live import read_gpus
 from ompaffinity.devices.nvml import read_nvml
 from ompaffinity.devices.pci import Answer, nearest_cpu_nodes, pci_address
-from ompaffinity.devices.recorded import recorded_devices
+from ompaffinity.devices.recorded import recorded_gpus
 from ompaffinity.errors import RequestError, TopologyError
-from ompaffinity.topology.load import load_topology
+from ompaffinity.integrations.vllm import device_nodes
+from ompaffinity.topology.source import load_topology
 from ompaffinity.topology.sysfs import read_sysfs
 from ompaffinity.topology.tree import DirectoryTree
 from tests.conftest import ROOT, needs_nvml, run_command
@@ -65,7 +65,7 @@ def gpu(
 def seen(root: Path, environ: dict[str, str] | None = None, *, ask_drivers: bool = False) -> Any:
     with DirectoryTree(str(root)) as tree:
         topology = read_sysfs(tree, architecture="x86_64", machine="test")
-        return read_devices(tree, topology, environ or {}, ask_drivers=ask_drivers)
+        return read_gpus(tree, topology, environ or {}, ask_drivers=ask_drivers)
 
 
 def test_each_gpu_is_next_to_the_node_that_sysfs_tells(tmp_path: Path) -> None:
@@ -73,13 +73,13 @@ def test_each_gpu_is_next_to_the_node_that_sysfs_tells(tmp_path: Path) -> None:
     gpu(tmp_path, "0000:9b:00.0", 1, "4-7")
     gpu(tmp_path, "0000:1a:00.0", 0, "0-3")
     found = seen(tmp_path)
-    assert [(device.number, device.address, device.nodes, device.source) for device in found.devices] == [
+    assert [(device.number, device.address, device.nodes, device.source) for device in found.gpus] == [
         (0, "0000:1a:00.0", (0,), "sysfs"),
         (1, "0000:9b:00.0", (1,), "sysfs"),
     ]
     assert found.messages == ()
     shuffled = seen(tmp_path, {"CUDA_VISIBLE_DEVICES": "1,0"})
-    assert [(device.number, device.nodes) for device in shuffled.devices] == [(0, (1,)), (1, (0,))]
+    assert [(device.number, device.nodes) for device in shuffled.gpus] == [(0, (1,)), (1, (0,))]
 
 
 def test_one_that_nothing_is_known_of_says_nothing_of_the_others(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_one_that_nothing_is_known_of_says_nothing_of_the_others(tmp_path: Path)
     gpu(tmp_path, "0000:1a:00.0", -1, "0-7")
     gpu(tmp_path, "0000:9b:00.0", 1, "4-7")
     found = seen(tmp_path)
-    assert [device.nodes for device in found.devices] == [(), (1,)]
+    assert [device.nodes for device in found.gpus] == [(), (1,)]
     (message,) = found.messages
     assert (message.code, message.level) == ("device-node-unknown", "warning")
     assert "GPU 0 (0000:1a:00.0)" in message.message
@@ -96,7 +96,7 @@ def test_one_that_nothing_is_known_of_says_nothing_of_the_others(tmp_path: Path)
 def test_a_machine_with_one_node_needs_no_source(tmp_path: Path) -> None:
     machine(tmp_path, {0: "0-3"})
     gpu(tmp_path, "0000:1a:00.0", -1, "0-3")
-    (device,) = seen(tmp_path).devices
+    (device,) = seen(tmp_path).gpus
     assert device.nodes == (0,)
 
 
@@ -113,7 +113,7 @@ def test_what_is_no_gpu_is_not_listed(tmp_path: Path) -> None:
     gpu(tmp_path, "0000:6b:00.0", 0, vendor="0x8086", kind="0x0b4000")
     gpu(tmp_path, "0000:07:00.0", 0, vendor="0x1d0f", kind="0x030000")
     gpu(tmp_path, "0000:c1:00.0", 1, vendor="0x19e5", kind="0x120000")
-    assert [(device.address, device.vendor) for device in seen(tmp_path).devices] == [
+    assert [(device.address, device.vendor) for device in seen(tmp_path).gpus] == [
         ("0000:03:00.0", "nvidia"), ("0000:04:00.0", "amd"), ("10000:00:02.0", "intel"),
         ("0000:c1:00.0", "other"),
     ]  # fmt: skip
@@ -122,9 +122,9 @@ def test_what_is_no_gpu_is_not_listed(tmp_path: Path) -> None:
 def test_a_display_counts_where_there_is_nothing_else(tmp_path: Path) -> None:
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:07:00.0", 0, vendor="0x1234", kind="0x038000")
-    assert [device.address for device in seen(tmp_path).devices] == ["0000:07:00.0"]
+    assert [device.address for device in seen(tmp_path).gpus] == ["0000:07:00.0"]
     gpu(tmp_path, "0000:c1:00.0", 1, vendor="0x19e5", kind="0x120000")
-    assert [device.address for device in seen(tmp_path).devices] == ["0000:c1:00.0"]
+    assert [device.address for device in seen(tmp_path).gpus] == ["0000:c1:00.0"]
 
 
 def test_cudas_variable_is_for_cuda_where_there_is_an_amd_gpu_too(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_cudas_variable_is_for_cuda_where_there_is_an_amd_gpu_too(tmp_path: Path
     gpu(tmp_path, "0000:9b:00.0", 1)
     gpu(tmp_path, "0000:04:00.0", 1, vendor="0x1002", kind="0x030000")
     found = seen(tmp_path, {"CUDA_VISIBLE_DEVICES": "1"})
-    assert [device.address for device in found.devices] == ["0000:9b:00.0", "0000:04:00.0"]
+    assert [device.address for device in found.gpus] == ["0000:9b:00.0", "0000:04:00.0"]
     assert found.messages == ()
 
 
@@ -146,7 +146,7 @@ def test_a_bridge_above_it_may_know(tmp_path: Path) -> None:
     )})  # fmt: skip
     (tmp_path / PCI).mkdir(parents=True)
     (tmp_path / PCI / "0000:41:00.0").symlink_to("../../../devices/pci0000:40/0000:40:00.0/0000:41:00.0")
-    (device,) = seen(tmp_path).devices
+    (device,) = seen(tmp_path).gpus
     assert (device.nodes, device.source) == ((1,), "bridge")
 
 
@@ -154,7 +154,7 @@ def test_sources_that_differ_are_told_of(tmp_path: Path) -> None:
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:1a:00.0", 0, "4-7")
     found = seen(tmp_path)
-    assert found.devices[0].nodes == (0,)
+    assert found.gpus[0].nodes == (0,)
     (message,) = found.messages
     assert message.code == "device-sources-disagree"
     assert "sysfs 0, local-cpus 1; sysfs is believed" in message.message
@@ -215,7 +215,7 @@ PROGRAM = """
 import json, sys
 from tests.devices.test_devices import seen
 found = seen(sys.argv[1], json.loads(sys.argv[2]), ask_drivers=True)
-rows = [[d.number, d.address, list(d.nodes), d.source, d.own_node, d.name, d.uuid] for d in found.devices]
+rows = [[d.number, d.address, list(d.nodes), d.source, d.own_node, d.name, d.uuid] for d in found.gpus]
 print(json.dumps([rows, [message.code for message in found.messages], found.libraries]))
 """
 
@@ -354,11 +354,11 @@ def test_without_the_binding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:1a:00.0", 1, "4-7")
     found = seen(tmp_path, ask_drivers=True)
-    assert [device.nodes for device in found.devices] == [(1,)]
+    assert [device.nodes for device in found.gpus] == [(1,)]
     assert "not installed" in found.libraries["nvidia"]
     topology = load_topology(synthetic="numa:1 core:1 pu:1", architecture="x86_64")
     with DirectoryTree(str(tmp_path)) as tree:
-        assert read_nvml(tree, topology).devices == ()
+        assert read_nvml(tree, topology).gpus == ()
 
 
 # Recorded machines.
@@ -375,7 +375,7 @@ def test_recorded_machines(name: str, recorded_machines: Path) -> None:
     path = recorded_machines / "sysfs" / f"{name}.tar.gz"
     expected = json.loads((recorded_machines / "expected" / f"{name}.json").read_text())
     topology = load_topology(machine=str(path))
-    found = {device.address: device for device in recorded_devices(str(path), topology).devices}
+    found = {device.address: device for device in recorded_gpus(str(path), topology).gpus}
     wanted = [row for row in expected["gpus"] if row["vendor"] not in ("0x102b", "0x1a03")]
     assert sorted(found) == sorted(row["bdf"] for row in wanted)
     every = {cpu.id for cpu in topology.cpus if cpu.online}
@@ -400,7 +400,7 @@ def test_recorded_exports(name: str, recorded_machines: Path) -> None:
     path = recorded_machines / "hwloc-xml" / f"{name}.xml"
     expected = json.loads((recorded_machines / "expected" / f"{name}.json").read_text())
     topology = load_topology(machine=str(path))
-    found = {device.address: device for device in recorded_devices(str(path), topology).devices}
+    found = {device.address: device for device in recorded_gpus(str(path), topology).gpus}
     wanted = {row["bdf"]: row for row in expected["gpus"] if row["vendor"] not in ("0x102b", "0x1a03")}
     assert found.keys() == wanted.keys()
     for address, row in wanted.items():
@@ -474,7 +474,7 @@ def test_the_names_that_servers_know(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:1a:00.0", 1, "4-7")
     gpu(tmp_path, "0000:9b:00.0", -1, "0-7")
-    monkeypatch.setattr(nodes, "live_devices", lambda topology: seen(tmp_path))
+    monkeypatch.setattr(device_nodes, "live_gpus", lambda topology: seen(tmp_path))
     assert ompaffinity.get_all_device_numa_nodes() == [1, None]
     assert ompaffinity.get_device_numa_node(0) == 1
     assert ompaffinity.get_device_numa_node(1) is None
@@ -485,4 +485,4 @@ def test_the_names_that_servers_know(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
 def test_a_record_that_is_not_there() -> None:
     with pytest.raises(TopologyError):
-        recorded_devices("/no/such/record", load_topology())
+        recorded_gpus("/no/such/record", load_topology())

@@ -4,16 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ompaffinity.devices.visibility import AMD, INTEL, NVIDIA, OTHER, PhysicalDevice, visible_devices
+from ompaffinity.devices.visibility import AMD, INTEL, NVIDIA, OTHER, PhysicalGPU, visible_gpus
 
 FIRST, SECOND = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6", "GPU-8932aaaa-d72c-4106-c12f-20bd9faed9f6"
 PART, OTHER_PART = "MIG-aaaa0000-1111", "MIG-bbbb0000-1111"
 
 
-def gpus(count: int, vendor: str = NVIDIA) -> list[PhysicalDevice]:
+def gpus(count: int, vendor: str = NVIDIA) -> list[PhysicalGPU]:
     uuids = [FIRST, SECOND, *(f"GPU-{number:08x}-0000" for number in range(2, count))]
     return [
-        PhysicalDevice(f"0000:{16 + number:02x}:00.0", vendor, "model", uuid, (PART, OTHER_PART) if number == 1 else ())
+        PhysicalGPU(f"0000:{16 + number:02x}:00.0", vendor, "model", uuid, (PART, OTHER_PART) if number == 1 else ())
         for number, uuid in zip(range(count), uuids)
     ]
 
@@ -21,7 +21,7 @@ def gpus(count: int, vendor: str = NVIDIA) -> list[PhysicalDevice]:
 def numbers(text: str | None, vendor: str = NVIDIA, environ: dict[str, str] | None = None) -> list[int]:
     devices = gpus(4, vendor)
     name = {NVIDIA: "CUDA_VISIBLE_DEVICES", AMD: "HIP_VISIBLE_DEVICES", INTEL: "ZE_AFFINITY_MASK"}[vendor]
-    found, _ = visible_devices(devices, environ or {} if text is None else {name: text})
+    found, _ = visible_gpus(devices, environ or {} if text is None else {name: text})
     return [devices.index(device) for device in found]
 
 
@@ -62,8 +62,8 @@ def test_cuda(text: str | None, expected: list[int]) -> None:
 
 
 def test_gpus_are_numbered_by_their_addresses() -> None:
-    far, near, wide = (PhysicalDevice(address, NVIDIA) for address in ("0001:01:00.0", "0000:9b:00.0", "10000:00:02.0"))
-    found, messages = visible_devices([wide, far, near], {})
+    far, near, wide = (PhysicalGPU(address, NVIDIA) for address in ("0001:01:00.0", "0000:9b:00.0", "10000:00:02.0"))
+    found, messages = visible_gpus([wide, far, near], {})
     assert found == (near, far, wide)
     assert messages == ()
 
@@ -78,8 +78,8 @@ def test_gpus_are_numbered_by_their_addresses() -> None:
     ],
 )
 def test_gpus_that_differ_are_in_an_order_that_only_cuda_knows(environ: dict[str, str], told: bool) -> None:
-    devices = [PhysicalDevice("0000:01:00.0", NVIDIA, "A100", "GPU-a"), PhysicalDevice("0000:02:00.0", NVIDIA, "H100")]
-    _, messages = visible_devices(devices, environ)
+    devices = [PhysicalGPU("0000:01:00.0", NVIDIA, "A100", "GPU-a"), PhysicalGPU("0000:02:00.0", NVIDIA, "H100")]
+    _, messages = visible_gpus(devices, environ)
     assert [message.code for message in messages] == ["device-order-unknown"] * told
 
 
@@ -110,19 +110,19 @@ def test_level_zero_filters_and_never_reorders(text: str, expected: list[int]) -
 
 
 def test_what_cuts_a_list_is_said() -> None:
-    _, messages = visible_devices(gpus(2), {"CUDA_VISIBLE_DEVICES": "0,7"})
+    _, messages = visible_gpus(gpus(2), {"CUDA_VISIBLE_DEVICES": "0,7"})
     (message,) = messages
     assert (message.code, message.level) == ("device-list-cut", "warning")
     assert message.message.startswith("CUDA_VISIBLE_DEVICES is '0,7', and '7' in it names no GPU that is left here")
     # -1 is how a list is ended on purpose.
-    assert visible_devices(gpus(2), {"CUDA_VISIBLE_DEVICES": "-1"})[1] == ()
-    _, (twice,) = visible_devices(gpus(2), {"CUDA_VISIBLE_DEVICES": "1,1"})
+    assert visible_gpus(gpus(2), {"CUDA_VISIBLE_DEVICES": "-1"})[1] == ()
+    _, (twice,) = visible_gpus(gpus(2), {"CUDA_VISIBLE_DEVICES": "1,1"})
     assert "named twice leaves none" in twice.message
 
 
 def test_a_machine_with_gpus_of_several_vendors() -> None:
-    devices = [PhysicalDevice(f"0000:0{at}:00.0", vendor) for at, vendor in enumerate((OTHER, INTEL, AMD, NVIDIA))]
-    found, _ = visible_devices(devices, {"HIP_VISIBLE_DEVICES": ""})
+    devices = [PhysicalGPU(f"0000:0{at}:00.0", vendor) for at, vendor in enumerate((OTHER, INTEL, AMD, NVIDIA))]
+    found, _ = visible_gpus(devices, {"HIP_VISIBLE_DEVICES": ""})
     assert [device.vendor for device in found] == [NVIDIA, INTEL, OTHER]
 
 
@@ -134,7 +134,7 @@ def test_any_text_selects_only_what_is_there(first: str, second: str, count: int
         (INTEL, ("ZE_AFFINITY_MASK", "CUDA_VISIBLE_DEVICES")),
     ):
         devices = gpus(count, vendor)
-        found, _ = visible_devices(devices, dict(zip(names, (first, second))))
+        found, _ = visible_gpus(devices, dict(zip(names, (first, second))))
         assert set(found) <= set(devices)
 
 

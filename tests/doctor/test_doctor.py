@@ -17,12 +17,12 @@ from ompaffinity.doctor.memory import memory_checks
 from ompaffinity.doctor.record import Check
 from ompaffinity.doctor.software import software_checks
 from ompaffinity.errors import RequestError
-from ompaffinity.records import Message
+from ompaffinity.messages import Message
 from ompaffinity.topology.model import Topology
 from ompaffinity.topology.tree import DirectoryTree
+from tests.bind.test_manager import needs_libnuma
 from tests.conftest import run_command
 from tests.openmp.libraries import GOMP, NEWER_LLVM, needs_gomp, needs_newer_llvm
-from tests.openmp.test_manager import needs_libnuma
 from tests.placement.machines import synthetic
 
 NAMES = [
@@ -209,8 +209,7 @@ def test_huge_pages_of_a_machine_without_nodes(tmp_path: Path) -> None:
 def test_without_libnuma_and_permission_it_counts_how_many_nodes_there_are(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nodes: tuple[int, ...], level: str
 ) -> None:
-    from ompaffinity.memory.ladder import GrantedPolicy
-    from ompaffinity.memory.policy import LibnumaMissingError, MemoryPolicyError
+    from ompaffinity.bind.mempolicy import GrantedPolicy, LibnumaMissingError, MemoryPolicyError
 
     def missing() -> None:
         raise LibnumaMissingError("libnuma cannot be loaded")
@@ -238,7 +237,7 @@ def test_two_runtimes_are_found_where_they_lie(tmp_path: Path) -> None:
     # The same file under another name is no second runtime.
     (site / "libomp.so").symlink_to(NEWER_LLVM)
     assert checked(software_checks({}, python))["OpenMP runtimes"].level == "ok"
-    from ompaffinity.openmp.runtimes import find_library
+    from ompaffinity.openmp.detect import find_library
 
     gnu = find_library(GOMP, {})
     assert gnu is not None

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 import ompaffinity
+from ompaffinity.bind import mempolicy
+from ompaffinity.ids import MAX_ID
 from ompaffinity.launch import bind_exec
 from ompaffinity.launch.bind_exec import NotUnderstoodError, id_list
-from ompaffinity.memory import ladder, policy
-from ompaffinity.openmp import environment
-from ompaffinity.topology.idlist import MAX_ID
+from ompaffinity.openmp import variables
+from tests.bind.test_manager import needs_libnuma
 from tests.conftest import ROOT
-from tests.openmp.test_manager import needs_libnuma
 
 FILE = str(Path(bind_exec.__file__))
 BIND_EXEC = [sys.executable, "-I", "-S", FILE]
@@ -79,7 +79,7 @@ def test_what_cannot_be_had_leaves_the_program_unbound_and_marked(words: list[st
 
 @needs_libnuma
 def test_where_policies_are_refused_the_cpus_are_bound_all_the_same() -> None:
-    prefix = (sys.executable, "-m", "tests.memory.seccomp")
+    prefix = (sys.executable, "-m", "tests.bind.seccomp")
     done = run("--cpus", str(CPU), "--bind", "0", *WORKER, prefix=prefix)
     cpus, policies, variables = json.loads(done.stdout)
     assert (cpus, policies) == ([CPU], ["default"])
@@ -111,9 +111,9 @@ def test_a_program_dies_with_the_one_that_started_it(tmp_path: Path) -> None:
 
 
 def test_what_it_must_know_by_itself_is_what_the_package_knows() -> None:
-    assert set(bind_exec.BINDING_VARIABLES) == set(environment.BINDING_VARIABLES)
-    assert {name.removeprefix("--"): mode for name, mode in bind_exec.MODES.items()} == policy.MODES
-    assert tuple(name.removeprefix("--") for name in bind_exec.LADDER) == ladder.LADDER
+    assert set(bind_exec.BINDING_VARIABLES) == set(variables.BINDING_VARIABLES)
+    assert {name.removeprefix("--"): mode for name, mode in bind_exec.MODES.items()} == mempolicy.MODES
+    assert tuple(name.removeprefix("--") for name in bind_exec.FALLBACKS) == mempolicy.FALLBACKS
     assert bind_exec.MAX_ID == MAX_ID
 
 

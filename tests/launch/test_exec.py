@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from ompaffinity.launch.exec import options_of_seat
-from ompaffinity.launch.masks import Seat
+from ompaffinity.launch.exec import options_of_group
+from ompaffinity.launch.mask_groups import MaskGroup
 from ompaffinity.launch.ranks import LauncherRank
 from tests.conftest import ROOT
 from tests.openmp.libraries import needs_torch
@@ -139,7 +139,12 @@ def test_ranks_bound_in_groups_stay_what_they_are() -> None:
         ({"tensor_parallel_size": 1, "data_parallel_size": 4}, {"data_parallel_size": 2}),
         ({"data_parallel_size": 2}, {"data_parallel_size": 2}),
     ):
-        assert options_of_seat({"reserve": 0, **sizes}, Seat(2, (2, 3)), place) == ({"reserve": 0, **expected}, 0, ())
+        found = options_of_group({"reserve": 0, **sizes}, MaskGroup(2, (2, 3)), place)
+        assert found == (
+            {"reserve": 0, **expected},
+            0,
+            (),
+        )
 
 
 @needs_two_cpus
@@ -203,7 +208,7 @@ def test_torchrun_starts_ranks_that_bind_themselves(ranks: int, folder: Path) ->
 
 @needs_two_cpus
 @needs("mpirun.openmpi")
-@pytest.mark.parametrize("binding", [["--bind-to", "socket"], ["--bind-to", "numa"], []])
+@pytest.mark.parametrize("binding", [["--bind-to", "socket:overload-allowed"], ["--bind-to", "numa:overload-allowed"], []])
 def test_ranks_that_mpirun_bound_together_share_what_they_have(binding: list[str], folder: Path) -> None:
     done = launch(*OPEN_MPI, *binding, "-n", "3", *EXEC, "--reserve", "0", "--oversubscribe", *WORKER, ranks=3)
     assert done.returncode == 0, done.stderr

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ompaffinity.launch.output import CHUNK, MOST_DRAINED, _Lines
+from ompaffinity.launch.output import CHUNK, MAX_DRAINED, _Lines
 from ompaffinity.launch.ranks import free_port, rank_variables
 from tests.conftest import ROOT
 
@@ -268,11 +268,11 @@ def test_lines_that_come_in_pieces_are_put_together(tmp_path: Path) -> None:
 def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path) -> None:
     with (tmp_path / "sink").open("wb") as sink:
         lines = _Lines(sink.fileno(), b"")
-        for _ in range(MOST_DRAINED // CHUNK):
+        for _ in range(MAX_DRAINED // CHUNK):
             lines.take(b"x" * CHUNK)
         assert (tmp_path / "sink").stat().st_size == 0
         lines.take(b"x")
-        assert (tmp_path / "sink").stat().st_size == MOST_DRAINED + 2
+        assert (tmp_path / "sink").stat().st_size == MAX_DRAINED + 2
 
 
 def test_files_hold_what_the_ranks_wrote_and_at_once(tmp_path: Path) -> None:

@@ -75,7 +75,7 @@ def wait_for_death_of_parent_thread() -> None:
 
 def send_policy(connection: Any) -> None:
     """Send this thread's memory policy and what the kernel says of the policy of a fresh mapping."""
-    from ompaffinity.memory.policy import thread_policy
+    from ompaffinity.bind.mempolicy import thread_policy
 
     connection.send(tuple(thread_policy()))
     connection.close()

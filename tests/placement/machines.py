@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from ompaffinity.placement.cores import Core, Pool
-from ompaffinity.placement.plan import Plan, make_plan
+from ompaffinity.placement.model import Core, Plan, Pool
+from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
-from ompaffinity.topology.load import load_topology
 from ompaffinity.topology.model import UNKNOWN, Topology
+from ompaffinity.topology.source import load_topology
 
 
 def synthetic(text: str, architecture: str = "x86_64") -> Topology:
@@ -22,7 +22,7 @@ def threads(plan: Plan) -> list[tuple[int, ...]]:
 
 
 def codes(plan: Plan) -> dict[str, str]:
-    return {message.code: message.level for message in plan.warnings}
+    return {message.code: message.level for message in plan.messages}
 
 
 def reasons(plan: Plan) -> dict[str, tuple[int, ...]]:

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ompaffinity.placement.cores import Pool
 from ompaffinity.placement.cut import MAX_RUNS, Cut, cut_pool, even_cut
+from ompaffinity.placement.model import Pool
 from tests.placement.machines import pool_of
 
 Cost = tuple[int, int, int]

@@ -9,12 +9,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ompaffinity.errors import PlacementError, RequestError, TopologyError
-from ompaffinity.openmp.document import plan_document
-from ompaffinity.placement.plan import Plan, make_plan
+from ompaffinity.openmp.plan_document import plan_document
+from ompaffinity.placement.model import Plan
+from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
-from ompaffinity.topology.load import load_topology
 from ompaffinity.topology.model import UNKNOWN, Limits, LogicalCPUInfo, MemoryNodeInfo, Topology
 from ompaffinity.topology.snapshot import parse_capture
+from ompaffinity.topology.source import load_topology
 from tests.conftest import recorded_names
 from tests.placement.machines import codes, plan_for, reasons, synthetic, threads, with_distances
 from tests.strategies import requests, topologies
@@ -264,7 +265,7 @@ def test_no_binding_binds_nothing_and_says_so() -> None:
     assert [rank.bound for rank in plan.ranks] == [False, False]
     assert [(group.cpus, group.reason) for group in plan.left_out] == [((0, 1), "unbound")]
     assert plan_document(plan)["ranks"][0]["environment"] == {}
-    assert plan.warnings == ()
+    assert plan.messages == ()
 
 
 def test_cpus_and_nodes_that_were_asked_for() -> None:
@@ -338,12 +339,12 @@ def test_threads_stay_within_the_quota(quota: float, expected: list[tuple[int, .
 def test_uneven_ranks_and_unused_nodes_are_said() -> None:
     assert "uneven-ranks" in codes(plan_for("core:7 pu:1", 2, reserve=0))
     plan = plan_for("numa:4 core:2 pu:1", 3)
-    assert [message.message for message in plan.warnings if message.code == "nodes-unused"] == [
+    assert [message.message for message in plan.messages if message.code == "nodes-unused"] == [
         "1 of 4 NUMA nodes are not used: more nodes than ranks; 4 ranks (--tp, --pp, --dp) would use them all,"
         " or --span machine"
     ]
     small = plan_for("numa:2 core:8 pu:1", 2, cpus=tuple(range(9)))
-    assert "1 of 2 NUMA nodes are not used: too few CPUs" in " ".join(message.message for message in small.warnings)
+    assert "1 of 2 NUMA nodes are not used: too few CPUs" in " ".join(message.message for message in small.messages)
     assert "ranks-exceed-nodes" in codes(plan_for("numa:2 core:4 pu:1", 3))
 
 

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from ompaffinity.errors import RequestError
-from ompaffinity.placement.request import PlacementRequest, check_request, parse_bind, requested
+from ompaffinity.placement.check import check_request
+from ompaffinity.placement.request import PlacementRequest, parse_bind, requested
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ompaffinity.placement.reserve import Reserve, reserve_cores
-from ompaffinity.placement.split import Split, split_cores
+from ompaffinity.placement.model import Reserve, Split
+from ompaffinity.placement.reserve import reserve_cores
+from ompaffinity.placement.split import split_cores
 from tests.placement.machines import codes, plan_for, pool_of, reasons
 
 

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from ompaffinity.bind.plan_files import held_by_plans
 from ompaffinity.errors import PlacementError, RequestError
-from ompaffinity.openmp.document import plan_document
-from ompaffinity.openmp.saved import held_by_plans
-from ompaffinity.placement.plan import Plan, make_plan
-from ompaffinity.placement.request import HeldCpus, PlacementRequest
+from ompaffinity.openmp.plan_document import plan_document
+from ompaffinity.placement.model import Plan
+from ompaffinity.placement.plan import make_plan
+from ompaffinity.placement.request import HeldCPUs, PlacementRequest
 from tests.placement.machines import codes, plan_for, reasons, synthetic, threads
 from tests.strategies import topologies
 
@@ -33,7 +34,7 @@ def test_a_second_server_keeps_off_the_first(tmp_path: Path) -> None:
     first = make_plan(topology, PlacementRequest())
     file = saved(first, tmp_path / "first.json")
     (held,) = held_by_plans([file])
-    assert held == HeldCpus("first.json", tuple(range(8)), tuple(range(16)))
+    assert held == HeldCPUs("first.json", tuple(range(8)), tuple(range(16)))
     second = make_plan(topology, PlacementRequest(avoid=(held,)))
     assert [rank.nodes for rank in second.ranks] == [(1,)]
     (not_allowed,) = [group for group in second.left_out if group.reason == "not-allowed"]
@@ -45,7 +46,7 @@ def test_a_second_server_keeps_off_the_first(tmp_path: Path) -> None:
 
 
 def test_cores_are_held_whole() -> None:
-    plan = plan_for("core:4 pu:2", avoid=(HeldCpus("a.json", (3, 5)),), reserve=0)
+    plan = plan_for("core:4 pu:2", avoid=(HeldCPUs("a.json", (3, 5)),), reserve=0)
     assert threads(plan) == [(1, 7)]
     assert reasons(plan)["not-allowed"] == (2, 3, 4, 5)
 
@@ -53,7 +54,7 @@ def test_cores_are_held_whole() -> None:
 def test_both_kinds_of_not_allowed_are_told_apart() -> None:
     topology = synthetic("core:4 pu:1")
     narrow = topology._replace(cpus=tuple(cpu._replace(allowed=cpu.id > 0) for cpu in topology.cpus))
-    plan = make_plan(narrow, PlacementRequest(avoid=(HeldCpus("a", (1,)), HeldCpus("b", (1, 2)))))
+    plan = make_plan(narrow, PlacementRequest(avoid=(HeldCPUs("a", (1,)), HeldCPUs("b", (1, 2)))))
     (group,) = plan.left_out
     assert group.cpus == (0, 1, 2)
     assert group.detail.startswith("the plan a holds 1 (--avoid); the plan b holds 2 (--avoid); 0 outside the affinity")
@@ -65,7 +66,7 @@ def test_two_servers_never_share_a_core(topology: Topology, first_ranks: int, se
         first = make_plan(topology, PlacementRequest(tensor_parallel_size=first_ranks, cpus=topology.allowed_cpus[::2]))
         held = tuple(cpu for rank in first.ranks for cpu in rank.affinity)
         second = make_plan(
-            topology, PlacementRequest(tensor_parallel_size=second_ranks, avoid=(HeldCpus("first", held),))
+            topology, PlacementRequest(tensor_parallel_size=second_ranks, avoid=(HeldCPUs("first", held),))
         )
     except PlacementError:
         assume(False)
@@ -78,13 +79,13 @@ def test_two_servers_never_share_a_core(topology: Topology, first_ranks: int, se
 
 
 def test_what_cannot_be_met_beside_another_plan_is_refused() -> None:
-    held = (HeldCpus("a.json", (0, 1)),)
+    held = (HeldCPUs("a.json", (0, 1)),)
     with pytest.raises(PlacementError, match=r"--cpus names CPU 1, whose core the plan a\.json holds"):
         plan_for("core:4 pu:1", avoid=held, cpus=(1, 2))
     with pytest.raises(PlacementError, match=r"--bind names CPU 0-1, whose core the plan a\.json holds"):
         plan_for("core:4 pu:1", avoid=held, bind=((0, 1),))
     with pytest.raises(PlacementError, match=r"--avoid b\.json holds CPU 9, which this machine does not have"):
-        plan_for("core:4 pu:1", avoid=(HeldCpus("b.json", (9,)),))
+        plan_for("core:4 pu:1", avoid=(HeldCPUs("b.json", (9,)),))
 
 
 def test_a_plan_that_holds_nothing_or_not_all_is_refused(tmp_path: Path) -> None:
@@ -158,4 +159,4 @@ def test_more_ranks_than_cpus_share_them_if_that_is_asked_for() -> None:
 def test_no_cpu_at_all_cannot_be_shared() -> None:
     topology = synthetic("core:1 pu:1")
     with pytest.raises(PlacementError, match="no CPU may be used"):
-        make_plan(topology, PlacementRequest(oversubscribe=True, avoid=(HeldCpus("a", (0,)),)))
+        make_plan(topology, PlacementRequest(oversubscribe=True, avoid=(HeldCPUs("a", (0,)),)))

@@ -9,9 +9,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ompaffinity.placement.architecture import rule_for
-from ompaffinity.placement.cores import near_order, unusable_cpus, usable_pools
 from ompaffinity.placement.cut import cut_pool
 from ompaffinity.placement.plan import make_plan
+from ompaffinity.placement.pools import near_order, unusable_cpus, usable_pools
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.placement.split import largest_smallest, split_cores
 from tests.placement.machines import plan_for, pool_of, reasons, synthetic, threads, with_distances, without_nodes
@@ -20,7 +20,7 @@ from tests.strategies import topologies
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ompaffinity.placement.cores import Pool
+    from ompaffinity.placement.model import Pool
     from ompaffinity.topology.model import Topology
 
 
@@ -258,7 +258,7 @@ def test_a_rank_spans_its_package_or_the_machine() -> None:
     assert sorted(map(len, threads(thirds))) == [5, 5, 6]
     unused = plan_for("package:2 numa:2 core:4 pu:1", 1, span="package")
     assert reasons(unused)["unused-node"] == tuple(range(8, 16))
-    assert "2 of 4 NUMA nodes are not used" in " ".join(message.message for message in unused.warnings)
+    assert "2 of 4 NUMA nodes are not used" in " ".join(message.message for message in unused.messages)
 
 
 def test_a_span_joins_near_nodes() -> None:

@@ -11,14 +11,15 @@ from typing import Any
 
 import pytest
 
+from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.cli.main import main
 from ompaffinity.errors import RequestError
-from ompaffinity.openmp.manager import OMPProcessManager
-from ompaffinity.placement.plan import Plan, make_plan
+from ompaffinity.ids import format_id_list
+from ompaffinity.placement.model import Plan
+from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.proof.command import verify_command
-from ompaffinity.topology.idlist import format_id_list
-from ompaffinity.topology.load import load_topology
+from ompaffinity.topology.source import load_topology
 from tests.conftest import ROOT, run_command
 from tests.openmp.libraries import (
     GOMP,

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from ompaffinity.bind.pages import MappedMemory
 from ompaffinity.cli.main import main
-from ompaffinity.memory.pages import MappedMemory
 from ompaffinity.proof import inspect as inspect_module
 from ompaffinity.proof.inspect import Inspection, inspect_all, inspect_processes
 from ompaffinity.proof.observe import ProcessState, ThreadState
-from ompaffinity.topology.load import load_topology
+from ompaffinity.topology.source import load_topology
 from tests.placement.machines import synthetic, with_distances
 
 if TYPE_CHECKING:

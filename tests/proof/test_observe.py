@@ -7,9 +7,9 @@ import threading
 
 import pytest
 
-from ompaffinity import processes
+from ompaffinity import proc
+from ompaffinity.bind import pages
 from ompaffinity.errors import RequestError
-from ompaffinity.memory import pages
 from ompaffinity.proof import observe
 from ompaffinity.proof.observe import observe_process
 
@@ -57,7 +57,7 @@ def test_what_may_not_be_read_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
             raise PermissionError(13, "Permission denied", path)
         return open(path, *arguments, **keywords)  # type: ignore[call-overload]
 
-    for module in (observe, pages, processes):
+    for module in (observe, pages, proc):
         monkeypatch.setattr(module, "open", refuse, raising=False)
     monkeypatch.setattr(observe, "runtimes_of_process", lambda pid: refuse(f"/proc/{pid}/maps"))
     state = observe_process(os.getpid())

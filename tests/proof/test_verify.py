@@ -14,17 +14,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.cli.main import main
 from ompaffinity.errors import RequestError
-from ompaffinity.openmp.document import plan_document, worker_environment
-from ompaffinity.openmp.manager import OMPProcessManager
-from ompaffinity.placement.plan import Plan, RankPlacement, make_plan
+from ompaffinity.openmp.plan_document import plan_document, worker_environment
+from ompaffinity.placement.model import Plan, RankPlacement
+from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.proof import verify as verify_module
-from ompaffinity.proof.compare import RankVerdict, compare_with_placement
+from ompaffinity.proof.compare import compare_with_placement
 from ompaffinity.proof.observe import observe_process
+from ompaffinity.proof.verdict import RankVerdict
 from ompaffinity.proof.verify import library_to_probe, verify_plan, verify_processes
-from ompaffinity.topology.load import load_topology
+from ompaffinity.topology.source import load_topology
 from tests.conftest import ROOT, run_command
 from tests.openmp.libraries import (
     GOMP,
@@ -326,7 +328,7 @@ def test_a_process_that_is_not_ours_needs_a_plan() -> None:
 
 
 def test_which_library_is_probed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from ompaffinity.openmp.runtimes import RuntimeLibrary
+    from ompaffinity.openmp.detect import RuntimeLibrary
 
     preloaded = RuntimeLibrary("/x/libiomp5.so", "iomp", "preloaded")
     monkeypatch.setattr(verify_module, "expected_runtimes", lambda _environ: (preloaded,))
@@ -352,7 +354,7 @@ def test_two_workers_with_the_environment_of_one_rank() -> None:
 
 
 def test_ranks_that_were_bound_apart_are_no_double_start() -> None:
-    """Where a launcher has bound them apart, exec plans for each as the only one: rank 0 and 1 have the same seat."""
+    """A launcher bound them apart, so exec planned each as the only one: both are local rank 0."""
     manager = OMPProcessManager(live_plan(bind=((CPUS[0],),)))
     sleeper = [sys.executable, "-c", "print(flush=True); import time; time.sleep(60)"]
     with ExitStack() as stack:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from ompaffinity.errors import TopologyError
 from ompaffinity.topology import lscpu as lscpu_module
-from ompaffinity.topology.load import load_topology
 from ompaffinity.topology.lscpu import parse_lscpu, saved_topology
 from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo
+from ompaffinity.topology.source import load_topology
 
 
 def output(*rows: str) -> str:

@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ompaffinity.errors import TopologyError
-from ompaffinity.topology import load as load_module
+from ompaffinity.topology import source as load_module
 from ompaffinity.topology.archive import ArchiveTree
-from ompaffinity.topology.load import load_topology
 from ompaffinity.topology.model import UNKNOWN, Topology
 from ompaffinity.topology.reconcile import completed, disagreement
+from ompaffinity.topology.source import load_topology
 from tests.machines import sysfs_files
 from tests.strategies import topologies
 from tests.topology.test_lscpu import needs_lscpu

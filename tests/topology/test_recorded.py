@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 
 from ompaffinity.errors import TopologyError
-from ompaffinity.topology.idlist import parse_id_list
-from ompaffinity.topology.load import load_topology
+from ompaffinity.ids import parse_id_list
 from ompaffinity.topology.lscpu import saved_topology
 from ompaffinity.topology.model import UNKNOWN, Topology
 from ompaffinity.topology.snapshot import parse_capture
+from ompaffinity.topology.source import load_topology
 from tests.conftest import recorded_names
 
 LEVELS = {"core": "physical_core", "package": "package", "l3": "l3", "die": "die", "book": "book", "drawer": "drawer"}

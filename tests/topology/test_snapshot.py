@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ompaffinity.errors import TopologyError
-from ompaffinity.openmp.document import plan_document
+from ompaffinity.messages import Message
+from ompaffinity.openmp.plan_document import plan_document
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
-from ompaffinity.records import Message
-from ompaffinity.topology.load import load_topology
 from ompaffinity.topology.model import Limits, Topology
 from ompaffinity.topology.snapshot import parse_capture, write_capture
+from ompaffinity.topology.source import load_topology
 from tests.placement.test_plan import try_plan
 from tests.strategies import requests, topologies
 

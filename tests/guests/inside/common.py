@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ompaffinity.topology.idlist import parse_id_list
+from ompaffinity.ids import parse_id_list
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -90,7 +90,7 @@ def touched(mebibytes: int) -> mmap.mmap:
 
 def nodes_of(memory: mmap.mmap) -> dict[int, int]:
     """Return {node: number of pages}, as move_pages(2) says of each page."""
-    from ompaffinity.memory.policy import load_libnuma
+    from ompaffinity.bind.mempolicy import load_libnuma
 
     count = len(memory) // mmap.PAGESIZE
     start = ctypes.addressof(ctypes.c_char.from_buffer(memory))

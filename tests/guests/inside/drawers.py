@@ -9,7 +9,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from ompaffinity.topology.idlist import format_id_list
+from ompaffinity.ids import format_id_list
 
 REAL, COPY = Path("/sys/devices/system"), Path("/tmp/system")
 SIZES = {"core": 1, "physical_package": 1, "book": 2, "drawer": 4}

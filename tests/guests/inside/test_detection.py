@@ -6,8 +6,8 @@ import re
 from collections import defaultdict
 from typing import Any
 
-from ompaffinity.topology.idlist import parse_id_list
-from ompaffinity.topology.load import load_topology
+from ompaffinity.ids import parse_id_list
+from ompaffinity.topology.source import load_topology
 from tests.guests.inside.common import run
 
 

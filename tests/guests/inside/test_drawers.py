@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import ompaffinity as package
-from ompaffinity.memory.ladder import take_policy
-from ompaffinity.topology.load import load_topology
+from ompaffinity.bind.mempolicy import take_policy
+from ompaffinity.topology.source import load_topology
 from tests.guests.inside.common import in_child, ompaffinity, run
 from tests.guests.inside.drawers import SIZES
 from tests.guests.inside.test_detection import chunks, groups

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import ompaffinity
-from ompaffinity.memory.policy import thread_policy
+from ompaffinity.bind.mempolicy import thread_policy
 from tests.guests.inside.common import in_child, run
 from tests.guests.inside.common import ompaffinity as read_json
 
@@ -38,11 +38,11 @@ def test_each_device_and_its_node() -> None:
     assert [message["code"] for message in document["warnings"]] == ["device-node-unknown"]
     assert ompaffinity.get_all_device_numa_nodes() == HOMES
     assert ompaffinity.get_auto_numa_nodes() == HOMES
-    config = ompaffinity.NumaBindConfig(True)
+    config = ompaffinity.NUMABindConfig(True)
     assert [ompaffinity.get_numa_node_if_available(config, gpu) for gpu in range(4)] == HOMES
-    by_hand = ompaffinity.NumaBindConfig(True, [1, 1, 0, 0])
+    by_hand = ompaffinity.NUMABindConfig(True, [1, 1, 0, 0])
     assert [ompaffinity.get_numa_node_if_available(by_hand, gpu) for gpu in range(4)] == [1, 1, 0, 0]
-    assert ompaffinity.get_numa_node_if_available(ompaffinity.NumaBindConfig(), 1) is None
+    assert ompaffinity.get_numa_node_if_available(ompaffinity.NUMABindConfig(), 1) is None
 
 
 def test_in_a_narrower_mask() -> None:
@@ -95,7 +95,7 @@ def test_an_engine_over_two_nodes() -> None:
 
     def engine() -> Any:
         with ompaffinity.configure_subprocess(config, 0, process_kind="EngineCore") as placement:
-            assert placement.devices == (0, 1, 2)
+            assert placement.gpus == (0, 1, 2)
             return json.loads(run(sys.executable, "-c", PRINT))
 
     mask, policy = in_child(engine)
@@ -171,7 +171,7 @@ def test_a_process_that_may_not_go_there_stays() -> None:
     def stayed() -> Any:
         os.sched_setaffinity(0, {0, 1})
         binding = ompaffinity.numa_bind_to_node(1)
-        return [state(), [message.code for message in binding.warnings]]
+        return [state(), [message.code for message in binding.messages]]
 
     mask_and_policy, codes = in_child(stayed)
     assert mask_and_policy == [[0, 1], "default"]

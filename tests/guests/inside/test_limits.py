@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from ompaffinity import OMPProcessManager, PlacementRequest, get_memory_affinity, init_cpu_memory_env, make_plan
+from ompaffinity.bind.capacity import kv_cache_bytes, memory_budget
 from ompaffinity.errors import BindingError, RequestError
-from ompaffinity.memory.capacity import kv_cache_bytes, memory_budget
-from ompaffinity.topology.idlist import format_id_list
-from ompaffinity.topology.load import load_topology
+from ompaffinity.ids import format_id_list
+from ompaffinity.topology.source import load_topology
 from tests.guests.inside.common import in_child, nodes_with_memory, ompaffinity, touched
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def _start_without_a_cpu() -> str:
         manager = OMPProcessManager(plan)
         with manager.configure_omp_envs(1) as placement:
             assert not placement.bound
-        assert any(message.code == "affinity-not-permitted" for message in manager.warnings)
+        assert any(message.code == "affinity-not-permitted" for message in manager.messages)
         strict = OMPProcessManager(plan, strict=True)
         with pytest.raises(BindingError, match="gone since the plan"), strict.configure_omp_envs(1):
             pass

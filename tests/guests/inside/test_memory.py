@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from ompaffinity.memory.ladder import take_policy
-from ompaffinity.memory.pages import mapped_memory
-from ompaffinity.memory.policy import set_thread_policy, thread_policy
+from ompaffinity.bind.mempolicy import set_thread_policy, take_policy, thread_policy
+from ompaffinity.bind.pages import mapped_memory
 from tests.guests.inside.common import in_child, in_new_python, nodes_of, nodes_with_memory, ompaffinity, run, touched
 
 SAMPLE = 6
@@ -78,14 +77,14 @@ def test_what_was_touched_already_is_moved() -> None:
     source, target = sample_of_nodes()[0], sample_of_nodes()[-1]
     answer = in_new_python(f"""
         import ompaffinity
-        from ompaffinity.memory.pages import mapped_memory
-        from ompaffinity.memory.policy import MODES, set_thread_policy
+        from ompaffinity.bind.pages import mapped_memory
+        from ompaffinity.bind.mempolicy import MODES, set_thread_policy
         from tests.guests.inside.common import nodes_of, touched
         set_thread_policy("preferred", [{source}])
         memory = touched({ROOM})
         before = nodes_of(memory)
         binding = ompaffinity.init_cpu_memory_env([{target}])
-        answer = [before, nodes_of(memory), binding.anonymous, binding.policy, binding.moved_bytes, binding.warnings]
+        answer = [before, nodes_of(memory), binding.anonymous, binding.policy, binding.moved_bytes, binding.messages]
     """)
     before, after, anonymous, policy, moved, warnings = answer
     assert list(before) == [str(source)]
@@ -102,13 +101,13 @@ def test_several_nodes_take_what_is_elsewhere() -> None:
     *targets, source = sample_of_nodes()[:3]
     answer = in_new_python(f"""
         import ompaffinity
-        from ompaffinity.memory.policy import set_thread_policy
+        from ompaffinity.bind.mempolicy import set_thread_policy
         from tests.guests.inside.common import nodes_of, touched
         set_thread_policy("preferred", [{source}])
         memory = touched({ROOM})
         binding = ompaffinity.init_cpu_memory_env({targets})
         fresh = nodes_of(touched(4))
-        answer = [nodes_of(memory), fresh, binding.policy, binding.warnings]
+        answer = [nodes_of(memory), fresh, binding.policy, binding.messages]
     """)
     moved, fresh, policy, warnings = answer
     assert {int(node) for node in moved} <= set(targets)
@@ -120,12 +119,12 @@ def test_nothing_is_moved_into_a_node_without_room() -> None:
     smallest = nodes_with_memory()[-1]
     answer = in_new_python(f"""
         import ompaffinity
-        from ompaffinity.memory.capacity import machine_memory
+        from ompaffinity.bind.capacity import machine_memory
         from tests.guests.inside.common import touched
         available = machine_memory().available[{smallest}]
         memory = touched(available // 2**20 + 16)
         binding = ompaffinity.init_cpu_memory_env([{smallest}], policy="preferred")
-        answer = [binding.moved_bytes, [message.code for message in binding.warnings], binding.policy]
+        answer = [binding.moved_bytes, [message.code for message in binding.messages], binding.policy]
     """)
     assert answer == [0, ["memory-nearly-full"], "preferred"]
 
@@ -134,8 +133,8 @@ def test_a_node_that_is_nearly_full_is_told_of_before_anybody_is_killed() -> Non
     node = ompaffinity("plan", "--tp", "1")["ranks"][0]["nodes"][0]
     holder = f"""
         import sys
-        from ompaffinity.memory.capacity import machine_memory
-        from ompaffinity.memory.policy import set_thread_policy
+        from ompaffinity.bind.capacity import machine_memory
+        from ompaffinity.bind.mempolicy import set_thread_policy
         from tests.guests.inside.common import touched
         set_thread_policy("preferred", [{node}])
         memory = touched(machine_memory().available[{node}] // 2**20 - 24)
@@ -187,7 +186,7 @@ def test_the_caller_keeps_its_own_policy() -> None:
 
 @pytest.mark.parametrize("asked", ["bind", "preferred", "interleave"])
 def test_where_the_kernel_refuses_everybody_is_bound_and_told(asked: str) -> None:
-    command = [sys.executable, "-m", "tests.memory.seccomp", sys.executable, "-m", "ompaffinity"]
+    command = [sys.executable, "-m", "tests.bind.seccomp", sys.executable, "-m", "ompaffinity"]
     options = ["--tp", "1", "--memory-policy", asked, "--json"]
     plan = json.loads(run(*command, "plan", *options))
     assert plan["ranks"][0]["memory_policy"] == "none"
@@ -206,7 +205,7 @@ def test_memory_that_is_bound_elsewhere_is_found_out(guest: dict[str, Any], libr
     family = guest["libraries"][library]
     worker = f"""
         import ctypes, sys
-        from ompaffinity.memory.policy import set_thread_policy
+        from ompaffinity.bind.mempolicy import set_thread_policy
         from ompaffinity.openmp.team import in_each_thread
         from tests.guests.inside.common import touched
         in_each_thread(ctypes.CDLL({library!r}))

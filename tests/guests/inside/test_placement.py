@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from ompaffinity.openmp.document import plan_document
+from ompaffinity.ids import parse_id_list
+from ompaffinity.openmp.plan_document import plan_document
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
-from ompaffinity.topology.idlist import parse_id_list
-from ompaffinity.topology.load import load_topology
+from ompaffinity.topology.source import load_topology
 from tests.guests.inside.common import nodes_with_memory
 
 

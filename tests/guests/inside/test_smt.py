@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ompaffinity.topology.load import load_topology
+from ompaffinity.topology.source import load_topology
 from tests.guests.inside.common import description, ompaffinity, run
 
 TEAM = """

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ompaffinity.topology.load import load_topology
+from ompaffinity.topology.source import load_topology
 from tests.guests.inside.common import ompaffinity, run
 from tests.guests.inside.test_detection import test_lscpu_says_the_same as lscpu_says_the_same
 

@@ -1,0 +1,1 @@
+"""BIND: masks, memory policies and environments of processes, each undone exactly."""

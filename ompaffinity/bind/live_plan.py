@@ -1,0 +1,158 @@
+"""The plan for workers that are started on this machine: their OpenMP runtime and their GPUs are detected."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from ompaffinity.bind.plan_files import held_by_plans
+from ompaffinity.devices.live import live_gpus
+from ompaffinity.devices.model import GPUHome, NoGPUsError
+from ompaffinity.devices.recorded import recorded_gpus
+from ompaffinity.errors import RequestError, TopologyError
+from ompaffinity.messages import Message
+from ompaffinity.openmp.detect import GOMP, IOMP, expected_runtimes, probe_runtimes
+from ompaffinity.openmp.variables import environment_messages
+from ompaffinity.placement.check_gpu import checked_maps
+from ompaffinity.placement.plan import make_plan
+from ompaffinity.placement.request import AUTO, parse_bind, requested
+from ompaffinity.topology.source import load_topology
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any
+
+    from ompaffinity.devices.model import GPUList
+    from ompaffinity.openmp.detect import RuntimeLibrary
+    from ompaffinity.placement.model import Plan
+    from ompaffinity.placement.request import PlacementRequest
+    from ompaffinity.topology.model import Topology
+
+
+def live_plan(options: Mapping[str, Any], probe: str | Iterable[str] = ()) -> Plan:
+    """Plan for this machine and for the runtime that a worker will load; `probe` names modules to import and see.
+
+    What is not among `options` comes from the environment.
+
+    Raises:
+        RequestError, PlacementError, TopologyError: there can be no such plan here.
+    """
+    given = dict(options)
+    if isinstance(given.get("bind"), str):
+        given["bind"] = parse_bind(given["bind"])
+    if "avoid" in given:
+        given["avoid"] = held_by_plans(given["avoid"])
+    request = requested(given, os.environ)
+    if request.bind == "none":
+        return make_plan(load_topology(), request)
+    modules = _module_names(probe)
+    libraries = probe_runtimes(modules) if modules else expected_runtimes(os.environ)
+    request, messages = for_runtimes(request, libraries)
+    topology = load_topology()
+    if request.for_gpus:
+        request = with_gpu_homes(request, topology)
+    return with_messages(make_plan(topology, request), [*messages, *environment_messages(os.environ)])
+
+
+def for_runtimes(
+    request: PlacementRequest, libraries: tuple[RuntimeLibrary, ...]
+) -> tuple[PlacementRequest, list[Message]]:
+    """Return the request for workers that load these runtimes, the one that they use first, and what to say of them."""
+    several = len(libraries) > 1
+    immune = request.runtime == IOMP
+    unknown = request.runtime == AUTO and not libraries
+    floating = request.for_gpus and request.granularity == AUTO
+    if request.runtime == AUTO:
+        request = request._replace(runtime=libraries[0].family if libraries else "omp")
+    if floating:
+        # A GPU rank's team floats anyway, within a mask that every runtime keeps to.
+        return request, []
+    # Who names libomp's or libiomp5's family gets their variables, which leave a libgomp beside them alone.
+    if request.granularity == AUTO and (unknown or (several and not immune)):
+        request = request._replace(granularity="team")
+    return request, runtime_messages(request.runtime, request.granularity, libraries, unknown=unknown)
+
+
+def _module_names(probe: str | Iterable[str]) -> tuple[str, ...]:
+    names = [probe] if isinstance(probe, str) else probe
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise RequestError(f"probe is {probe!r}; it must be names of modules")
+    return tuple(names)
+
+
+def runtime_messages(
+    runtime: str, granularity: str, libraries: tuple[RuntimeLibrary, ...], *, unknown: bool = False
+) -> list[Message]:
+    """Return what to say of workers that hear the variables of `runtime` and load these libraries."""
+    names = " and ".join(f"{os.path.basename(library.path)} ({library.reason})" for library in libraries)
+    if unknown:
+        consequence = (
+            "each thread still gets a CPU" if granularity == "thread" else "a team floats within its rank's CPUs"
+        )
+        text = (
+            f"which OpenMP runtime the workers load is not known, so {consequence};"
+            " say runtime='gomp' (what torch brings), 'iomp' or 'omp', or probe=['module'] to try"
+        )
+        return [Message("runtime-unknown", "warning", text)]
+    if libraries and runtime in (GOMP, IOMP) and all(library.family != runtime for library in libraries):
+        text = f"the workers load {names}, which does not hear the variables of runtime={runtime!r}; leave runtime out"
+        return [Message("runtime-differs", "warning", text)]
+    if len(libraries) > 1:
+        if granularity == "team":
+            consequence = "the team floats within its rank's CPUs"
+        elif runtime == IOMP:
+            consequence = "libgomp is left unbound, and the other one binds each thread"
+        else:
+            consequence = "threads of one of them crowd on the first thread's CPUs; granularity='team' avoids that"
+        text = (
+            f"the workers load {names}: the first to start narrows what the other sees, so {consequence};"
+            " load one of them only, or say runtime= for the one that counts"
+        )
+        return [Message("two-openmp-runtimes", "warning", text)]
+    return []
+
+
+def with_live_messages(plan: Plan) -> Plan:
+    """Return a ready plan with what there is to say of the runtimes and the environment here."""
+    if not any(placement.bound for placement in plan.ranks):
+        return plan
+    messages = runtime_messages(plan.runtime, plan.granularity, expected_runtimes(os.environ))
+    return with_messages(plan, [*messages, *environment_messages(os.environ)])
+
+
+def with_messages(plan: Plan, messages: Iterable[Message]) -> Plan:
+    """Return the plan with these messages added."""
+    return plan._replace(messages=(*plan.messages, *messages))
+
+
+def with_gpu_homes(
+    request: PlacementRequest, topology: Topology, *, machine: str | None = None, synthetic: bool = False
+) -> PlacementRequest:
+    """Return a request for GPU ranks with the homes of the GPUs: of this machine, or of the record `machine`.
+
+    Other requests, and those that bring the homes, are returned as they are. An invented machine has no GPU.
+
+    Raises:
+        RequestError: the user's nodes are no list of nodes.
+        TopologyError: the record cannot be read, or tells nothing of GPUs and the user does not either.
+    """
+    if not request.for_gpus or request.gpu_homes is not None:
+        return request
+    nodes, cpus = checked_maps(request.numa_bind_nodes, request.numa_bind_cpus)
+    if synthetic:
+        return request
+    if machine is None:
+        return request._replace(gpu_homes=homes(live_gpus(topology, user_nodes=nodes)))
+    try:
+        return request._replace(gpu_homes=homes(recorded_gpus(machine, topology, user_nodes=nodes)))
+    except NoGPUsError as error:
+        if nodes is not None or cpus is not None:
+            return request
+        raise TopologyError(f"{error}; or say with --numa-bind-nodes which NUMA node each GPU is next to") from None
+
+
+def homes(found: GPUList) -> tuple[GPUHome, ...]:
+    """Return where each GPU of a list is; what is said of the list as a whole is said of each."""
+    of_devices = {message for device in found.gpus for message in device.messages}
+    of_all = tuple(message for message in found.messages if message not in of_devices)
+    return tuple(GPUHome(device.nodes, (*of_all, *device.messages), vendor=device.vendor) for device in found.gpus)

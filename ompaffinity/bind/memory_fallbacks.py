@@ -1,0 +1,87 @@
+"""A plan whose memory policies are those that the kernel grants here: found out before a worker starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ompaffinity.bind.capacity import full_nodes
+from ompaffinity.bind.mempolicy import granted_policy
+from ompaffinity.ids import format_id_list
+from ompaffinity.messages import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ompaffinity.bind.mempolicy import GrantedPolicy
+    from ompaffinity.placement.model import Plan, RankPlacement
+
+
+def with_granted_memory(plan: Plan, *, replace: bool = True) -> Plan:
+    """Return the plan with the memory policies that the kernel grants, and a warning for what it does not.
+
+    Each policy is tried in a thread that ends with it. The nodes of a rank, and what it shares there, stay as planned.
+    Nodes that are nearly full under ``bind`` are told of as well. Without `replace` there are only the warnings.
+    """
+    found: dict[tuple[str, tuple[int, ...]], GrantedPolicy] = {}
+    ranks = []
+    for rank in plan.ranks:
+        asked = (rank.memory_policy, rank.nodes)
+        if rank.memory_policy != "none" and rank.nodes and asked not in found:
+            found[asked] = granted_policy(*asked)
+        ranks.append(with_memory_policy(rank, found[asked]) if replace and asked in found else rank)
+    new = [message for message in _messages(plan, found) if message not in plan.messages]
+    return plan._replace(ranks=tuple(ranks), messages=(*plan.messages, *new))
+
+
+def with_memory_policy(placement: RankPlacement, granted: GrantedPolicy) -> RankPlacement:
+    """Return the placement with the policy that was granted."""
+    return placement if granted.refusal is None else placement._replace(memory_policy=granted.policy)
+
+
+def refusal_message(whom: str, policy: str, nodes: tuple[int, ...], granted: GrantedPolicy) -> Message | None:
+    """Return the warning that a policy is not to be had, what there is instead, and the remedy; None if it is had."""
+    if granted.refusal is None:
+        return None
+    instead = "none" if granted.policy == "none" else f"{granted.policy} {format_id_list(granted.nodes)}"
+    wanted = f"{policy} {format_id_list(nodes)}"
+    text = f"{whom}: memory policy {instead} instead of {wanted}, for {granted.refusal}"
+    return Message(granted.refusal.code, "warning", text)
+
+
+def full_message(whom: str, granted: GrantedPolicy) -> Message | None:
+    """Return the warning that the nodes which somebody is bound to are nearly full, None if they are not."""
+    if granted.policy != "bind":
+        return None
+    text = full_nodes(granted.nodes)
+    return None if text is None else Message("memory-nearly-full", "warning", f"{whom}: {text}")
+
+
+def _messages(plan: Plan, found: dict[tuple[str, tuple[int, ...]], GrantedPolicy]) -> Iterator[Message]:
+    """Yield one message for all ranks that are refused the same policy for the same kind of reason."""
+    told: set[tuple[str, str, str]] = set()
+    for (policy, nodes), granted in found.items():
+        alike = [rank for rank in plan.ranks if (rank.memory_policy, rank.nodes) == (policy, nodes)]
+        full = full_message(_called(alike), granted)
+        if full is not None:
+            yield full
+        kind = _kind(policy, granted)
+        refused = [rank for rank in plan.ranks if _kind_of(rank, found) == kind]
+        message = refusal_message(_called(refused), policy, nodes, granted)
+        if message is not None and kind not in told:
+            told.add(kind)
+            yield message
+
+
+def _kind_of(
+    rank: RankPlacement, found: dict[tuple[str, tuple[int, ...]], GrantedPolicy]
+) -> tuple[str, str, str] | None:
+    granted = found.get((rank.memory_policy, rank.nodes))
+    return None if granted is None or granted.refusal is None else _kind(rank.memory_policy, granted)
+
+
+def _kind(asked: str, granted: GrantedPolicy) -> tuple[str, str, str]:
+    return asked, granted.policy, "" if granted.refusal is None else granted.refusal.code
+
+
+def _called(ranks: list[RankPlacement]) -> str:
+    return f"rank {format_id_list(rank.rank for rank in ranks)}"

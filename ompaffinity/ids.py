@@ -1,0 +1,123 @@
+"""Linux id lists and masks: ``"0-3,8"`` and ``"00000000,0000010f"`` to ids and back.
+
+The two forms are described in the kernel's Documentation/admin-guide/cputopology.rst and
+cpuset(7) ("List format", "Mask format").
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ompaffinity.errors import IDListError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MAX_ID = 2**16 - 1
+"""The largest CPU or node number that is believed; Linux stops at 8191 (NR_CPUS_RANGE_END on x86)."""
+
+MAX_DIGITS = len(str(MAX_ID))
+
+
+def parse_id_list(text: str) -> list[int]:
+    """Return the ids named by `text`, sorted and without duplicates.
+
+    Accepts what the kernel prints (``"0-3,8"``, empty for no ids), blanks around numbers, and
+    a stride (``"0-14:2"``).
+
+    Raises:
+        IDListError: anything else, a range that runs backwards, or an id above `MAX_ID`.
+    """
+    ids = parse_ordered_id_list(text)
+    ids.sort()
+    return ids
+
+
+def parse_ordered_id_list(text: str) -> list[int]:
+    """Return the ids named by `text` in the order written, each one once.
+
+    Raises:
+        IDListError: as `parse_id_list`.
+    """
+    text = text.strip()
+    if not text:
+        return []
+    ids: list[int] = []
+    is_ascii = text.isascii()
+    for part in text.split(","):
+        if is_ascii and part.isdigit() and len(part) < MAX_DIGITS:
+            ids.append(int(part))
+        else:
+            ids += _span(part, text)
+            if len(ids) > 2 * MAX_ID:
+                raise IDListError(f"the id list {_quoted(text)} names more ids than there can be")
+    return ids if len(set(ids)) == len(ids) else list(dict.fromkeys(ids))
+
+
+def _span(part: str, text: str) -> Iterable[int]:
+    """Return the ids of one ``7``, ``0-3`` or ``0-14:2``."""
+    span, colon, stride_text = part.partition(":")
+    first_text, dash, last_text = span.partition("-")
+    first = _number(first_text, part, text)
+    if not dash:
+        if colon:
+            raise IDListError(f"a stride needs a range, as in 0-14:2, but {_quoted(part)} has none")
+        return (first,)
+    last = _number(last_text, part, text)
+    stride = _number(stride_text, part, text) if colon else 1
+    if last < first:
+        raise IDListError(f"the range {_quoted(part)} runs backwards; write it as {last}-{first}")
+    if stride == 0:
+        raise IDListError(f"the stride of {_quoted(part)} is 0; it must be at least 1")
+    return range(first, last + 1, stride)
+
+
+def parse_mask(text: str) -> list[int]:
+    """Return the ids whose bits are set in a comma-separated hexadecimal mask, ascending.
+
+    Words after the first have 32 bits; the first may be shorter.
+
+    Raises:
+        IDListError: not such a mask.
+    """
+    words = text.strip().split(",")
+    if any(len(word) != 8 for word in words[1:]) or not 1 <= len(words[0]) <= 8:
+        raise IDListError(f"{_quoted(text)} is not a CPU mask of 32-bit words")
+    try:
+        mask = bytes.fromhex("".join(words).rjust(8 * len(words), "0"))
+    except ValueError:
+        raise IDListError(f"{_quoted(text)} is not a hexadecimal CPU mask") from None
+    bits = int.from_bytes(mask, "big")
+    if bits.bit_length() > MAX_ID + 1:
+        raise IDListError(f"a CPU mask of {bits.bit_length()} bits is longer than any machine's")
+    digits = f"{bits:b}"[::-1]
+    return [position for position, digit in enumerate(digits) if digit == "1"]
+
+
+def format_id_list(ids: Iterable[int]) -> str:
+    """Return `ids` as the kernel prints them: ascending, ranges folded, ``""`` for none."""
+    parts = []
+    start = previous = None
+    for number in sorted(set(ids)):
+        if previous is not None and number == previous + 1:
+            previous = number
+            continue
+        if start is not None:
+            parts.append(f"{start}" if start == previous else f"{start}-{previous}")
+        start = previous = number
+    if start is not None:
+        parts.append(f"{start}" if start == previous else f"{start}-{previous}")
+    return ",".join(parts)
+
+
+def _number(text: str, part: str, whole: str) -> int:
+    digits = text.strip()
+    if not (digits.isascii() and digits.isdigit()):
+        raise IDListError(f"{_quoted(part)} in the id list {_quoted(whole)} is not a number or a range such as 0-3")
+    if len(digits) > MAX_DIGITS or int(digits) > MAX_ID:
+        raise IDListError(f"the id {_quoted(digits)} is too large; the largest is {MAX_ID}")
+    return int(digits)
+
+
+def _quoted(text: str) -> str:
+    return repr(text if len(text) <= 60 else text[:57] + "...")

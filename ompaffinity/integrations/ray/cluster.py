@@ -1,0 +1,289 @@
+"""The plan for several machines: how many ranks each one gets, and each one's own plan. Pure, like every plan."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from ompaffinity.devices.model import GPUHome
+from ompaffinity.errors import PlacementError, RequestError
+from ompaffinity.messages import Message
+from ompaffinity.placement.check import check_request
+from ompaffinity.placement.plan import make_plan, usable_room
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from ompaffinity.placement.model import Plan, RankPlacement
+    from ompaffinity.placement.request import PlacementRequest
+    from ompaffinity.topology.model import Topology
+
+
+class ClusterNode(NamedTuple):
+    """One node of a cluster's scheduler, and the machine that it is on.
+
+    `slots` are the CPUs that the scheduler counts there (Ray's resource ``CPU``), 0 where nothing may run. Nodes of
+    the same `host` share one machine and its CPUs. `runtime` is the OpenMP runtime that workers load there, as
+    `PlacementRequest` names it, and `granularity` how their threads are bound. `address` is where the others
+    reach it, `port` one that was free there, `python` the interpreter of its workers, and `helper` the file that
+    binds them at their birth, empty where it does not run. `gpu_slots` are the GPUs that the scheduler counts there,
+    `gpus` all that the machine has: PCI address and home of each.
+    """
+
+    node_id: str
+    name: str
+    topology: Topology
+    slots: float
+    host: str
+    runtime: str = "auto"
+    granularity: str = "auto"
+    address: str = ""
+    port: int = 0
+    python: str = ""
+    helper: str = ""
+    gpu_slots: float = 0
+    gpus: tuple[tuple[str, GPUHome], ...] = ()
+
+
+class ClusterRank(NamedTuple):
+    """One rank of the cluster: its node, its placement there, and how many of the node's slots it takes.
+
+    Which GPU a GPU rank gets is the scheduler's to say: its placement is that of one of them.
+    """
+
+    rank: int
+    node_id: str
+    placement: RankPlacement
+    slots: float
+
+
+class HostPlan(NamedTuple):
+    """The plan of one machine, with the cluster's rank numbers, and the nodes that are on it.
+
+    `by_gpu` has, for GPU ranks, the placement that goes with each of the machine's GPUs, by PCI address.
+    """
+
+    host: str
+    nodes: tuple[ClusterNode, ...]
+    plan: Plan
+    by_gpu: dict[str, RankPlacement] = {}
+
+
+class ClusterPlan(NamedTuple):
+    """The ranks in order, the machines that have any, and what there is to say beside the messages of their plans."""
+
+    ranks: tuple[ClusterRank, ...]
+    hosts: tuple[HostPlan, ...]
+    messages: tuple[Message, ...] = ()
+
+    def home(self, rank: int) -> tuple[HostPlan, ClusterNode]:
+        """Return the machine of a rank and its node there."""
+        node_id = self.ranks[rank].node_id
+        return next((host, node) for host in self.hosts for node in host.nodes if node.node_id == node_id)
+
+    @property
+    def all_messages(self) -> tuple[Message, ...]:
+        """The messages of the cluster, and those of each machine's plan with its name before them."""
+        told = [
+            message._replace(message=f"{host.nodes[0].name}: {message.message}")
+            for host in self.hosts
+            for message in host.plan.messages
+        ]
+        return (*self.messages, *told)
+
+
+def make_cluster_plan(nodes: Iterable[ClusterNode], request: PlacementRequest) -> ClusterPlan:
+    """Decide how many ranks each node gets, by its usable cores, and plan each machine. Same input, same plan.
+
+    Tensor-parallel groups (`request.group` ranks in turn) stay on one machine where one has room for them. Ranks are
+    numbered through, machine by machine, in the order of the nodes.
+
+    Raises:
+        RequestError: the request makes no sense for several machines.
+        PlacementError: the nodes cannot meet it.
+    """
+    request = check_for_cluster(request)
+    usable = [node for node in nodes if node.slots > 0 and (node.gpu_slots >= 1 or not request.for_gpus)]
+    if not usable:
+        what = "GPUs" if request.for_gpus else "CPUs"
+        raise PlacementError(f"no node of the cluster may run anything: each has 0 {what} for its scheduler")
+    hosts: dict[str, list[ClusterNode]] = {}
+    for node in usable:
+        hosts.setdefault(node.host, []).append(node)
+    if request.for_gpus:
+        gpus = [sum(int(node.gpu_slots) for node in members) for members in hosts.values()]
+        if request.ranks > sum(gpus):
+            raise PlacementError(
+                f"{request.ranks} GPU ranks were asked for, but the cluster counts {sum(gpus)} GPUs; ask for at most"
+                " these with --tp, --pp and --dp"
+            )
+        rooms = [(count, count) for count in gpus]
+    else:
+        rooms = [usable_room(members[0].topology, request) for members in hosts.values()]
+    counts, whole = ranks_by_room(rooms, request.ranks, request.group, oversubscribe=request.oversubscribe)
+    messages = list(_cluster_messages(hosts, request, whole=whole))
+    plans, ranks = [], []
+    first = 0
+    for members, count in zip(hosts.values(), counts):
+        if not count:
+            continue
+        by_gpu: dict[str, RankPlacement] = {}
+        if request.for_gpus:
+            plan, by_gpu = _plan_for_gpus(request, members, count)
+        else:
+            plan = make_plan(members[0].topology, _request_of_host(request, members[0], count), talking=True)
+        placements = tuple(placement._replace(rank=first + placement.rank) for placement in plan.ranks)
+        plans.append(HostPlan(members[0].host, tuple(members), plan._replace(ranks=placements), by_gpu))
+        ranks += _dealt(members, placements)
+        first += count
+    threads = [len(rank.placement.cpus) for rank in ranks if rank.placement.bound]
+    if request.for_gpus:
+        text = (
+            "which GPU of its node a rank gets is the scheduler's to say; bind_actor(), first thing in the actor, takes"
+            " the CPUs that go with it"
+        )
+        messages.append(Message("gpu-by-scheduler", "note", text))
+    if threads and max(threads) > min(threads) + 1 and len(plans) > 1:
+        text = (
+            f"the ranks have {min(threads)} to {max(threads)} threads, for the machines differ; a group that works"
+            " together waits for its smallest rank"
+        )
+        messages.append(Message("uneven-ranks", "note", text))
+    return ClusterPlan(tuple(ranks), tuple(plans), tuple(messages))
+
+
+def ranks_by_room(
+    rooms: Sequence[tuple[int, int]], ranks: int, group: int = 1, *, oversubscribe: bool = False
+) -> tuple[list[int], bool]:
+    """Return how many ranks each machine gets, and whether the groups hold together.
+
+    `rooms` are (usable cores, usable CPUs) of each machine. Groups of `group` ranks are dealt out whole, one by one,
+    each to the machine where its ranks then have the most cores (the D'Hondt method), so that the smallest rank is
+    as large as can be. Where the groups do not fit whole, single ranks are dealt; where there are more ranks than
+    cores, they share these; only with `oversubscribe` are there more ranks than CPUs.
+
+    Raises:
+        PlacementError: there are more ranks than CPUs.
+    """
+    sizes = (group, 1) if group > 1 and ranks % group == 0 else (1,)
+    cores, cpus = ([room[place] for room in rooms] for place in (0, 1))
+    for room, most in ((cores, cores), (cpus, cpus), *(((cpus, None),) if oversubscribe and any(cpus) else ())):
+        for size in sizes:
+            counts = _dealt_out(room, most, ranks // size, size)
+            if sum(counts) == ranks:
+                return counts, size == group
+    raise PlacementError(
+        f"{ranks} ranks were asked for, but the nodes have {sum(cpus)} usable CPUs in all; ask for at most"
+        f" {sum(cpus)} with --tp, --pp and --dp, or let ranks share CPUs (--oversubscribe)"
+    )
+
+
+def _dealt_out(room: Sequence[float], most: Sequence[float] | None, groups: int, size: int) -> list[int]:
+    """Return the ranks of each machine after the last group that fits."""
+    counts = [0] * len(room)
+    for _ in range(groups):
+        free = [
+            place for place in range(len(room)) if room[place] and (most is None or counts[place] + size <= most[place])
+        ]
+        if not free:
+            break
+        counts[max(free, key=lambda place: (room[place] / (counts[place] + size), -place))] += size
+    return counts
+
+
+def check_for_cluster(request: PlacementRequest) -> PlacementRequest:
+    """Return `request` if it makes sense for several machines.
+
+    Raises:
+        RequestError: it does not, or for no machine.
+    """
+    by_hand = {"numa_bind_nodes": "--numa-bind-nodes", "numa_bind_cpus": "--numa-bind-cpus", "gpus": "--gpus"}
+    named = [option for field, option in by_hand.items() if getattr(request, field) is not None]
+    if named:
+        raise RequestError(f"{named[0]} is for one machine; for the GPUs of a cluster say --numa-bind")
+    if isinstance(request.bind, tuple):
+        raise RequestError("--bind with lists is for one machine; for a cluster it is auto or none")
+    if request.avoid:
+        raise RequestError("--avoid is for one machine; a cluster's plan cannot keep off another one's CPUs")
+    return check_request(request)
+
+
+def _cluster_messages(
+    hosts: dict[str, list[ClusterNode]], request: PlacementRequest, *, whole: bool
+) -> Iterator[Message]:
+    if not whole:
+        text = (
+            f"no way was found to keep every group of {request.group} ranks on one machine, so groups talk over the"
+            " network; a smaller --tp, or larger machines, would keep them together"
+        )
+        yield Message("groups-span-nodes", "note", text)
+    for members in hosts.values():
+        if len(members) > 1:
+            names = ", ".join(node.node_id[:8] for node in members)
+            text = f"nodes {names} are on one machine, {members[0].name}, and are planned together, as one"
+            yield Message("nodes-share-machine", "note", text)
+
+
+def _request_of_host(request: PlacementRequest, node: ClusterNode, count: int) -> PlacementRequest:
+    tensor, pipeline = request.tensor_parallel_size, request.pipeline_parallel_size
+    if count % (tensor * pipeline) == 0:
+        sizes = (tensor, pipeline, count // (tensor * pipeline))
+    elif count % tensor == 0:
+        sizes = (tensor, count // tensor, 1)
+    else:
+        sizes = (count, 1, 1)
+    return request._replace(
+        tensor_parallel_size=sizes[0],
+        pipeline_parallel_size=sizes[1],
+        data_parallel_size=sizes[2],
+        runtime=node.runtime if request.runtime == "auto" else request.runtime,
+        granularity=node.granularity if request.granularity == "auto" else request.granularity,
+    )
+
+
+def _plan_for_gpus(
+    request: PlacementRequest, members: Sequence[ClusterNode], count: int
+) -> tuple[Plan, dict[str, RankPlacement]]:
+    """Return the plan of so many ranks on one machine, and the placement that goes with each of its GPUs.
+
+    All GPUs have their part, for which of them the ranks get is not known. Those that the scheduler counts and nobody
+    sees are next to nothing that is known.
+    """
+    node = members[0]
+    unseen = max(0, count - len(node.gpus))
+    homes = (*(home for _, home in node.gpus), *(GPUHome() for _ in range(unseen)))
+    whole = make_plan(
+        node.topology,
+        _request_of_host(request, node, count)._replace(
+            tensor_parallel_size=len(homes), pipeline_parallel_size=1, data_parallel_size=1, gpu_homes=homes
+        ),
+    )
+    by_gpu = {address: rank for (address, _), rank in zip(node.gpus, whole.ranks)}
+    ranks = tuple(rank._replace(local_world_size=count) for rank in whole.ranks[:count])
+    return whole._replace(ranks=ranks), by_gpu
+
+
+def _dealt(members: Sequence[ClusterNode], placements: Sequence[RankPlacement]) -> list[ClusterRank]:
+    """Deal one machine's ranks out to its nodes by their slots; each gets its CPUs' worth of them, if there are.
+
+    GPU ranks are dealt out by the nodes' GPUs.
+    """
+    if any(placement.gpu is not None for placement in placements):
+        gpus = [int(node.gpu_slots) for node in members]
+        counts = _dealt_out(gpus, gpus, len(placements), 1)
+    else:
+        counts = _dealt_out([node.slots for node in members], None, len(placements), 1)
+    ranks: list[ClusterRank] = []
+    for node, count in zip(members, counts):
+        for placement in placements[len(ranks) : len(ranks) + count]:
+            ranks.append(ClusterRank(placement.rank, node.node_id, placement, _slots(node, placement, count)))
+    return ranks
+
+
+def _slots(node: ClusterNode, placement: RankPlacement, ranks: int) -> float:
+    """Return how many of the node's slots a rank takes: its CPUs, or its part; whole ones where that is one or more."""
+    part = node.slots / ranks
+    owned = len({*placement.cpus, *placement.helper_cpus}) or part
+    if part >= 1:
+        return float(int(min(part, owned)))
+    # Ray counts in ten-thousandths (FixedPoint, resource_instance_set.h); rounded down, for all must fit.
+    return int(part * 10000) / 10000

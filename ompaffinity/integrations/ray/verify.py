@@ -1,0 +1,83 @@
+"""Ray's actors: each one looks at itself, and the verdicts are gathered."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ompaffinity.bind.current import current_placement
+from ompaffinity.errors import RequestError
+from ompaffinity.integrations.ray.nodes import in_one_line
+from ompaffinity.proof.compare import verify_current_process
+from ompaffinity.proof.verdict import Difference, RankVerdict, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from ompaffinity.integrations.ray.cluster import ClusterPlan
+    from ompaffinity.placement.model import RankPlacement
+
+ANSWER_SECONDS = 60.0
+
+
+def verify_cluster(
+    actors: Sequence[Any], plan: ClusterPlan | None = None, *, timeout_seconds: float = ANSWER_SECONDS
+) -> Verdict:
+    """Return how each actor compares with the placement that `actor_options` told it, or with those of `plan` in order.
+
+    Call it when each has run OpenMP once, for its threads are told by their masks. An actor that does not answer
+    within `timeout_seconds` (it waits for resources, has died, or is busy) is a difference; so is one that was
+    started as another rank or runs on another node than the plan's, and a rank of the plan without an actor.
+
+    Raises:
+        RequestError: there are more actors than the plan has ranks.
+    """
+    import ray
+
+    ranks = () if plan is None else plan.ranks
+    if plan is not None and len(actors) > len(ranks):
+        raise RequestError(f"there are {len(actors)} actors, but the plan has {len(ranks)} ranks")
+    # What a GPU rank has depends on the GPU that it was given, which it knows itself.
+    planned = [ranks[number].placement if ranks else None for number in range(len(actors))]
+    expected = [None if placement is None or placement.gpu is not None else placement for placement in planned]
+    asked = [actor.__ray_call__.remote(look_at_actor, placement) for actor, placement in zip(actors, expected)]
+    ready, _ = ray.wait(asked, num_returns=len(asked), timeout=timeout_seconds) if asked else ([], [])
+    verdicts: list[RankVerdict] = []
+    started: dict[int, int] = {}
+    for number, reference in enumerate(asked):
+        if reference not in ready:
+            verdicts.append(_without_answer(number, f"it does not answer within {timeout_seconds:g} seconds"))
+            continue
+        try:
+            node_id, told, verdict = ray.get(reference)
+        except Exception as error:  # noqa: BLE001
+            verdicts.append(_without_answer(number, in_one_line(error)))
+            continue
+        if verdict is None:
+            verdicts.append(_without_answer(number, "it has no placement; start it with actor_options(plan, rank)"))
+            continue
+        found = []
+        if plan is not None and told != number:
+            as_whom = "as no rank" if told is None else f"as rank {told}"
+            found.append(Difference("actor", f"it was started {as_whom}, and stands here as rank {number}"))
+        if told is not None and started.setdefault(told, number) != number:
+            found.append(Difference("actor", f"another one was started as rank {told}, too"))
+        if plan is not None and node_id != ranks[number].node_id:
+            text = f"it runs on node {node_id[:8]}, the plan says {ranks[number].node_id[:8]}"
+            found.append(Difference("actor", text, "another scheduling strategy than actor_options gives"))
+        verdicts.append(verdict._replace(differences=(*found, *verdict.differences)))
+    verdicts += [_without_answer(rank.rank, "there is no actor of this rank") for rank in ranks[len(actors) :]]
+    return Verdict(tuple(verdicts), () if plan is None else plan.all_messages)
+
+
+def look_at_actor(_actor: object, placement: RankPlacement | None) -> tuple[str, int | None, RankVerdict | None]:
+    """Return the actor's node, the rank that it was started as, and its verdict; it is run inside of the actor."""
+    import ray
+
+    told = current_placement()
+    verdict = verify_current_process(placement)
+    return ray.get_runtime_context().get_node_id(), None if told is None else told.rank, verdict
+
+
+def _without_answer(rank: int, reason: str) -> RankVerdict:
+    return RankVerdict(rank, 0, (), False, (), None, None, (Difference("actor", reason),), ())

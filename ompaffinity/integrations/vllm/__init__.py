@@ -1,0 +1,1 @@
+"""The helpers that vLLM knows, under its names."""

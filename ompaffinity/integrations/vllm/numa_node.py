@@ -1,0 +1,78 @@
+"""Bind a process that already runs to one NUMA node, with all of its threads."""
+
+from __future__ import annotations
+
+import logging
+import os
+from threading import get_native_id
+
+from ompaffinity.bind.memory_fallbacks import full_message, refusal_message
+from ompaffinity.bind.process import ProcessBinding, UnboundThread, bind_thread, thread_name, threads_but
+from ompaffinity.bind.team_policy import take_team_policy
+from ompaffinity.errors import BindingError, RequestError
+from ompaffinity.ids import format_id_list
+from ompaffinity.messages import Message
+from ompaffinity.placement.memory import has_several_memory_nodes, nearest_memory_node
+from ompaffinity.topology.source import load_topology
+
+logger = logging.getLogger("ompaffinity")
+
+
+def numa_bind_to_node(node: int) -> ProcessBinding:
+    """Bind every thread of this process to the CPUs of a NUMA node, and its memory to that of the node.
+
+    No thread gets a CPU that it did not have: its mask is cut down to those of the node. One that has none there keeps
+    what it has, and is among `not_bound`; if that is the calling thread nothing is done at all. The memory policy is
+    that of the calling thread, its OpenMP team, and the threads that they start later; no page moves
+    (`init_cpu_memory_env` moves them). What is not had is logged, and among the `warnings`; ``undo()`` takes it back.
+
+    Raises:
+        RequestError: there is no such node, or it has no CPUs.
+        BindingError: this system cannot bind threads, or the kernel refuses to bind the calling one.
+        NoMemoryNodeError: no node that this process may use has memory.
+        TopologyError: the machine cannot be read.
+    """
+    topology = load_topology()
+    with_cpus = [known.id for known in topology.nodes if known.cpus]
+    if isinstance(node, bool) or node not in with_cpus:
+        known = format_id_list(with_cpus) or "none"
+        raise RequestError(f"node {node!r} is no NUMA node with CPUs of this machine; these are {known}")
+    if not hasattr(os, "sched_getaffinity"):
+        raise BindingError("this system cannot bind threads to CPUs")
+    binding = ProcessBinding()
+    cpus = set(topology.node(node).cpus)
+    mine = os.sched_getaffinity(0)
+    if mine.isdisjoint(cpus):
+        text = (
+            f"this process may use CPU {format_id_list(mine)}, none of which is on node {node}, so it is left as it is;"
+            " start it with a wider mask or cpuset"
+        )
+        binding.messages.append(Message("outside-binding", "warning", text))
+    else:
+        try:
+            bind_thread(get_native_id(), tuple(sorted(mine & cpus)), binding, must=True)
+            _bind_other_threads(cpus, binding)
+            if has_several_memory_nodes(topology):
+                _set_memory_policy(nearest_memory_node(topology, cpus), binding)
+        except BaseException:
+            binding.undo()
+            raise
+    for message in binding.messages:
+        logger.warning("%s: %s", message.code, message.message)
+    return binding
+
+
+def _bind_other_threads(cpus: set[int], binding: ProcessBinding) -> None:
+    for number, mask in threads_but([get_native_id()]):
+        if mask & cpus:
+            bind_thread(number, tuple(sorted(mask & cpus)), binding, must=False)
+        else:
+            reason = f"was bound to CPU {format_id_list(mask)} before, none of which is there"
+            binding.not_bound.append(UnboundThread(number, thread_name(number), reason))
+
+
+def _set_memory_policy(node: int, binding: ProcessBinding) -> None:
+    granted, binding.policies_before = take_team_policy("bind", (node,))
+    refused = refusal_message("this process", "bind", (node,), granted)
+    full = full_message("this process", granted)
+    binding.messages += [message for message in (refused, full) if message is not None]

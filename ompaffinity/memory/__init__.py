@@ -1,1 +1,0 @@
-"""Memory policies of threads, and what the kernel made of them."""

@@ -1,0 +1,206 @@
+"""RankPlacement to environment variables: one small emitter per OpenMP runtime, all pure.
+
+One family per process: the variables of the others are removed from the child, for a stale one
+silently breaks the binding (a stale OMP_PLACES beats GOMP_CPU_AFFINITY in libgomp, a stale
+KMP_AFFINITY beats OMP_PLACES in libomp). Explicit CPU numbers only: abstract place names differ
+from runtime to runtime. Sources: OpenMP 5.2, chapter 21; the libgomp manual, "OpenMP Environment
+Variables"; Intel's "Thread Affinity Interface".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ompaffinity.messages import Message
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from ompaffinity.placement.model import RankPlacement
+
+BINDING_VARIABLES = ("OMP_PLACES", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
+
+
+TEAM_BREAKERS = (
+    "OMP_THREAD_LIMIT",
+    "OMP_MAX_ACTIVE_LEVELS",
+    "KMP_HW_SUBSET",
+    "KMP_PLACE_THREADS",
+    "KMP_LIBRARY",
+    "KMP_ALL_THREADS",
+    "KMP_DEVICE_THREAD_LIMIT",
+    "KMP_CPUINFO_FILE",
+    "OMP_DYNAMIC_ALL",
+    "OMP_MAX_ACTIVE_LEVELS_ALL",
+    "OMP_NUM_THREADS_ALL",
+    "OMP_PLACES_ALL",
+    "OMP_PROC_BIND_ALL",
+    "OMP_THREAD_LIMIT_ALL",
+)
+"""Values that silently give a team of one thread, stack all threads on one core, or end the process.
+
+The names with ``_ALL`` are those of OpenMP 6.0, chapter 4, which libiomp5 reads already."""
+
+
+OTHER_THREAD_COUNTS = (
+    "MKL_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "BLIS_NUM_THREADS",
+    "NUMEXPR_NUM_THREADS",
+    "NUMEXPR_MAX_THREADS",
+)
+
+
+MANAGED_VARIABLES = ("OMP_NUM_THREADS", "OMP_DYNAMIC", *BINDING_VARIABLES, *TEAM_BREAKERS, *OTHER_THREAD_COUNTS)
+
+
+LONGEST_KMP_VALUE = 4000
+"""libiomp5 2026.2 drops values beyond about 4080 characters, with a warning and unbound."""
+
+
+SHORTEST_INTERVAL = 4
+"""Runs of fewer CPUs are written one by one: easier to read, and nothing is gained."""
+
+
+def overridden_variables(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of `environ` that would break a plan's binding; workers start without them."""
+    found = {name: environ[name] for name in (*BINDING_VARIABLES, *TEAM_BREAKERS) if name in environ}
+    if environ.get("OMP_DYNAMIC", "").strip().lower() in ("true", "1"):
+        found["OMP_DYNAMIC"] = environ["OMP_DYNAMIC"]
+    return found
+
+
+def environment_messages(environ: Mapping[str, str]) -> list[Message]:
+    """Return what to say of variables that would break the binding if workers inherited them."""
+    overridden = overridden_variables(environ)
+    if not overridden:
+        return []
+    values = ", ".join(f"{name}={value!r}" for name, value in overridden.items())
+    return [
+        Message(
+            "environment-overridden",
+            "note",
+            f"this environment holds {values}, which would break the plan's binding; workers start without",
+        )
+    ]
+
+
+def rank_environment(
+    placement: RankPlacement, *, runtime: str, granularity: str, wait_policy: str = "keep"
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return (variables to set, names to remove) for the process of one rank.
+
+    `runtime` is ``"gomp"``, ``"iomp"`` or ``"omp"``; `granularity` is ``"thread"`` or ``"team"``.
+    A rank without binding gets nothing set and nothing removed.
+    """
+    if not placement.bound:
+        return {}, ()
+    environment = {"OMP_NUM_THREADS": str(len(placement.cpus)), "OMP_DYNAMIC": "false"}
+    places = placement.places
+    if granularity == "team" and len(set(places)) == 1:
+        places = places[:1]
+    environment.update(_EMITTERS[runtime](places))
+    environment.update(_waiting(runtime, wait_policy))
+    return environment, tuple(name for name in MANAGED_VARIABLES if name not in environment)
+
+
+def _standard(places: Sequence[tuple[int, ...]]) -> dict[str, str]:
+    # `close`, not `true`: true means spread in libomp, and the order of the places is the plan's.
+    return {"OMP_PLACES": ",".join(_place_words(places)), "OMP_PROC_BIND": "close"}
+
+
+def _gomp(places: Sequence[tuple[int, ...]]) -> dict[str, str]:
+    if any(len(place) != 1 for place in places):
+        return _standard(places)
+    return {"GOMP_CPU_AFFINITY": " ".join(_interval_words([place[0] for place in places]))}
+
+
+def _iomp(places: Sequence[tuple[int, ...]]) -> dict[str, str]:
+    words: list[str] = []
+    singles: list[int] = []
+    for place in places:
+        if len(place) == 1:
+            singles.append(place[0])
+        else:
+            words += _interval_words(singles)
+            singles.clear()
+            words.append("{" + ",".join(map(str, place)) + "}")
+    words += _interval_words(singles)
+    value = f"granularity=fine,explicit,proclist=[{','.join(words)}]"
+    if len(value) > LONGEST_KMP_VALUE:
+        # The sets of a proclist know no intervals, those of OMP_PLACES do.
+        return _standard(places)
+    # And nothing beside it: a libgomp in the same process would bind the first thread before they see the mask, and
+    # they warn of each variable that KMP_AFFINITY overrules.
+    return {"KMP_AFFINITY": value}
+
+
+_EMITTERS: dict[str, Callable[[Sequence[tuple[int, ...]]], dict[str, str]]] = {
+    "gomp": _gomp,
+    "iomp": _iomp,
+    "omp": _standard,
+}
+
+
+def _waiting(runtime: str, wait_policy: str) -> dict[str, str]:
+    """What a thread does between parallel regions: spin (active), sleep (passive), or one after the other (brief)."""
+    if wait_policy == "keep":
+        return {}
+    if wait_policy == "brief":
+        return _BRIEFLY[runtime]
+    environment = {"OMP_WAIT_POLICY": wait_policy.upper()}
+    if runtime == "iomp":
+        environment["KMP_BLOCKTIME"] = "infinite" if wait_policy == "active" else "0"
+    return environment
+
+
+_BRIEFLY = {
+    "gomp": {"GOMP_SPINCOUNT": "10000"},
+    "iomp": {"KMP_BLOCKTIME": "1"},
+    "omp": {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"},
+}
+"""How to wait for less than a millisecond or so; libgomp's default is 300000 rounds, libomp's and libiomp5's 200 ms."""
+
+
+def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int, int]]:
+    """Yield (first, count, stride) of maximal ascending runs; short runs come number by number."""
+    start = 0
+    while start < len(numbers):
+        end = start + 1
+        stride = numbers[end] - numbers[start] if end < len(numbers) else 0
+        if stride > 0:
+            while end < len(numbers) and numbers[end] - numbers[end - 1] == stride:
+                end += 1
+        if end - start >= SHORTEST_INTERVAL:
+            yield numbers[start], end - start, stride
+            start = end
+        else:
+            yield numbers[start], 1, 1
+            start += 1
+
+
+def _interval_words(numbers: Sequence[int]) -> Iterator[str]:
+    """``0``, ``4-9``, ``0-14:2``: the form of GOMP_CPU_AFFINITY and of KMP_AFFINITY's proclist."""
+    for first, count, stride in _runs(numbers):
+        last = first + (count - 1) * stride
+        yield str(first) if count == 1 else f"{first}-{last}" if stride == 1 else f"{first}-{last}:{stride}"
+
+
+def _place_words(places: Sequence[tuple[int, ...]]) -> Iterator[str]:
+    """``{1,7}``, ``{2}:6:1``: places of OMP_PLACES (OpenMP 5.2, 21.1.6), runs of single CPUs as an interval."""
+    singles: list[int] = []
+    for place in (*places, None):
+        if place is not None and len(place) == 1:
+            singles.append(place[0])
+            continue
+        for first, count, stride in _runs(singles):
+            yield f"{{{first}}}" if count == 1 else f"{{{first}}}:{count}:{stride}"
+        singles.clear()
+        if place is not None:
+            yield "{" + ",".join(_members(place)) + "}"
+
+
+def _members(place: Sequence[int]) -> Iterator[str]:
+    """``0``, ``4:6``, ``0:8:2``: the numbers inside of one place of OMP_PLACES, runs as start, count and stride."""
+    for first, count, stride in _runs(place):
+        yield str(first) if count == 1 else f"{first}:{count}" if stride == 1 else f"{first}:{count}:{stride}"

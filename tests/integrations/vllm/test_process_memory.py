@@ -1,0 +1,252 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from typing import Any
+
+import pytest
+
+import ompaffinity
+from ompaffinity.bind import memory_fallbacks, scope, team_policy
+from ompaffinity.bind.mempolicy import thread_policy
+from ompaffinity.bind.pages import NoRoomError
+from ompaffinity.errors import RequestError
+from ompaffinity.integrations.vllm import process_memory
+from ompaffinity.integrations.vllm.process_memory import MemoryBinding, init_cpu_memory_env
+from tests.bind.test_manager import needs_libnuma
+from tests.bind.test_mempolicy import in_thread
+from tests.conftest import ROOT
+from tests.openmp.libraries import GOMP, needs_gomp
+
+
+def in_new_python(code: str) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=False, cwd=ROOT, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_no_nodes_change_nothing() -> None:
+    assert init_cpu_memory_env([]) == MemoryBinding("none", ())
+
+
+@pytest.mark.parametrize("nodes", ["0", [True], [-1], [0.5], None, [[0]]])
+def test_nodes_are_node_numbers(nodes: Any) -> None:
+    with pytest.raises(RequestError, match="must be a list of node numbers"):
+        init_cpu_memory_env(nodes)
+
+
+def test_a_policy_is_one_that_there_is() -> None:
+    with pytest.raises(RequestError, match="it must be one of auto, bind"):
+        init_cpu_memory_env([0], policy="strict")
+
+
+@needs_libnuma
+def test_a_node_that_is_not_there_is_named_with_those_that_are() -> None:
+    with pytest.raises(RequestError, match="this machine has no node 901; its nodes are"):
+        init_cpu_memory_env([901])
+
+
+@needs_libnuma
+@pytest.mark.parametrize(("policy", "mode"), [("auto", 2), ("interleave", 3), ("preferred", 1)])
+def test_the_calling_thread_gets_the_policy(policy: str, mode: int) -> None:
+    nodes = tuple(ompaffinity.get_memory_affinity()[:1])
+    before = thread_policy()
+
+    def work() -> Any:
+        binding = init_cpu_memory_env(nodes, policy=policy)
+        return binding, thread_policy()
+
+    binding, during = in_thread(work)
+    assert (during.mode, during.nodes) == (mode, nodes)
+    assert binding.nodes == nodes
+    assert binding.messages == ()
+    assert set(binding.anonymous) <= set(ompaffinity.get_memory_affinity())
+    assert thread_policy() == before
+
+
+@needs_libnuma
+@needs_gomp
+def test_the_team_gets_the_policy_too_and_its_own_back() -> None:
+    modes = in_new_python(f"""
+        import ctypes, json, threading
+        import ompaffinity
+        from ompaffinity.bind.mempolicy import thread_policy
+        from ompaffinity.bind.team_policy import give_back_team_policy, take_team_policy
+        from ompaffinity.openmp.team import in_each_thread
+        runtime = ctypes.CDLL({GOMP!r})
+        runtime.omp_set_num_threads(3)
+        def modes():
+            found = []
+            in_each_thread(runtime, lambda: found.append(thread_policy().mode))
+            return found
+        answer = [modes()]
+        granted, before = take_team_policy("bind", tuple(ompaffinity.get_memory_affinity()[:1]))
+        answer += [modes(), len(before)]
+        give_back_team_policy(before)
+        answer += [modes()]
+        print(json.dumps(answer))
+    """)
+    assert modes == [[0] * 3, [2] * 3, 3, [0] * 3]
+
+
+@needs_libnuma
+@needs_gomp
+def test_binding_a_process_and_undoing_it_includes_the_memory_of_its_team() -> None:
+    answer = in_new_python(f"""
+        import ctypes, json
+        import ompaffinity
+        from ompaffinity.bind.mempolicy import thread_policy
+        from ompaffinity.openmp.team import in_each_thread
+        runtime = ctypes.CDLL({GOMP!r})
+        nodes = tuple(ompaffinity.get_memory_affinity()[:1])
+        placement = ompaffinity.OMPProcessManager(tensor_parallel_size=1, runtime="gomp").plan.ranks[0]
+        binding = ompaffinity.bind_current_process(placement._replace(memory_policy="bind", nodes=nodes))
+        during, after = [], []
+        in_each_thread(runtime, lambda: during.append(thread_policy().mode), threads=len(placement.cpus))
+        binding.undo()
+        in_each_thread(runtime, lambda: after.append(thread_policy().mode), threads=len(placement.cpus))
+        print(json.dumps([len(placement.cpus), during, after]))
+    """)
+    threads, during, after = answer
+    assert during == [2] * threads
+    assert after == [0] * threads
+
+
+def test_what_cannot_be_moved_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(nodes: Any) -> int:
+        raise NoRoomError("the nodes are full")
+
+    monkeypatch.setattr(process_memory, "_migrate", full)
+    monkeypatch.setattr(process_memory, "why_unusable", lambda nodes: None)
+    binding = in_thread(lambda: init_cpu_memory_env([0]))
+    assert [message.code for message in binding.messages][-1] == "memory-nearly-full"
+    assert binding.moved_bytes == 0
+
+
+def test_a_full_node_is_not_filled_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ompaffinity.bind.capacity import MachineMemory
+
+    monkeypatch.setattr(process_memory, "_anonymous", lambda: {0: 2**30})
+    monkeypatch.setattr(process_memory, "machine_memory", lambda: MachineMemory({}, {1: 2**29}, None, None))
+    with pytest.raises(NoRoomError, match="1024 MiB of this process are elsewhere, but node 1 has 512 MiB"):
+        process_memory._migrate((1,))
+
+
+def test_pages_that_stay_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_memory, "_migrate", lambda nodes: (0, 2**30))
+    monkeypatch.setattr(process_memory, "why_unusable", lambda nodes: None)
+    binding = in_thread(lambda: init_cpu_memory_env([0], policy="none"))
+    assert [message.code for message in binding.messages] == ["pages-not-moved"]
+    assert "1024 MiB of this process stayed" in binding.messages[0].message
+
+
+@needs_libnuma
+def test_no_policy_is_the_kernels_default() -> None:
+    nodes = ompaffinity.get_memory_affinity()[:1]
+
+    def work() -> Any:
+        init_cpu_memory_env(nodes, policy="bind", migrate=False)
+        binding = init_cpu_memory_env(nodes, policy="none", migrate=False)
+        return binding, thread_policy()
+
+    binding, policy = in_thread(work)
+    assert (binding.policy, len(binding.threads), binding.messages) == ("none", 1, ())
+    assert (policy.mode, policy.nodes) == (0, ())
+
+
+def test_a_node_that_is_nearly_full_is_told_of_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ompaffinity.bind.mempolicy import GrantedPolicy
+    from ompaffinity.bind.process import bind_current_process
+
+    monkeypatch.setattr(memory_fallbacks, "full_nodes", lambda nodes: "node 0 is nearly full")
+    monkeypatch.setattr(memory_fallbacks, "granted_policy", lambda policy, nodes: GrantedPolicy(policy, nodes))
+    monkeypatch.setattr(team_policy, "take_policy", lambda policy, nodes: GrantedPolicy(policy, tuple(nodes)))
+    monkeypatch.setattr(process_memory, "why_unusable", lambda nodes: None)
+    for strict in (False, True):
+        manager = ompaffinity.OMPProcessManager(
+            tensor_parallel_size=1, runtime="gomp", memory_policy="bind", strict=strict
+        )
+        assert [message.code for message in manager.messages].count("memory-nearly-full") == 1
+        again = ompaffinity.OMPProcessManager(manager.plan)
+        assert [message.code for message in again.messages].count("memory-nearly-full") == 1
+    binding = in_thread(lambda: init_cpu_memory_env([0], migrate=False))
+    assert "memory-nearly-full" in [message.code for message in binding.messages]
+    process = bind_current_process(manager.plan.ranks[0])
+    process.undo()
+    assert "memory-nearly-full" in [message.code for message in process.messages]
+
+
+@needs_libnuma
+@needs_gomp
+def test_a_team_that_shrank_meanwhile_gets_its_policy_back() -> None:
+    before, after = in_new_python(f"""
+        import ctypes, json
+        import ompaffinity
+        from ompaffinity.bind.mempolicy import thread_policy
+        from ompaffinity.bind.team_policy import give_back_team_policy, take_team_policy
+        from ompaffinity.openmp.team import in_each_thread
+        runtime = ctypes.CDLL({GOMP!r})
+        runtime.omp_set_num_threads(3)
+        in_each_thread(runtime)
+        granted, before = take_team_policy("bind", tuple(ompaffinity.get_memory_affinity()[:1]))
+        runtime.omp_set_num_threads(1)
+        give_back_team_policy(before)
+        after = []
+        in_each_thread(runtime, lambda: after.append(thread_policy().mode), threads=3)
+        print(json.dumps([len(before), after]))
+    """)
+    assert (before, after) == (3, [0] * 3)
+
+
+class TestWhatThePlanSays:
+    """Two ranks on two nodes, and a kernel that grants one of them less."""
+
+    def plan(self, monkeypatch: pytest.MonkeyPatch, grant: Any) -> Any:
+        from tests.placement.machines import plan_for
+
+        monkeypatch.setattr(memory_fallbacks, "granted_policy", grant)
+        monkeypatch.setattr(memory_fallbacks, "full_nodes", lambda nodes: None)
+        return memory_fallbacks.with_granted_memory(
+            plan_for("package:2 [numa(memory=64GiB)] core:4 pu:1", 2, utilization=1.0)
+        )
+
+    def test_nodes_and_budgets_stay_and_each_refusal_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from ompaffinity.bind.mempolicy import GrantedPolicy, MemoryPolicyError
+
+        def grant(policy: str, nodes: Any) -> GrantedPolicy:
+            return GrantedPolicy("preferred" if nodes == (1,) else "none", nodes, MemoryPolicyError("refused"))
+
+        plan = self.plan(monkeypatch, grant)
+        assert [rank.memory_policy for rank in plan.ranks] == ["none", "preferred"]
+        assert [(rank.nodes, rank.node_ranks, rank.memory_budget) for rank in plan.ranks] == [
+            ((0,), (1,), 64 * 2**30),
+            ((1,), (1,), 64 * 2**30),
+        ]
+        told = [message.message for message in plan.messages if message.code == "memory-policy-not-permitted"]
+        assert told == [
+            "rank 0: memory policy none instead of bind 0, for refused",
+            "rank 1: memory policy preferred 1 instead of bind 1, for refused",
+        ]
+
+    def test_one_reason_for_all_is_told_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from ompaffinity.bind.mempolicy import GrantedPolicy, MemoryPolicyError
+
+        plan = self.plan(monkeypatch, lambda policy, nodes: GrantedPolicy("none", (), MemoryPolicyError("refused")))
+        told = [message.message for message in plan.messages if message.code == "memory-policy-not-permitted"]
+        assert told == ["rank 0-1: memory policy none instead of bind 0, for refused"]
+
+
+def test_a_worker_whose_cpus_are_refused_still_shares_its_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scope, "set_mask", lambda number, cpus: "refused")
+    manager = ompaffinity.OMPProcessManager(tensor_parallel_size=2, oversubscribe=True, runtime="gomp")
+    with manager.configure_omp_envs(1) as placement:
+        here = ompaffinity.current_placement()
+    assert here == placement
+    assert not placement.bound
+    assert (placement.cpus, placement.places, placement.affinity, placement.memory_policy) == ((), (), (), "none")
+    assert placement.local_world_size == 2
+    assert placement.node_ranks == manager.plan.ranks[1].node_ranks

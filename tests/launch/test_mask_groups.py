@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from ompaffinity.launch import mask_groups
+from ompaffinity.launch.mask_groups import MaskGroup, mask_group_of
+from ompaffinity.launch.ranks import LauncherRank
+from ompaffinity.proc import mask_of, parent_of, started_with
+
+CPUS = sorted(os.sched_getaffinity(0))
+SLEEPER = (
+    "import os, sys, time; os.sched_setaffinity(0, map(int, sys.argv[1].split())); print(flush=True)\ntime.sleep(60)"
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "listed", "rank", "size", "group"),
+    [
+        ("mask_cpu:", "0x1,0x2", 1, 2, MaskGroup(1, (1,))),
+        # All tasks have the one mask that was allocated.
+        ("mask_cpu:", "0xF", 3, 4, MaskGroup(3, (0, 1, 2, 3))),
+        ("mask_cpu:", "0x1,0x2", 3, 4, MaskGroup(3, (1, 3))),
+        ("map_cpu:", "0,0,1,1", 2, 4, MaskGroup(2, (2, 3))),
+    ],
+)
+def test_slurm_lists_its_masks(kind: str, listed: str, rank: int, size: int, group: MaskGroup) -> None:
+    environ = {"SLURM_CPU_BIND_TYPE": kind, "SLURM_CPU_BIND_LIST": listed}
+    assert mask_group_of(environ, LauncherRank("Slurm", rank, size, rank, size)) == group
+
+
+def place(rank: int, size: int, launcher: str = "Open MPI") -> LauncherRank:
+    return LauncherRank(launcher, rank, size, rank, size)
+
+
+@pytest.fixture
+def processes(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Let the launcher and this process have these masks, and the ranks those that the test says."""
+
+    def set_up(launcher: set[int], mine: set[int], ranks: dict[int, set[int]]) -> None:
+        monkeypatch.setattr(mask_groups, "WAIT_SECONDS", 0.05)
+        monkeypatch.setattr(mask_groups, "_launcher", lambda variable: 77)
+        monkeypatch.setattr(mask_groups, "mask_of", lambda pid: launcher)
+        monkeypatch.setattr(mask_groups, "_masks_of_ranks", lambda variable, pid: dict(ranks))
+        monkeypatch.setattr("os.sched_getaffinity", lambda pid: mine)
+
+    return set_up
+
+
+TOLD = {"OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+
+
+def test_a_launcher_that_binds_nobody(processes: Any) -> None:
+    processes({0, 1, 2, 3}, {0, 1, 2, 3}, {})
+    assert mask_group_of(TOLD, place(1, 2)) == MaskGroup(1, (0, 1))
+
+
+def test_ranks_apart(processes: Any) -> None:
+    processes({0, 1, 2, 3}, {1}, {0: {0}})
+    assert mask_group_of(TOLD, place(1, 2)) == MaskGroup(1, (1,))
+
+
+def test_ranks_on_two_sockets(processes: Any) -> None:
+    # Rank 3 has bound itself already.
+    processes({0, 1, 2, 3}, {2, 3}, {0: {0, 1}, 2: {0}, 3: {3}})
+    assert mask_group_of(TOLD, place(1, 4)) == MaskGroup(1, (1, 3))
+
+
+def test_one_mask_for_all(processes: Any) -> None:
+    processes({0, 1, 2, 3}, {0, 1, 2}, {0: {0}, 2: {0, 1, 2}})
+    assert mask_group_of(TOLD, place(1, 3)) == MaskGroup(1, (0, 1, 2))
+
+
+def test_who_is_not_seen_counts(processes: Any) -> None:
+    processes({0, 1, 2, 3}, {0, 1}, {0: {0, 1, 2, 3}, 2: {2, 3}})
+    assert mask_group_of(TOLD, place(1, 4)) == MaskGroup(1, (0, 1, 3), certain=False)
+
+
+def test_who_is_not_seen_has_a_mask_of_its_own_where_there_is_room(processes: Any) -> None:
+    processes({0, 1, 2, 3}, {1}, {0: {0, 1, 2, 3}})
+    assert mask_group_of(TOLD, place(1, 4)) == MaskGroup(1, (1,))
+    # Who is seen to share does so.
+    processes({0, 1, 2, 3}, {0, 1}, {0: {0}})
+    assert mask_group_of(TOLD, place(1, 2)) == MaskGroup(1, (0, 1))
+
+
+def test_only_the_options_say_which_rank_this_is(processes: Any) -> None:
+    processes({0, 1, 2, 3}, {0, 1}, {})
+    assert mask_group_of({}, place(1, 2, "the options")) == MaskGroup(1, (1,))
+    assert mask_group_of({}, place(1, 3, "the options")) == MaskGroup(1, (0, 1, 2))
+    assert mask_group_of({}, place(0, 1, "the options")) == MaskGroup(0, (0,))
+
+
+@pytest.mark.skipif(len(CPUS) < 2, reason="masks that differ need two CPUs")
+def test_the_masks_of_real_processes() -> None:
+    started = []
+    try:
+        for rank, mask in ((0, CPUS), (1, CPUS[:1])):
+            environment = {**os.environ, "OMPI_COMM_WORLD_LOCAL_RANK": str(rank)}
+            words = [sys.executable, "-c", SLEEPER, " ".join(map(str, mask))]
+            started.append(subprocess.Popen(words, stdout=subprocess.PIPE, env=environment))
+            assert started[-1].stdout is not None
+            started[-1].stdout.readline()
+        found = mask_groups._masks_of_ranks("OMPI_COMM_WORLD_LOCAL_RANK", os.getpid())
+        assert found == {0: set(CPUS), 1: {CPUS[0]}}
+        assert parent_of(started[0].pid) == os.getpid()
+        assert started_with(started[0].pid)["OMPI_COMM_WORLD_LOCAL_RANK"] == "0"
+    finally:
+        for process in started:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+    assert parent_of(2**22 + 1) == 0
+    assert mask_groups._environment(2**22 + 1) == {}
+    assert mask_of(2**22 + 1) is None
+
+
+def test_the_launcher_is_the_nearest_ancestor_without_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {10: {"RANK": "0"}, 9: {"RANK": "0"}, 8: {}, 7: {"RANK": "9"}}
+    monkeypatch.setattr("os.getppid", lambda: 10)
+    monkeypatch.setattr(mask_groups, "_environment", told.__getitem__)
+    monkeypatch.setattr(mask_groups, "parent_of", lambda pid: pid - 1)
+    assert mask_groups._launcher("RANK") == 8

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ompaffinity.bind import live_plan
+from ompaffinity.bind.live_plan import for_runtimes
+from ompaffinity.bind.manager import OMPProcessManager
+from ompaffinity.errors import RequestError
+from ompaffinity.openmp.detect import (
+    RuntimeLibrary,
+    expected_runtimes,
+    family_of_file,
+    find_library,
+    loaded_runtimes,
+    preloaded_files,
+    probe_runtimes,
+)
+from ompaffinity.openmp.variables import environment_messages
+from ompaffinity.placement.plan import make_plan
+from ompaffinity.placement.request import PlacementRequest
+from ompaffinity.topology.source import load_topology
+from tests.openmp.libraries import (
+    GOMP,
+    INTEL,
+    LLVM,
+    NEWER_LLVM,
+    needs_gomp,
+    needs_intel,
+    needs_llvm,
+    needs_newer_llvm,
+    needs_torch,
+)
+
+GNU_FILE = RuntimeLibrary("/x/libgomp.so.1", "gomp", "torch's")
+INTEL_FILE = RuntimeLibrary("/x/libiomp5.so", "iomp", "preloaded")
+
+
+def found(library: str) -> str:
+    path = find_library(library, {})
+    assert path is not None
+    return path
+
+
+@needs_gomp
+def test_gnus_runtime_is_told_by_its_symbols(tmp_path: Path) -> None:
+    assert family_of_file(found(GOMP)) == "gomp"
+    disguised = tmp_path / "libiomp5.so"
+    shutil.copy(found(GOMP), disguised)
+    assert family_of_file(disguised) == "gomp"
+
+
+@needs_llvm
+def test_llvms_runtime_under_gnus_name_is_llvms(tmp_path: Path) -> None:
+    link = tmp_path / "libgomp.so.1"
+    link.symlink_to(found(LLVM))
+    assert family_of_file(link) == "iomp"
+    (library,) = [entry for entry in expected_runtimes({"LD_PRELOAD": str(link)}) if entry.reason == "preloaded"]
+    assert library == RuntimeLibrary(os.path.realpath(found(LLVM)), "iomp", "preloaded")
+
+
+@needs_newer_llvm
+def test_a_newer_llvm() -> None:
+    assert family_of_file(NEWER_LLVM) == "iomp"
+
+
+@needs_intel
+def test_intels_runtime() -> None:
+    assert family_of_file(str(INTEL)) == "iomp"
+
+
+def test_files_that_are_no_runtime(tmp_path: Path) -> None:
+    text = tmp_path / "libomp.so"
+    text.write_text("INPUT(-lomp)\n")
+    assert [family_of_file(path) for path in (text, tmp_path, tmp_path / "missing", "/dev/null", "a\0b")] == [None] * 5
+    assert family_of_file(sys.executable) is None
+
+
+@needs_gomp
+@given(st.lists(st.tuples(st.integers(0, 4096), st.integers(0, 255)), max_size=8), st.integers(0, 10**6))
+def test_broken_files_are_no_runtime(changes: list[tuple[int, int]], length: int) -> None:
+    content = bytearray(Path(found(GOMP)).read_bytes())
+    for place, value in changes:
+        content[place] = value
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(content[:length])
+        file.flush()
+        assert family_of_file(file.name) in (None, "gomp")
+
+
+def test_libraries_are_found_as_the_loader_finds_them(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder in (first, second):
+        folder.mkdir()
+        (folder / "libthing.so").write_bytes(b"")
+    path = f"{tmp_path}/none:{first}:{second}"
+    assert find_library("libthing.so", {"LD_LIBRARY_PATH": path}) == str(first / "libthing.so")
+    assert find_library("libthing.so", {"LD_LIBRARY_PATH": path}, [str(second)]) == str(second / "libthing.so")
+    assert find_library("libthing.so", {}) is None
+    assert find_library(str(first / "libthing.so"), {}) == str(first / "libthing.so")
+    assert find_library(str(first / "missing.so"), {}) is None
+    assert os.path.exists(found("libc.so.6"))
+    listed = f"{first}/libthing.so:missing.so  {second}/libthing.so"
+    assert preloaded_files({"LD_PRELOAD": listed})[:2] == [str(first / "libthing.so"), str(second / "libthing.so")]
+
+
+@needs_torch
+def test_torch_brings_its_own() -> None:
+    (library,) = expected_runtimes({})
+    assert (library.family, library.reason) == ("gomp", "torch's")
+    assert "torch" in library.path
+    assert "torch" not in sys.modules
+
+
+@needs_torch
+@needs_gomp
+def test_a_preloaded_library_of_the_same_name_takes_torchs_place() -> None:
+    (library,) = expected_runtimes({"LD_PRELOAD": GOMP})
+    assert library == RuntimeLibrary(os.path.realpath(found(GOMP)), "gomp", "preloaded")
+    (probed,) = probe_runtimes(["torch"], {**os.environ, "LD_PRELOAD": GOMP})
+    assert probed == library._replace(reason="loaded")
+
+
+@needs_torch
+@needs_intel
+def test_what_is_expected_is_what_a_worker_loads() -> None:
+    environment = {**os.environ, "LD_PRELOAD": str(INTEL)}
+    expected = expected_runtimes(environment)
+    assert [library.family for library in expected] == ["iomp", "gomp"]
+    assert [library[:2] for library in probe_runtimes(["torch"], environment)] == [library[:2] for library in expected]
+
+
+def test_a_probe_that_fails_says_why() -> None:
+    with pytest.raises(RequestError, match="ModuleNotFoundError: No module named 'missing_module'"):
+        probe_runtimes(["missing_module"])
+    with pytest.raises(RequestError, match="must be a name as in an import statement"):
+        probe_runtimes(["os; import this"])
+    assert probe_runtimes(["json"]) == ()
+
+
+@needs_gomp
+@needs_llvm
+def test_what_this_process_has_loaded_the_one_in_the_global_scope_first() -> None:
+    code = (
+        "import ctypes, sys; [ctypes.CDLL(name) for name in sys.argv[1:]];"
+        " from ompaffinity.openmp.detect import loaded_runtimes;"
+        " print([library.family for library in loaded_runtimes()])"
+    )
+
+    def families(*libraries: str, **environment: str) -> str:
+        command = [sys.executable, "-c", code, *libraries]
+        environment = {**os.environ, **environment}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout.strip()
+
+    assert loaded_runtimes() == ()
+    assert families() == "[]"
+    assert families(GOMP) == "['gomp']"
+    assert families(GOMP, LD_PRELOAD=LLVM) == "['iomp', 'gomp']"
+    assert families(LLVM, LD_PRELOAD=GOMP) == "['gomp', 'iomp']"
+
+
+@pytest.mark.parametrize(
+    ("request_", "libraries", "expected", "codes"),
+    [
+        ({}, (), ("omp", "team"), ["runtime-unknown"]),
+        ({}, (GNU_FILE,), ("gomp", "auto"), []),
+        ({}, (INTEL_FILE,), ("iomp", "auto"), []),
+        ({}, (INTEL_FILE, GNU_FILE), ("iomp", "team"), ["two-openmp-runtimes"]),
+        ({"granularity": "thread"}, (INTEL_FILE, GNU_FILE), ("iomp", "thread"), ["two-openmp-runtimes"]),
+        ({"granularity": "thread"}, (), ("omp", "thread"), ["runtime-unknown"]),
+        ({"runtime": "gomp"}, (), ("gomp", "auto"), []),
+        ({"runtime": "gomp"}, (INTEL_FILE,), ("gomp", "auto"), ["runtime-differs"]),
+        ({"runtime": "iomp"}, (GNU_FILE,), ("iomp", "auto"), ["runtime-differs"]),
+        ({"runtime": "iomp"}, (INTEL_FILE, GNU_FILE), ("iomp", "auto"), ["two-openmp-runtimes"]),
+        ({"runtime": "omp"}, (INTEL_FILE, GNU_FILE), ("omp", "team"), ["two-openmp-runtimes"]),
+    ],
+)
+def test_runtime_and_granularity_of_live_workers(
+    request_: dict[str, str],
+    libraries: tuple[RuntimeLibrary, ...],
+    expected: tuple[str, str],
+    codes: list[str],
+) -> None:
+    request, messages = for_runtimes(PlacementRequest(**request_), libraries)  # type: ignore[arg-type]
+    assert (request.runtime, request.granularity) == expected
+    assert [message.code for message in messages] == codes
+    assert all(message.level == "warning" for message in messages)
+
+
+def test_the_manager_asks_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_plan, "expected_runtimes", lambda _environ: (INTEL_FILE, GNU_FILE))
+    manager = OMPProcessManager()
+    assert (manager.plan.runtime, manager.plan.granularity) == ("iomp", "team")
+    (message,) = [message.message for message in manager.messages if message.code == "two-openmp-runtimes"]
+    assert "libiomp5.so (preloaded) and libgomp.so.1 (torch's)" in message
+    assert "two-openmp-runtimes" not in [message.code for message in OMPProcessManager(bind="none").messages]
+
+
+@needs_torch
+def test_the_manager_probes_what_it_is_told_to() -> None:
+    manager = OMPProcessManager(probe="torch")
+    assert (manager.plan.runtime, manager.plan.granularity) == ("gomp", "thread")
+    assert OMPProcessManager(probe=["json"]).plan.runtime == "omp"
+
+
+def test_variables_that_workers_do_not_inherit_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {"KMP_AFFINITY": "disabled", "OMP_DYNAMIC": "TRUE", "OMP_NUM_THREADS": "3", "OMP_SCHEDULE": "static"}
+    (message,) = environment_messages(environment)
+    assert (message.code, message.level) == ("environment-overridden", "note")
+    assert "KMP_AFFINITY='disabled', OMP_DYNAMIC='TRUE'," in message.message
+    assert environment_messages({"OMP_NUM_THREADS": "3", "OMP_DYNAMIC": "false"}) == []
+    monkeypatch.setenv("OMP_PROC_BIND", "false")
+    assert "environment-overridden" in [message.code for message in OMPProcessManager(runtime="gomp").messages]
+
+
+def test_a_ready_plan_is_compared_with_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_plan, "expected_runtimes", lambda _environ: (INTEL_FILE, GNU_FILE))
+    monkeypatch.setenv("KMP_AFFINITY", "disabled")
+    plan = make_plan(load_topology(), PlacementRequest(reserve=0))
+    manager = OMPProcessManager(plan)
+    found = {message.code: message.message for message in manager.messages}
+    assert "threads of one of them crowd on the first thread's CPUs" in found["two-openmp-runtimes"]
+    assert "KMP_AFFINITY='disabled'" in found["environment-overridden"]
+    unbound = make_plan(load_topology(), PlacementRequest(bind="none"))
+    assert OMPProcessManager(unbound).plan == unbound
+
+
+@pytest.mark.parametrize("probe", [5, [5], {"a": 1}])
+def test_modules_to_probe_are_names(probe: Any) -> None:
+    with pytest.raises(RequestError, match="it must be names of modules"):
+        OMPProcessManager(probe=probe)
+
+
+@needs_llvm
+def test_tokens_of_the_loader_are_expanded() -> None:
+    path = os.path.realpath(found(LLVM))
+    folder, name = os.path.split(found(LLVM))
+    token = re.sub(r"/lib(64|/[^/]+-linux-gnu)?$", "/$LIB", folder)
+    assert "$LIB" in token
+    assert [os.path.realpath(file) for file in preloaded_files({"LD_PRELOAD": f"{token}/{name}"})][:1] == [path]
+    relative = os.path.relpath(path, os.path.dirname(os.path.realpath(sys.executable)))
+    names = {"LD_PRELOAD": f"$ORIGIN/{relative} ${{ORIGIN}}/{relative}"}
+    assert [os.path.realpath(file) for file in preloaded_files(names)][:2] == [path, path]
+
+
+@needs_torch
+@needs_llvm
+def test_a_library_path_goes_before_torchs_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "libgomp.so.1").symlink_to(found(LLVM))
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(tmp_path)}
+    (expected,) = expected_runtimes(environment)
+    (probed,) = probe_runtimes(["torch"], environment)
+    assert (expected.path, expected.family) == (probed.path, probed.family) == (os.path.realpath(found(LLVM)), "iomp")
+
+
+def test_a_probe_sees_what_this_interpreter_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "module_beside.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert probe_runtimes(["module_beside"]) == ()

@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ompaffinity.ids import parse_ordered_id_list
+from ompaffinity.openmp.variables import BINDING_VARIABLES, MANAGED_VARIABLES, rank_environment
+from ompaffinity.placement.model import RankPlacement
+
+orders = st.lists(st.integers(0, 400), min_size=1, max_size=40, unique=True)
+
+
+def placement(cpus: list[int], helpers: tuple[int, ...] = ()) -> RankPlacement:
+    places = ((cpus[0], *helpers), *((cpu,) for cpu in cpus[1:]))
+    return RankPlacement(0, 0, True, tuple(cpus), helpers, places, tuple(sorted({*cpus, *helpers})))
+
+
+def variables(runtime: str, cpus: list[int], helpers: tuple[int, ...] = (), **options: str) -> dict[str, str]:
+    return rank_environment(placement(cpus, helpers), **{"runtime": runtime, "granularity": "thread", **options})[0]
+
+
+def read_members(text: str) -> list[int]:
+    start, count, stride = (*map(int, text.split(":")), *(1, 1)[text.count(":") :])
+    return [start + step * stride for step in range(count)]
+
+
+def read_places(text: str) -> list[list[int]]:
+    """Read OMP_PLACES as OpenMP 5.2 defines it, as far as explicit numbers go."""
+    places = []
+    while text:
+        body, _, text = text.removeprefix("{").partition("}")
+        base = [cpu for member in body.split(",") for cpu in read_members(member)]
+        count, stride = 1, 1
+        if text.startswith(":"):
+            interval, _, text = text[1:].partition(",{")
+            text = "{" + text if text else ""
+            numbers = [int(number) for number in interval.split(":")]
+            count, stride = numbers[0], numbers[1]
+        else:
+            text = text.removeprefix(",")
+        places += [[cpu + step * stride for cpu in base] for step in range(count)]
+    return places
+
+
+@given(orders)
+def test_standard_places_name_each_cpu_in_order(cpus: list[int]) -> None:
+    assert read_places(variables("omp", cpus)["OMP_PLACES"]) == [[cpu] for cpu in cpus]
+
+
+@given(orders)
+def test_gnu_lists_name_each_cpu_in_order(cpus: list[int]) -> None:
+    text = variables("gomp", cpus)["GOMP_CPU_AFFINITY"].replace(" ", ",")
+    assert parse_ordered_id_list(text) == cpus
+
+
+@given(orders)
+def test_intel_lists_name_each_cpu_in_order(cpus: list[int]) -> None:
+    text = variables("iomp", cpus)["KMP_AFFINITY"]
+    assert text.startswith("granularity=fine,explicit,proclist=[")
+    assert parse_ordered_id_list(text.partition("[")[2].removesuffix("]")) == cpus
+
+
+def test_the_first_place_with_helper_cpus() -> None:
+    assert variables("omp", [1, 2, 3], (7,))["OMP_PLACES"] == "{1,7},{2},{3}"
+    assert variables("gomp", [1, 2, 3], (7,))["OMP_PLACES"] == "{1,7},{2},{3}"
+    assert "GOMP_CPU_AFFINITY" not in variables("gomp", [1, 2, 3], (7,))
+    assert variables("iomp", [1, 2, 3], (7,))["KMP_AFFINITY"].endswith("proclist=[{1,7},2,3]")
+
+
+def test_long_lists_stay_below_four_kilobytes() -> None:
+    for cpus in (list(range(8192)), list(range(0, 8192, 2))):
+        for runtime in ("gomp", "iomp", "omp"):
+            assert all(len(value) < 4000 for value in variables(runtime, cpus, (9000,)).values())
+
+
+@given(st.lists(orders.map(lambda cpus: tuple(sorted(cpus))), min_size=1, max_size=5))
+def test_places_of_several_cpus_name_each_of_them(places: list[tuple[int, ...]]) -> None:
+    rank = placement([0] * len(places))._replace(places=tuple(places))
+    environment, _ = rank_environment(rank, runtime="omp", granularity="thread")
+    assert read_places(environment["OMP_PLACES"]) == [list(place) for place in places]
+
+
+def test_large_sets_stay_below_four_kilobytes() -> None:
+    everything = tuple(range(2048))
+    for places in ((everything,), (everything, *((cpu,) for cpu in range(1, 1024)))):
+        rank = placement(list(range(len(places))))._replace(places=places)
+        for runtime in ("gomp", "iomp", "omp"):
+            environment, unset = rank_environment(rank, runtime=runtime, granularity="thread")
+            assert all(len(value) < 4000 for value in environment.values())
+            assert read_places(environment["OMP_PLACES"]) == [list(place) for place in places]
+            assert "KMP_AFFINITY" in unset
+
+
+@pytest.mark.parametrize("runtime", ["gomp", "iomp", "omp"])
+def test_a_team_whose_first_thread_has_more_room_has_a_place_for_each(runtime: str) -> None:
+    team = placement([1, 3])._replace(places=((0, 1, 2, 3), (1, 3)))
+    environment, _ = rank_environment(team, runtime=runtime, granularity="team")
+    expected = (
+        {"KMP_AFFINITY": "granularity=fine,explicit,proclist=[{0,1,2,3},{1,3}]"}
+        if runtime == "iomp"
+        else {"OMP_PLACES": "{0:4},{1,3}"}
+    )
+    assert expected.items() <= environment.items()
+
+
+@pytest.mark.parametrize("runtime", ["gomp", "iomp", "omp"])
+def test_a_team_is_one_place(runtime: str) -> None:
+    team = placement([1, 3])._replace(places=((1, 3, 5), (1, 3, 5)))
+    environment, _ = rank_environment(team, runtime=runtime, granularity="team")
+    expected = (
+        {"KMP_AFFINITY": "granularity=fine,explicit,proclist=[{1,3,5}]"}
+        if runtime == "iomp"
+        else {"OMP_PLACES": "{1,3,5}"}
+    )
+    assert expected.items() <= environment.items()
+    assert environment["OMP_NUM_THREADS"] == "2"
+
+
+@given(orders, st.sampled_from(("gomp", "iomp", "omp")))
+def test_one_family_is_set_and_every_other_name_is_removed(cpus: list[int], runtime: str) -> None:
+    environment, unset = rank_environment(placement(cpus), runtime=runtime, granularity="thread")
+    assert set(environment) | set(unset) == set(MANAGED_VARIABLES)
+    assert not set(environment) & set(unset)
+    families = {
+        "gomp": ({"GOMP_CPU_AFFINITY"}, {"OMP_PLACES", "OMP_PROC_BIND"}),
+        "iomp": ({"KMP_AFFINITY"},),
+        "omp": ({"OMP_PLACES", "OMP_PROC_BIND"},),
+    }
+    assert set(environment) & set(BINDING_VARIABLES) in families[runtime]
+    assert environment["OMP_NUM_THREADS"] == str(len(cpus))
+    assert environment["OMP_DYNAMIC"] == "false"
+
+
+def test_waiting_is_left_alone_unless_asked() -> None:
+    assert not {"OMP_WAIT_POLICY", "KMP_BLOCKTIME", "GOMP_SPINCOUNT"} & set(variables("iomp", [0]))
+    assert (
+        variables("iomp", [0], wait_policy="passive").items()
+        >= {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}.items()
+    )
+    assert variables("gomp", [0], wait_policy="active")["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+@pytest.mark.parametrize(
+    ("runtime", "names"),
+    [("gomp", {"GOMP_SPINCOUNT"}), ("iomp", {"KMP_BLOCKTIME"}), ("omp", {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"})],
+)
+def test_a_brief_wait_is_said_to_the_runtime_that_is_known(runtime: str, names: set[str]) -> None:
+    found = variables(runtime, [0], wait_policy="brief")
+    assert {name for name in found if name in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "GOMP_SPINCOUNT")} == names
+
+
+def test_a_rank_without_binding_hears_nothing() -> None:
+    unbound = RankPlacement(0, 0, bound=False)
+    assert rank_environment(unbound, runtime="omp", granularity="thread") == ({}, ())

@@ -1,0 +1,417 @@
+"""GPU ranks: each next to its GPU, with cores that no other rank has."""
+
+from __future__ import annotations
+
+import collections
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ompaffinity.devices.model import GPUHome
+from ompaffinity.errors import PlacementError, RequestError
+from ompaffinity.openmp.plan_document import plan_document
+from ompaffinity.placement.check_gpu import NUMABindConfig
+from ompaffinity.placement.document import parse_placement, placement_document
+from ompaffinity.placement.model import Plan
+from ompaffinity.placement.plan import make_plan
+from ompaffinity.placement.request import HeldCPUs, PlacementRequest, requested
+from ompaffinity.topology.model import UNKNOWN, Limits, Topology
+from tests.placement.machines import codes, reasons, synthetic, without_nodes
+from tests.strategies import topologies
+
+TWO = "package:2 numa:1 core:8 pu:2"
+FOUR = "package:2 numa:2 core:8 pu:2"
+
+
+def homes(*nodes: Any) -> tuple[GPUHome, ...]:
+    return tuple(GPUHome(() if node is None else (node,) if isinstance(node, int) else node) for node in nodes)
+
+
+def plan_of(topology: Topology, *nodes: Any, **request: Any) -> Plan:
+    """Plan a rank for each of these GPUs."""
+    request.setdefault("tensor_parallel_size", len(nodes))
+    return make_plan(topology, PlacementRequest(numa_bind=True, gpu_homes=homes(*nodes), **request))
+
+
+def owned(plan: Plan) -> list[set[int]]:
+    return [{*rank.cpus, *rank.helper_cpus} for rank in plan.ranks]
+
+
+@st.composite
+def gpu_requests(draw: st.DrawFn, topology: Topology, *, share: bool | None = None) -> PlacementRequest:
+    ranks = draw(st.integers(1, 6))
+    allowed = st.lists(st.sampled_from(topology.allowed_cpus), min_size=1, unique=True).map(tuple)
+    nodes = [node.id for node in topology.nodes if node.cpus]
+    known = st.lists(st.sampled_from(nodes), max_size=2, unique=True).map(tuple) if nodes else st.just(())
+    together = draw(st.booleans()) if share is None else share
+    return PlacementRequest(
+        tensor_parallel_size=ranks,
+        numa_bind=True,
+        gpus=tuple(draw(st.permutations(range(ranks)))) if draw(st.booleans()) else None,
+        gpu_homes=tuple(GPUHome(draw(known)) for _ in range(ranks)),
+        span=draw(st.sampled_from(("node", "package", "machine"))),
+        share=together,
+        reserve_per_rank=None if together else draw(st.sampled_from((None, 0, 1, 3))),
+        kinds=draw(st.sampled_from(("performance", "all"))),
+        cpus=draw(st.one_of(st.none(), st.none(), allowed)),
+    )
+
+
+@given(topologies(), st.data())
+def test_each_rank_is_next_to_its_gpu_or_unbound(topology: Topology, data: st.DataObject) -> None:
+    request = data.draw(gpu_requests(topology))
+    plan = make_plan(topology, request)
+    for rank, gpu in zip(plan.ranks, request.gpu_of_rank, strict=True):
+        assert rank.gpu == gpu
+        home = (request.gpu_homes or ())[gpu]
+        here = {topology.cpu(cpu).numa_node for cpu in rank.affinity}
+        assert set(rank.affinity) <= set(topology.allowed_cpus)
+        assert {*rank.cpus, *rank.helper_cpus} <= set(rank.affinity)
+        assert rank.bound == bool(rank.cpus)
+        if rank.bound and len([node for node in topology.nodes if node.cpus]) > 1:
+            assert here & set(home.nodes)
+            assert request.span != "node" or here <= set(home.nodes)
+        if not home.nodes and len([node for node in topology.nodes if node.cpus]) > 1:
+            assert not rank.bound
+    unbound = [rank for rank in plan.ranks if not rank.bound]
+    told = {"device-node-unknown", "outside-binding", "device-cpus-unusable"} & set(warnings(plan))
+    assert bool(unbound) == bool(told)
+    for rank in unbound:
+        (about,) = {
+            m.message for m in plan.messages if f"GPU {rank.gpu}," in m.message or f"GPU {rank.gpu}:" in m.message
+        }
+        assert "stays unbound" in about
+
+
+def warnings(plan: Plan) -> list[str]:
+    return [message.code for message in plan.messages if message.level == "warning"]
+
+
+@given(topologies(), st.data())
+def test_cores_are_not_shared_unless_it_is_said(topology: Topology, data: st.DataObject) -> None:
+    request = data.draw(gpu_requests(topology, share=False))
+    plan = make_plan(topology, request)
+    if "ranks-share-cores" in codes(plan):
+        # It is so: there is a node with fewer cores than ranks.
+        allowed = [topology.cpu(cpu) for cpu in request.cpus or topology.allowed_cpus]
+        allowed = [cpu for cpu in allowed if request.cpus or not cpu.isolated]
+        cores = {(cpu.physical_core if cpu.physical_core != UNKNOWN else -2 - cpu.id, cpu.numa_node) for cpu in allowed}
+        assert min(collections.Counter(node for _, node in cores).values()) < len(plan.ranks)
+        return
+    owners = collections.defaultdict(set)
+    for rank in plan.ranks:
+        for cpu in rank.affinity:
+            info = topology.cpu(cpu)
+            owners[info.physical_core, info.numa_node, cpu if info.physical_core == UNKNOWN else -1].add(rank.rank)
+    assert all(len(ranks) == 1 for ranks in owners.values())
+
+
+@given(topologies(), st.data())
+def test_every_cpu_is_accounted_for(topology: Topology, data: st.DataObject) -> None:
+    request = data.draw(gpu_requests(topology))
+    plan = make_plan(topology, request)
+    seen = collections.Counter(cpu for owns in owned(plan) for cpu in owns)
+    left = collections.Counter(cpu for group in plan.left_out for cpu in group.cpus)
+    assert set(seen) | set(left) == {cpu.id for cpu in topology.cpus}
+    assert not set(seen) & set(left)
+    assert set(left.values()) <= {1}
+    if not request.share and "ranks-share-cores" not in codes(plan):
+        assert set(seen.values()) <= {1}
+    assert make_plan(topology, request) == plan
+
+
+def test_gpus_of_a_node_share_its_cores_evenly() -> None:
+    plan = plan_of(synthetic(TWO, architecture="x86_64"), 0, 0, 1, 1)
+    assert [rank.gpu for rank in plan.ranks] == [0, 1, 2, 3]
+    assert [rank.nodes for rank in plan.ranks] == [(0,), (0,), (1,), (1,)]
+    assert [len(rank.affinity) for rank in plan.ranks] == [8] * 4
+    # A core of each is for its helper threads and data loaders.
+    assert [len(rank.helper_cpus) for rank in plan.ranks] == [2] * 4
+    assert plan.granularity == "team"
+    assert all(place == rank.affinity for rank in plan.ranks for place in rank.places)
+    assert plan.reserved == tuple(sorted(cpu for rank in plan.ranks for cpu in rank.helper_cpus))
+    assert warnings(plan) == []
+
+
+def test_uneven_gpus_each_get_what_is_next_to_them() -> None:
+    plan = plan_of(synthetic(TWO, architecture="x86_64"), 0, 0, 0, 1)
+    assert [len(rank.affinity) for rank in plan.ranks] == [6, 6, 4, 16]
+
+
+def test_the_l3_is_the_first_line_to_cut_along() -> None:
+    topology = synthetic("package:1 numa:1 l3:2 core:4 pu:1", architecture="x86_64")
+    plan = plan_of(topology, 0, 0)
+    assert [{topology.cpu(cpu).l3 for cpu in rank.affinity} for rank in plan.ranks] == [{0}, {1}]
+
+
+def test_what_is_unknown_stays_unbound_and_the_rest_does_not() -> None:
+    plan = plan_of(synthetic(TWO), 0, None, 1)
+    assert [rank.bound for rank in plan.ranks] == [True, False, True]
+    assert plan.ranks[1].gpu == 1
+    assert warnings(plan) == ["device-node-unknown"]
+    (message,) = [message for message in plan.messages if message.level == "warning"]
+    assert "GPU 1" in message.message
+    assert "--numa-bind-nodes" in message.message
+
+
+def test_where_nobody_can_be_bound() -> None:
+    plan = plan_of(synthetic(TWO), None, None)
+    assert [rank.bound for rank in plan.ranks] == [False, False]
+    assert reasons(plan).keys() == {"unbound"}
+
+
+def test_without_numa_information_every_cpu_is_as_near() -> None:
+    for topology in (synthetic("package:1 core:8 pu:1"), without_nodes(synthetic("package:1 core:8 pu:1"))):
+        plan = plan_of(topology, None, None)
+        assert [len(rank.affinity) for rank in plan.ranks] == [4, 4]
+        assert warnings(plan) == []
+
+
+def test_a_gpu_that_two_nodes_are_as_near_to() -> None:
+    plan = plan_of(synthetic(FOUR, architecture="x86_64"), (0, 1), 0, reserve=0)
+    assert [rank.nodes for rank in plan.ranks] == [(0, 1), (0,)]
+    assert [len(rank.affinity) for rank in plan.ranks] == [8 + 16, 8]
+
+
+def bound_to(topology: Topology, allowed: set[int]) -> Topology:
+    """Return the machine as a process sees it that was bound from outside."""
+    cpus = tuple(cpu._replace(allowed=cpu.id in allowed) for cpu in topology.cpus)
+    return topology._replace(cpus=cpus, limits=Limits(affinity=tuple(sorted(allowed))))
+
+
+def test_an_outside_mask_is_never_widened() -> None:
+    topology = bound_to(synthetic(TWO), {0, 1, 2, 3, 16, 17})
+    plan = plan_of(topology, 0, 1)
+    assert plan.ranks[0].affinity == (0, 1, 2, 3)
+    assert plan.ranks[1].affinity == (16, 17)
+    outside = plan_of(bound_to(topology, {0, 1}), 0, 1)
+    assert [rank.affinity for rank in outside.ranks] == [(0, 1), ()]
+    assert warnings(outside) == ["outside-binding"]
+    # Nodes and CPUs that are named are cut as well.
+    by_hand = PlacementRequest(tensor_parallel_size=2, numa_bind_nodes=(0, 1))
+    assert [rank.affinity for rank in make_plan(bound_to(topology, {0, 1}), by_hand).ranks] == [(0, 1), ()]
+    listed = PlacementRequest(tensor_parallel_size=2, numa_bind_cpus=((0, 1, 4), (16, 17)))
+    cut = make_plan(bound_to(topology, {0, 1}), listed)
+    assert [rank.affinity for rank in cut.ranks] == [(0, 1), ()]
+    assert warnings(cut) == ["outside-binding"] * 2
+
+
+def test_more_gpus_than_cores_share_and_say_so() -> None:
+    topology = bound_to(synthetic(TWO), {0, 1, 2})
+    plan = plan_of(topology, 0, 0, 0)
+    assert [rank.affinity for rank in plan.ranks] == [(0,), (1,), (2,)]
+    assert warnings(plan) == ["ranks-share-cores"]
+    crowded = plan_of(bound_to(topology, {0}), 0, 0)
+    assert [rank.affinity for rank in crowded.ranks] == [(0,), (0,)]
+    assert warnings(crowded) == ["ranks-share-cores"]
+
+
+def test_what_cannot_be_had_is_told_with_its_cause() -> None:
+    topology = synthetic(TWO)
+    isolated = topology._replace(cpus=tuple(cpu._replace(isolated=cpu.numa_node == 1) for cpu in topology.cpus))
+    plan = plan_of(isolated, 0, 1)
+    (message,) = [message for message in plan.messages if message.level == "warning"]
+    assert message.code == "device-cpus-unusable"
+    assert "isolcpus; --cpus LIST uses those" in message.message
+    named = plan_of(topology, 0, 1, nodes=(0,))
+    assert [rank.bound for rank in named.ranks] == [True, False]
+    assert "outside what --cpus, --nodes" in next(m.message for m in named.messages if m.level == "warning")
+    held = HeldCPUs("first.json", tuple(range(16, 32)))
+    avoiding = plan_of(topology, 0, 1, avoid=(held,))
+    assert "--avoid" in next(m.message for m in avoiding.messages if m.level == "warning")
+    # Of one that is somebody else's nothing is said.
+    quiet = (GPUHome((0,)), GPUHome((1,), quiet=True))
+    request = PlacementRequest(tensor_parallel_size=2, numa_bind=True, gpu_homes=quiet)
+    assert warnings(make_plan(isolated, request)) == []
+
+
+def test_cpus_and_nodes_that_are_not_there_are_refused() -> None:
+    for wrong in ({"cpus": (999,)}, {"nodes": (7,)}):
+        with pytest.raises(PlacementError, match=r"999|node 7"):
+            plan_of(synthetic(TWO), 0, 1, **wrong)
+
+
+def test_slow_cores_are_better_than_half_a_fast_one() -> None:
+    topology = synthetic("package:1 numa:2 core:8 pu:1")
+    kinds = {cpu.id: "performance" if cpu.id in (0, 1, 8, 9, 10, 11) else "efficiency" for cpu in topology.cpus}
+    hybrid = topology._replace(cpus=tuple(cpu._replace(kind=kinds[cpu.id]) for cpu in topology.cpus))
+    plan = plan_of(hybrid, 0, 0, 0, 1, reserve=0)
+    assert [len(rank.affinity) for rank in plan.ranks] == [3, 3, 2, 4]
+    assert warnings(plan) == ["efficiency-cores-used"]
+    assert set(plan.ranks[3].cpus) == {8, 9, 10, 11}
+
+
+def test_nobody_shares_a_core_for_the_sake_of_another_node() -> None:
+    topology = bound_to(synthetic("package:1 numa:2 core:8 pu:1"), {*range(9)})
+    plan = plan_of(topology, 0, 0, 0, 0, span="machine", reserve=0)
+    assert [rank.affinity for rank in plan.ranks] == [(0, 1, 8), (2, 3), (4, 5), (6, 7)]
+    assert warnings(plan) == []
+    both = plan_of(bound_to(topology, {0, 1, 8}), (0, 1), (0, 1), reserve=0)
+    assert [rank.affinity for rank in both.ranks] == [(0, 8), (1,)]
+    one_each = plan_of(bound_to(topology, {0, 8}), (0, 1), (0, 1), reserve=0)
+    assert [rank.affinity for rank in one_each.ranks] == [(0,), (8,)]
+    # Who has nothing else comes first.
+    needy = plan_of(bound_to(topology, {0, 1, 8}), (0, 1), 1, reserve=0)
+    assert [rank.affinity for rank in needy.ranks] == [(0, 1), (8,)]
+
+
+def test_a_quota_takes_threads_from_lists_and_says_so() -> None:
+    topology = synthetic(TWO)._replace(limits=Limits(cpu_quota=2.0))
+    plan = make_plan(topology, PlacementRequest(tensor_parallel_size=2, numa_bind_cpus=("0-3", "8-11")))  # type: ignore[arg-type]
+    assert [rank.cpus for rank in plan.ranks] == [(0,), (8,)]
+    assert reasons(plan)["quota"] == (1, 2, 3, 9, 10, 11)
+    lists = make_plan(topology, PlacementRequest(tensor_parallel_size=2, bind=((0, 1, 2), (8, 9))))
+    assert reasons(lists)["quota"] == (1, 2, 9)
+    # Those that are not bound take no part of it.
+    some = make_plan(topology, PlacementRequest(tensor_parallel_size=2, numa_bind=True, gpu_homes=homes(0, None)))
+    assert len(some.ranks[0].cpus) == 2
+
+
+def test_memory_by_hand_is_no_lack_of_memory() -> None:
+    request = PlacementRequest(numa_bind_cpus=((0, 1),), numa_bind_nodes=(1,))
+    assert "memoryless-node" not in codes(make_plan(synthetic(TWO), request))
+
+
+def test_ranks_that_share_all() -> None:
+    plan = plan_of(synthetic(TWO), 0, 0, 1, share=True)
+    assert plan.ranks[0].affinity == plan.ranks[1].affinity == tuple(range(16))
+    assert plan.ranks[2].affinity == tuple(range(16, 32))
+    assert plan.reserved == ()
+
+
+def test_nodes_without_gpus_are_lent_to_the_nearest() -> None:
+    topology = synthetic(FOUR, architecture="x86_64")
+    plan = plan_of(topology, 0, 0, 2, reserve=0)
+    assert codes(plan) == {"nodes-unused": "note"}
+    assert reasons(plan)["unused-node"] == (*range(16, 32), *range(48, 64))
+    package = plan_of(topology, 0, 0, 2, span="package", reserve=0)
+    assert [rank.nodes for rank in package.ranks] == [(0, 1), (0, 1), (2, 3)]
+    # Each has a part of its GPU's own node.
+    assert [len(set(rank.affinity) & set(range(16))) for rank in package.ranks[:2]] == [8, 8]
+    one = plan_of(topology, 0, span="package", reserve=0)
+    assert one.ranks[0].nodes == (0, 1)
+    machine = plan_of(topology, 0, span="machine", reserve=0)
+    assert machine.ranks[0].nodes == (0, 1, 2, 3)
+
+
+def test_gpus_by_number() -> None:
+    plan = make_plan(
+        synthetic(TWO),
+        PlacementRequest(tensor_parallel_size=2, gpus=(3, 0), gpu_homes=homes(0, 0, 1, 1)),
+    )
+    assert [(rank.gpu, rank.nodes) for rank in plan.ranks] == [(3, (1,)), (0, (0,))]
+
+
+def test_nodes_by_hand_need_no_gpu() -> None:
+    plan = make_plan(synthetic(TWO), PlacementRequest(tensor_parallel_size=2, numa_bind_nodes=[1, 0]))  # type: ignore[arg-type]
+    assert [rank.nodes for rank in plan.ranks] == [(1,), (0,)]
+
+
+def test_cpus_by_hand_in_the_order_written() -> None:
+    request = PlacementRequest(
+        tensor_parallel_size=2,
+        numa_bind_nodes=(0, 1),
+        numa_bind_cpus=("6,4,2", "16-18"),  # type: ignore[arg-type]
+    )
+    plan = make_plan(synthetic(TWO), request)
+    assert [rank.cpus for rank in plan.ranks] == [(6, 4, 2), (16, 17, 18)]
+    assert [rank.affinity for rank in plan.ranks] == [(2, 4, 6), (16, 17, 18)]
+    assert [rank.nodes for rank in plan.ranks] == [(0,), (1,)]
+    # The memory is that of the node which is named, wherever the CPUs are.
+    crossed = make_plan(synthetic(TWO), request._replace(numa_bind_nodes=(1, 1)))
+    assert [rank.nodes for rank in crossed.ranks] == [(1,), (1,)]
+    assert reasons(plan).keys() == {"not-requested"}
+
+
+def test_a_plan_is_read_back() -> None:
+    plan = plan_of(synthetic(TWO), 0, 1)
+    import json
+
+    for rank in plan.ranks:
+        assert parse_placement(json.dumps(placement_document(rank))) == rank
+    assert [rank["device"] for rank in plan_document(plan)["ranks"]] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ({"share": True}, "--share .* for GPU ranks"),
+        ({"numa_bind": 1}, "--numa-bind .* True or False"),
+        ({"numa_bind_nodes": ()}, "names no node"),
+        ({"numa_bind_nodes": 0}, "must be a list of node numbers"),
+        ({"numa_bind_nodes": (-1, 0)}, "-1"),
+        ({"numa_bind_nodes": (0,)}, "names 1 GPU, but 2 ranks on GPU 0-1 were"),
+        ({"numa_bind_cpus": ("0-3",)}, "names 1 GPU, but 2 ranks on GPU 0-1 were"),
+        ({"numa_bind_cpus": ()}, "names no CPU"),
+        ({"numa_bind_cpus": "0-3"}, "must be a list of CPU lists"),
+        ({"numa_bind_cpus": ("0-3", "+0")}, r"GPU 1; write lists"),
+        ({"numa_bind_cpus": ("0-3", "")}, "gives GPU 1 no CPU"),
+        ({"numa_bind_cpus": ("0-3", (4, 4))}, "a CPU twice for GPU 1"),
+        ({"numa_bind_cpus": ("0-3", "3-5")}, "gives CPU 3 to GPU 0 and to GPU 1"),
+        ({"numa_bind_cpus": ("0-3", "4-5"), "reserve": 1}, "--reserve cannot be met"),
+        ({"numa_bind_cpus": ("0-3", "4-5"), "nodes": (0,)}, "--nodes cannot be met"),
+        ({"numa_bind_cpus": ("0-3", "4-5"), "numa_bind_nodes": (0, 0, 1)}, "names 3 GPUs and .* 2"),
+        ({"numa_bind": True, "share": True, "reserve": 1}, "--reserve cannot be met"),
+        ({"numa_bind": True, "bind": "none"}, "--bind is for CPU ranks"),
+        ({"numa_bind": True, "distribute": "spread"}, "--distribute cannot be met"),
+        ({"numa_bind": True, "oversubscribe": True}, "--oversubscribe is for CPU ranks"),
+        ({"gpus": (0, 0)}, "names a GPU twice"),
+        ({"gpus": (0,)}, "names 1 GPU for 2 ranks"),
+        ({"gpus": "01"}, "must be a list of GPU numbers"),
+        ({"gpus": (0, 5)}, "2 ranks on GPU 0,5 were asked for, but 2 GPUs are seen"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_each_in_its_own_words(request_: dict[str, Any], words: str) -> None:
+    request = PlacementRequest(**{"tensor_parallel_size": 2, "gpu_homes": homes(0, 1), **request_})
+    with pytest.raises(RequestError, match=words):
+        make_plan(synthetic(TWO), request)
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        ({"numa_bind": True}, "nothing tells where the GPUs"),
+        ({"numa_bind_nodes": (0, 7)}, "node 7 for GPU 1, which does not exist here; the nodes with CPUs are 0-1"),
+        ({"numa_bind_cpus": ("0-3", "99")}, "CPU 99, which this machine does not have"),
+    ],
+)
+def test_what_this_machine_does_not_have(request_: dict[str, Any], words: str) -> None:
+    with pytest.raises(PlacementError, match=words):
+        make_plan(synthetic(TWO), PlacementRequest(tensor_parallel_size=2, **request_))
+
+
+def test_a_node_that_is_a_gpus_memory_is_no_place_for_threads() -> None:
+    topology = synthetic(TWO)
+    memory = topology.nodes[0]._replace(id=9, cpus=(), device_memory=True)
+    topology = topology._replace(nodes=(*topology.nodes, memory))
+    with pytest.raises(PlacementError, match="node 9 for GPU 0, which has no CPU on line"):
+        make_plan(topology, PlacementRequest(numa_bind_nodes=(9,)))
+
+
+def test_what_the_environment_holds_for_cpu_ranks_is_not_for_these() -> None:
+    environ = {"VLLM_CPU_OMP_THREADS_BIND": "0-3", "OMPAFFINITY_RESERVED_CPUS": "2"}
+    assert requested({"numa_bind": True}, environ) == PlacementRequest(numa_bind=True, reserve=2)
+    assert requested({"numa_bind": True, "share": True}, environ).reserve is None
+    assert requested({"numa_bind_cpus": ((0,),)}, environ).reserve is None
+    with pytest.raises(RequestError):
+        make_plan(synthetic(TWO), requested({"numa_bind": True, "bind": "none"}, environ))
+
+
+def test_the_configuration() -> None:
+    config = NUMABindConfig(True, [0, 1], ["0-3", (4, 5)])
+    assert config.numa_bind_nodes == (0, 1)
+    assert config.numa_bind_cpus == ((0, 1, 2, 3), (4, 5))
+    assert NUMABindConfig() == (False, None, None)
+    assert config._replace(numa_bind_cpus=None) == NUMABindConfig(True, (0, 1))
+    for wrong, words in (
+        ({"numa_bind": "yes"}, "True or False"),
+        ({"numa_bind_nodes": [0]}, "numa_bind is False"),
+        ({"numa_bind_cpus": ["0"]}, "numa_bind is False"),
+        ({"numa_bind": True, "numa_bind_nodes": []}, "names no node"),
+        ({"numa_bind": True, "numa_bind_nodes": [0, True]}, "True"),
+        ({"numa_bind": True, "numa_bind_nodes": [0], "numa_bind_cpus": ["0", "1"]}, "names 1 GPU and"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            NUMABindConfig(**wrong)

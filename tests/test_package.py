@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from ompaffinity.messages import Message
+
+
+def test_records_are_frozen() -> None:
+    with pytest.raises(AttributeError):
+        Message("a", "note", "b").code = "c"  # type: ignore[misc]
+
+
+HEAVY = {"numpy", "rich", "psutil", "numa", "torch", "ray", "subprocess", "asyncio"}
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys; before = set(sys.modules); {statement}; print(*(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-I", "-c", code], capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in done.stdout.split()}
+
+
+def test_importing_the_package_loads_no_dependency() -> None:
+    assert not loaded_by("import ompaffinity") & HEAVY
+
+
+def test_a_plan_as_json_loads_no_heavy_module() -> None:
+    assert not loaded_by("from ompaffinity.cli.main import main; main(['plan', '--json'])") & HEAVY
+
+
+def test_every_public_name_is_there() -> None:
+    import ompaffinity
+
+    assert all(getattr(ompaffinity, name) is not None for name in ompaffinity.__all__)
+    assert set(ompaffinity.__all__) <= set(dir(ompaffinity))
+    with pytest.raises(AttributeError):
+        ompaffinity.no_such_name  # noqa: B018
