@@ -1,17 +1,295 @@
-"""What the package reports to a user: a stable code, a level and a text."""
+"""The catalogue of messages: what the package reports to a user, each with a stable code, a level and a text.
+
+The table of messages in docs/reference.md is generated from this file (scripts/generate-docs).
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import logging
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+WARNING, NOTE, ERROR = "warning", "note", "error"
+logger = logging.getLogger("ompaffinity")
 
 
 class Message(NamedTuple):
-    """Something that a user should know about a machine or a plan.
+    """A report about a machine, a plan or a binding.
 
-    `code` is stable and meant for programs; `level` is ``"warning"`` (something that the user
-    asked for or would expect is not had) or ``"note"``; `message` says what to do about it.
+    `code` is stable and meant for programs. `level` is ``"warning"`` (something that the user requested or expects is
+    not available) or ``"note"``. `message` says what is wrong and what to do.
     """
 
     code: str
     level: str
     message: str
+
+    def __str__(self) -> str:
+        """Return the one form in which every verb and the log print a message: ``warning: TEXT [code]``."""
+        return f"{self.level}: {self.message} [{self.code}]"
+
+
+class Template(NamedTuple):
+    """A message before its values are known: `text` is a format string (`str.format`)."""
+
+    code: str
+    level: str
+    text: str
+
+    def __call__(self, *, level: str | None = None, **values: object) -> Message:
+        """Return the message with these values; `level` replaces the template's own."""
+        return Message(self.code, level or self.level, self.text.format(**values))
+
+
+def log_warnings(messages: Iterable[Message]) -> None:
+    """Write the messages of level ``"warning"`` to the logger ``ompaffinity``."""
+    for message in messages:
+        if message.level == WARNING:
+            logger.warning("%s", message)
+
+
+def has_warning(messages: Iterable[Message]) -> bool:
+    """Return whether one of these messages fails a run with ``--strict``."""
+    return any(message.level == WARNING for message in messages)
+
+
+# The machine and its sources.
+LSCPU_UNUSABLE = Template("lscpu-unusable", NOTE, "sysfs does not report all cores and packages, and {reason}")
+LSCPU_CORES_DOUBTFUL = Template(
+    "lscpu-cores-doubtful",
+    NOTE,
+    "lscpu repeats its core numbers on ARM chips with several types of core, where every CPU is a core; on such a chip"
+    " record /sys instead (hwloc-gather-topology)",
+)
+SOURCES_DISAGREE = Template(
+    "sources-disagree",
+    WARNING,
+    "{first} and {second} differ on {levels} ({example}); the plan uses {first}, --source {second} uses the other",
+)
+HWLOC_NODES_DOUBTFUL = Template(
+    "hwloc-nodes-doubtful",
+    NOTE,
+    "several NUMA nodes of this export are near the same CPUs, which are assigned to the first of them; a record of"
+    " /sys (hwloc-gather-topology) separates them",
+)
+NO_NUMA_INFORMATION = Template(
+    "no-numa-information",
+    NOTE,
+    "the machine reports no NUMA nodes: ranks are cut along packages and caches, and no memory policy is set",
+)
+OUTSIDE_BINDING = Template(
+    "outside-binding",
+    NOTE,
+    "the affinity mask of this process has CPU {cpus} of {online}; the plan stays within it, start the process unbound"
+    " to use the whole machine",
+)
+
+# CPU ranks.
+RANKS_EXCEED_NODES = Template("ranks-exceed-nodes", NOTE, "{ranks} ranks share {nodes} and the memory there")
+NODES_UNUSED = Template("nodes-unused", NOTE, "{unused} of {nodes} NUMA nodes are not used: {reason}")
+UNEVEN_RANKS = Template(
+    "uneven-ranks",
+    NOTE,
+    "the ranks have {smallest} to {largest} threads{cause}; a tensor-parallel step waits for the smallest rank",
+)
+EFFICIENCY_CORES_USED = Template(
+    "efficiency-cores-used",
+    WARNING,
+    "there are fewer performance cores than ranks, so the slower CPU {cpus} is used too; fewer ranks would each run"
+    " faster",
+)
+OVERSUBSCRIBED = Template(
+    "oversubscribed",
+    WARNING,
+    "{ranks} ranks share {cpus} (--oversubscribe): ranks on one CPU take turns, and each waits for the others; use this"
+    " for tests only",
+)
+RANKS_SHARE_CORES = Template(
+    "ranks-share-cores",
+    WARNING,
+    "{ranks} ranks exceed the physical cores, so SMT siblings of one core go to different ranks ({cpus} CPUs in all);"
+    " fewer ranks would each run faster",
+)
+RESERVE_IMPOSSIBLE = Template(
+    "reserve-impossible",
+    NOTE,
+    "{reserved} of {wanted} {unit} could be reserved for the scheduler and helper threads, because each rank keeps at"
+    " least one thread; use fewer ranks, or --reserve 0 if this is intended",
+)
+HELPER_CPUS_SHARED = Template(
+    "helper-cpus-shared",
+    NOTE,
+    "{ranks} without a CPU for helper threads: these share CPUs with OpenMP threads (--reserve N keeps some)",
+)
+MEMORYLESS_NODE = Template("memoryless-node", NOTE, "{nodes} without memory that this process may use; {consequence}")
+QUOTA_BELOW_CPUS = Template(
+    "quota-below-cpus",
+    NOTE,
+    "the CPU quota of the control group is {quota} CPUs, fewer than the {cpus} in the mask: the plan has {threads} in"
+    " all",
+)
+
+# GPU ranks.
+DEVICE_NODE_UNKNOWN = Template(
+    "device-node-unknown",
+    WARNING,
+    "{gpu}: its NUMA node is unknown ({reason}), so its rank stays unbound; name the node with --numa-bind-nodes",
+)
+NO_GPU_SEEN = Template(
+    "device-node-unknown",
+    WARNING,
+    "no GPU is visible here, so the worker stays unbound; check its driver and CUDA_VISIBLE_DEVICES",
+)
+GPU_OF_RAY_UNSEEN = Template(
+    "device-node-unknown", WARNING, "Ray assigned GPU {gpus}, which is not visible here, so this actor stays unbound"
+)
+DEVICE_SOURCES_DISAGREE = Template(
+    "device-sources-disagree",
+    WARNING,
+    "{gpu}: the sources differ on its NUMA node: {answers}; the plan uses the one of {source}",
+)
+DEVICE_ORDER_UNKNOWN = Template(
+    "device-order-unknown",
+    WARNING,
+    "the GPUs differ, and CUDA numbers the fastest first, in an order that only CUDA knows; the plan numbers them by"
+    " PCI address; set CUDA_DEVICE_ORDER=PCI_BUS_ID for the processes that use them",
+)
+DEVICE_LIST_CUT = Template(
+    "device-list-cut", WARNING, "{variable} is {value!r}, and {entry!r} in it names no GPU that is left; {consequence}"
+)
+DEVICE_LISTED_TWICE = Template(
+    "device-list-cut", WARNING, "{variable} is {value!r}: a GPU that is named twice leaves none"
+)
+DEVICE_CPUS_OUTSIDE = Template(
+    "outside-binding",
+    WARNING,
+    "rank {rank} has GPU {gpu}, next to {place}; this process may use {part} there ({reasons}), so {consequence}",
+)
+DEVICE_CPUS_UNUSABLE = Template(
+    "device-cpus-unusable",
+    WARNING,
+    "rank {rank} has GPU {gpu}, next to {place}; the plan may use {part} there ({reasons}), so {consequence}",
+)
+GPU_RANKS_SHARE_CORES = Template(
+    "ranks-share-cores",
+    WARNING,
+    "ranks {ranks} are next to {place}, where CPU {cpus} may be used: fewer cores than ranks, so {consequence}; use"
+    " fewer ranks there, or a wider mask or cpuset",
+)
+GPU_NODES_UNUSED = Template("nodes-unused", NOTE, "{nodes}: {reason}")
+GPU_SHARING_UNKNOWN = Template(
+    "gpu-sharing-unknown",
+    WARNING,
+    "{ranks} local ranks share {gpus}, and which of them have GPU {address} is unknown, so each one gets a part as if"
+    " all had it; name one GPU per rank with --gpus",
+)
+
+# OpenMP runtimes, the environment and start methods.
+RUNTIME_UNKNOWN = Template(
+    "runtime-unknown",
+    WARNING,
+    "the OpenMP runtime of the workers is unknown, so {consequence}; name it with --runtime gomp (torch's own), iomp or"
+    " omp, or import a module to detect it with --probe MODULE",
+)
+RUNTIME_DIFFERS = Template(
+    "runtime-differs",
+    WARNING,
+    "the workers load {libraries}, which ignores the variables of --runtime {runtime}; leave --runtime out",
+)
+TWO_OPENMP_RUNTIMES = Template(
+    "two-openmp-runtimes",
+    WARNING,
+    "the workers load {libraries}: the first to start narrows the mask that the other reads, so {consequence}; load one"
+    " of them only, or name the one that computes with --runtime",
+)
+ENVIRONMENT_OVERRIDDEN = Template(
+    "environment-overridden",
+    NOTE,
+    "this environment has {variables}, which would break the binding; workers start without",
+)
+FORK_AFTER_OPENMP = Template(
+    "fork-after-openmp",
+    ERROR,
+    "{library} is loaded in this process: a forked worker ignores its OpenMP variables, and hangs in its first parallel"
+    ' region if one has run here; start workers with multiprocessing.get_context("spawn")',
+)
+FORKSERVER_ENVIRONMENT = Template(
+    "forkserver-environment",
+    ERROR,
+    "the start method forkserver gives every worker the environment and the CPUs of its server; start workers with"
+    ' multiprocessing.get_context("spawn")',
+)
+
+# Binding and memory.
+AFFINITY_NOT_PERMITTED = Template("affinity-not-permitted", WARNING, "{subject}: {reason}")
+NOTHING_RESERVED = Template("nothing-reserved", WARNING, "{subject}: {reason}")
+LIBNUMA_MISSING = Template(
+    "libnuma-missing", WARNING, "{subject}: memory policy {policy} instead of {wanted}: {reason}"
+)
+MEMORY_POLICY_NOT_PERMITTED = Template(
+    "memory-policy-not-permitted", WARNING, "{subject}: memory policy {policy} instead of {wanted}: {reason}"
+)
+MEMORY_NEARLY_FULL = Template("memory-nearly-full", WARNING, "{subject}: {reason}")
+PAGES_NOT_MOVED = Template(
+    "pages-not-moved",
+    WARNING,
+    "{mebibytes:.0f} MiB of this process stayed on their nodes: pages that other processes share do not move, nor do"
+    " pages move into a full node; bind before the pages are touched",
+)
+NODE_OUTSIDE_MASK = Template(
+    "outside-binding",
+    WARNING,
+    "this process may use CPU {cpus}, none of which is on node {node}, so it is left unchanged; start it with a wider"
+    " mask or cpuset",
+)
+
+# Launchers and Ray.
+RANK_UNKNOWN = Template(
+    "rank-unknown",
+    WARNING,
+    "no launcher detected (torchrun, mpirun, srun ...), so 1 local rank is assumed; name this one with --local-rank and"
+    " --local-world-size",
+)
+RANKS_SHARE_MASK = Template(
+    "outside-binding",
+    WARNING,
+    "{launcher} or a script under it has bound the ranks, and not all of them were seen, so rank {rank} takes one of"
+    " {parts} parts of its mask; let the launcher bind none (mpirun --bind-to none, srun --cpu-bind=none), or use"
+    " --override",
+)
+GPU_BY_SCHEDULER = Template(
+    "gpu-by-scheduler",
+    NOTE,
+    "Ray assigns the GPUs of a node to its ranks; call bind_actor() first in the actor to bind it next to its GPU",
+)
+GROUPS_SPAN_NODES = Template(
+    "groups-span-nodes",
+    NOTE,
+    "no machine has room for every group of {group} ranks, so groups communicate over the network; use a smaller --tp,"
+    " or larger machines",
+)
+HELPER_UNUSABLE = Template(
+    "helper-unusable",
+    WARNING,
+    "actors cannot be bound before they start ({reason}); call bind_actor() first in each actor",
+)
+MEMORY_POLICY_UNKNOWN = Template(
+    "memory-policy-unknown", WARNING, "the memory policies that the kernel permits there are unknown: {reason}"
+)
+NODE_NOT_READ = Template("node-not-read", WARNING, "node {node} gets no ranks: {reason}")
+NODES_OVERLAP = Template(
+    "nodes-overlap",
+    WARNING,
+    "{first} and {second} are on one machine and share CPU {cpus}, but not all CPUs, so ranks of both may get the same"
+    " CPUs; start their raylets with identical or with separate CPUs",
+)
+NODES_SHARE_MACHINE = Template(
+    "nodes-share-machine", NOTE, "nodes {nodes} are on one machine, {machine}, and are planned together"
+)
+
+
+def catalogue() -> tuple[Template, ...]:
+    """Return every template, by code."""
+    return tuple(sorted((value for value in globals().values() if isinstance(value, Template)), key=lambda t: t.code))

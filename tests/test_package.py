@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
 import pytest
 
 from ompaffinity.messages import Message
+from tests.conftest import ROOT
 
 
 def test_records_are_frozen() -> None:
@@ -37,3 +39,13 @@ def test_every_public_name_is_there() -> None:
     assert set(ompaffinity.__all__) <= set(dir(ompaffinity))
     with pytest.raises(AttributeError):
         ompaffinity.no_such_name  # noqa: B018
+
+
+def test_every_public_name_is_documented_under_its_public_path() -> None:
+    import ompaffinity
+
+    documented = re.findall(r"\.\. auto\w+:: ompaffinity\.(\S+)", (ROOT / "docs" / "api.md").read_text())
+    of_ray = {name.removeprefix("ray.") for name in documented if name.startswith("ray.")}
+    assert of_ray == set(ompaffinity.ray.__all__)
+    assert {name for name in documented if "." not in name} == set(ompaffinity.__all__) - {"__version__", "ray"}
+    assert all(name.startswith("ray.") for name in documented if "." in name)

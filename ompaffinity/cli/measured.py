@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from ompaffinity.cli.tables import message_line, new_console, new_table
+from ompaffinity.cli.tables import new_console, new_table, print_messages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -46,8 +46,7 @@ def print_comparison(comparison: Comparison, messages: Iterable[Message]) -> Non
         console.print(Text("the budget was spent before the intervals were narrow; raise --budget for more", "dim"))
     for name, reason in comparison.left_out.items():
         console.print(Text(f"left out {name}: {reason}", "dim"))
-    for message in messages:
-        console.print(message_line(message))
+    print_messages(messages)
     console.print()
     console.print(Text(comparison.advice.text, "bold"))
 

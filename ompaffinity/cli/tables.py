@@ -53,10 +53,7 @@ def print_plan(topology: Topology, plan: Plan, rank: int | None = None) -> None:
         for group in plan.left_out:
             left_out.add_row(str(len(group.cpus)), format_id_list(group.cpus), group.reason, group.detail)
         console.print(left_out)
-    if plan.messages:
-        console.print()
-    for message in plan.messages:
-        console.print(message_line(message))
+    print_messages(plan.messages)
 
 
 def print_cluster_plan(plan: ClusterPlan, rank: int | None = None) -> None:
@@ -74,10 +71,7 @@ def print_cluster_plan(plan: ClusterPlan, rank: int | None = None) -> None:
             gpu = (str(chosen.placement.gpu),) if gpus else ()
             table.add_row(str(chosen.rank), node.name, *gpu, *_placement_cells(chosen.placement))
     console.print(table)
-    if plan.all_messages:
-        console.print()
-    for message in plan.all_messages:
-        console.print(message_line(message))
+    print_messages(plan.all_messages)
 
 
 def _placement_cells(placement: RankPlacement) -> tuple[str, str, str, str]:
@@ -124,8 +118,7 @@ def print_topology(topology: Topology) -> None:
     console.print()
     for name, value in _limit_lines(topology):
         console.print(Text.assemble((f"{name}: ", "bold"), value))
-    for message in topology.messages:
-        console.print(message_line(message))
+    print_messages(topology.messages)
 
 
 _RUNTIME_NAMES = {"gomp": "GNU libgomp", "iomp": "Intel and LLVM OpenMP", "omp": "any OpenMP runtime (standard)"}
@@ -157,8 +150,7 @@ def print_devices(found: GPUList, topology: Topology) -> None:
     for vendor, answer in found.libraries.items():
         if answer != "ok" and any(device.vendor == vendor for device in found.gpus):
             console.print(Text(f"note: the library for {vendor} says nothing: {answer}", style="cyan"))
-    for message in found.messages:
-        console.print(message_line(message))
+    print_messages(found.messages)
 
 
 def print_verdict(verdict: Verdict) -> None:
@@ -188,8 +180,7 @@ def print_verdict(verdict: Verdict) -> None:
                 f"{thread} on {format_id_list(cpus)}" for thread, cpus in sorted(rank.runtime_says.items())
             )
             console.print(Text(f"rank {rank.rank}: its OpenMP runtime says of its threads: {said}", style="dim"))
-    for message in verdict.messages:
-        console.print(message_line(message))
+    print_messages(verdict.messages)
     count = _counted(len(verdict.ranks), "rank")
     if verdict.holds:
         console.print(Text(f"The plan holds: {count}, every thread where it belongs.", style="bold green"))
@@ -255,11 +246,27 @@ def _memory_line(rank: RankVerdict) -> str:
     return f"memory policy {rank.policy}, {pages or 'no pages'}"
 
 
-def new_console() -> Console:
+def new_console(*, stderr: bool = False) -> Console:
     """Return where tables are printed: the width of the terminal, 80 columns in a pipe."""
-    # rich believes COLUMNS=0, and then prints nothing.
+    # With COLUMNS=0 rich would print nothing.
     columns, lines = shutil.get_terminal_size((80, 24))
-    return Console(highlight=False, markup=False, emoji=False, width=max(columns, 40), height=lines)
+    return Console(
+        stderr=stderr,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        width=max(columns, 40),
+        height=lines,
+        # A message is one line, however long: the terminal wraps it.
+        soft_wrap=stderr,
+    )
+
+
+def print_messages(messages: Iterable[Message]) -> None:
+    """Print messages on standard error, one line each: ``warning: TEXT [code]``."""
+    console = new_console(stderr=True)
+    for message in messages:
+        console.print(message_line(message))
 
 
 def new_table(*columns: str, right: Iterable[str] = ()) -> Table:
@@ -285,7 +292,7 @@ def _machine_line(topology: Topology) -> Text:
 
 
 def message_line(message: Message) -> Text:
-    """Return a message as a line: its level in colour, its code last."""
+    """Return ``str(message)`` with its level in colour and its code dimmed."""
     level = (f"{message.level}: ", LEVEL_STYLES[message.level])
     return Text.assemble(level, message.message, (f" [{message.code}]", "dim"))
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, NamedTuple
 
-from ompaffinity.messages import Message
+from ompaffinity.messages import DEVICE_LIST_CUT, DEVICE_LISTED_TWICE, DEVICE_ORDER_UNKNOWN, Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -78,14 +78,9 @@ def _by_address(device: PhysicalGPU) -> tuple[int, ...]:
 
 def _cuda(devices: list[PhysicalGPU], environ: Mapping[str, str], messages: list[Message]) -> Sequence[PhysicalGPU]:
     text = environ.get(CUDA_LIST)
-    if environ.get(CUDA_ORDER, "FASTEST_FIRST") != "PCI_BUS_ID" and len({device.name for device in devices}) > 1:
-        numbered = text is None or NUMBER.match(text)
-        if numbered:
-            told = (
-                "the GPUs differ, and CUDA numbers the fastest first, which only CUDA can tell; they are taken in the"
-                f" order of their PCI addresses; set {CUDA_ORDER}=PCI_BUS_ID for the processes that use them"
-            )
-            messages.append(Message("device-order-unknown", "warning", told))
+    by_speed = environ.get(CUDA_ORDER, "FASTEST_FIRST") != "PCI_BUS_ID" and len({gpu.name for gpu in devices}) > 1
+    if by_speed and (text is None or NUMBER.match(text)):
+        messages.append(DEVICE_ORDER_UNKNOWN())
     return devices if text is None else _selected(CUDA_LIST, text, devices, messages)
 
 
@@ -111,7 +106,9 @@ def _level_zero(
     for part in text.split(","):
         number = part.strip().partition(".")[0]
         if not (number.isascii() and number.isdigit() and len(number) < 9 and int(number) < len(devices)):
-            messages.append(_cut_message(ZE_MASK, text, part, "it is left out"))
+            messages.append(
+                DEVICE_LIST_CUT(variable=ZE_MASK, value=text, entry=part.strip(), consequence="it is left out")
+            )
             continue
         wanted.add(int(number))
     return [device for number, device in enumerate(devices) if number in wanted]
@@ -127,11 +124,13 @@ def _selected(name: str, text: str, devices: Sequence[PhysicalGPU], messages: li
         hit = find(word, devices)
         if hit is None:
             if word != "-1":
-                messages.append(_cut_message(name, text, word, "the list ends before it"))
+                messages.append(
+                    DEVICE_LIST_CUT(variable=name, value=text, entry=word, consequence="the list ends before it")
+                )
             break
         device, key = hit
         if key in named:
-            messages.append(_cut_message(name, text, word, "a GPU that is named twice leaves none"))
+            messages.append(DEVICE_LISTED_TWICE(variable=name, value=text))
             return []
         named.add(key)
         found.append(device)
@@ -171,10 +170,3 @@ def _by_part(word: str, devices: Sequence[PhysicalGPU]) -> tuple[PhysicalGPU, ob
         return None if hit is None else (hit[0], word)
     hits = [(device, part) for device in devices for part in device.parts if part.lower().startswith(word.lower())]
     return hits[0] if word.startswith("MIG-") and len(hits) == 1 else None
-
-
-def _cut_message(name: str, text: str, word: str, consequence: str) -> Message:
-    told = f"{name} is {text!r}, and {word.strip()!r} in it names no GPU that is left here; {consequence}"
-    if "twice" in consequence:
-        told = f"{name} is {text!r}: {consequence}"
-    return Message("device-list-cut", "warning", told)

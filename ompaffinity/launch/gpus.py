@@ -12,7 +12,7 @@ from ompaffinity.devices.model import GPUHome, GPUList
 from ompaffinity.devices.visibility import VISIBILITY, PhysicalGPU, by_address, visible_gpus
 from ompaffinity.errors import RequestError
 from ompaffinity.launch.mask_groups import environments_of_ranks
-from ompaffinity.messages import Message
+from ompaffinity.messages import GPU_SHARING_UNKNOWN, Message
 from ompaffinity.placement.gpu_ranks import check_node
 from ompaffinity.placement.request import SIZES
 from ompaffinity.topology.source import load_topology
@@ -92,12 +92,10 @@ def _sharers(topology: Topology, own: GPU, place: LauncherRank) -> Sharers:
                 return Sharers(Counter(filter(None, addresses.values())), together.index(place.local_rank))
     if len(machine) >= size:
         return ALONE
-    text = (
-        f"{size} local ranks share {len(machine)} {'GPU' if len(machine) == 1 else 'GPUs'}, and which of them have GPU"
-        f" {own.address} is not known, so each one gets as much as if all had it; say --gpus, one GPU for each rank"
-    )
+    gpus = f"{len(machine)} {'GPU' if len(machine) == 1 else 'GPUs'}"
+    unknown = GPU_SHARING_UNKNOWN(ranks=size, gpus=gpus, address=own.address)
     every = {device.address: size for device in (*machine, own)}
-    return Sharers(every, place.local_rank, (Message("gpu-sharing-unknown", "warning", text),))
+    return Sharers(every, place.local_rank, (unknown,))
 
 
 def _first_address(devices: Sequence[GPU], environ: Mapping[str, str]) -> str | None:

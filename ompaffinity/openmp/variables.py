@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ompaffinity.messages import Message
+from ompaffinity.messages import ENVIRONMENT_OVERRIDDEN, Message
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -76,13 +76,7 @@ def environment_messages(environ: Mapping[str, str]) -> list[Message]:
     if not overridden:
         return []
     values = ", ".join(f"{name}={value!r}" for name, value in overridden.items())
-    return [
-        Message(
-            "environment-overridden",
-            "note",
-            f"this environment holds {values}, which would break the plan's binding; workers start without",
-        )
-    ]
+    return [ENVIRONMENT_OVERRIDDEN(variables=values)]
 
 
 def rank_environment(

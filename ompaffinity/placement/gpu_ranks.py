@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ompaffinity.devices.agreement import unknown_node
 from ompaffinity.errors import PlacementError
 from ompaffinity.ids import format_id_list
-from ompaffinity.messages import Message
+from ompaffinity.messages import DEVICE_NODE_UNKNOWN, Message
 from ompaffinity.placement.explain import DETAILS, REASONS
 from ompaffinity.placement.model import GPUShares, Reserve, Share, Split
 from ompaffinity.placement.pools import single_core, unusable_cpus, usable_pools
@@ -203,7 +202,7 @@ def _usable_nodes(
         lost = {unusable[cpu] for cpu in where if cpu in unusable}
         messages.append(_lacking(request, rank, f"node {format_id_list(nodes)}" if nodes else "this machine", [], lost))
     elif not any(message.code == "device-node-unknown" for message in _told(request, gpu)):
-        messages.append(unknown_node(f"GPU {gpu}"))
+        messages.append(DEVICE_NODE_UNKNOWN(gpu=f"GPU {gpu}", reason="no source reports it"))
     return usable
 
 

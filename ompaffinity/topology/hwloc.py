@@ -15,7 +15,7 @@ from defusedxml.ElementTree import ParseError, fromstring
 
 from ompaffinity.errors import IDListError, TopologyError
 from ompaffinity.ids import MAX_ID, parse_mask
-from ompaffinity.messages import Message
+from ompaffinity.messages import HWLOC_NODES_DOUBTFUL, Message
 from ompaffinity.topology.kinds import completed_kinds, kinds_by_speed
 from ompaffinity.topology.model import UNKNOWN, UNKNOWN_ARCHITECTURE, Limits, LogicalCPUInfo, MemoryNodeInfo, Topology
 
@@ -150,15 +150,10 @@ def _nodes(root: Element, top: Element, levels: dict[int, Any]) -> tuple[MemoryN
 
 
 def _doubts(top: Element) -> Iterator[Message]:
-    """Tell of nodes near the same CPUs: which of them is the CPUs' own, the export does not say."""
+    """Report nodes near the same CPUs: the export does not say which of them the CPUs belong to."""
     sets = [element.get("cpuset") for element in top.iter("object") if element.get("type") == "NUMANode"]
     if len(set(sets)) < len(sets):
-        yield Message(
-            "hwloc-nodes-doubtful",
-            "note",
-            "several NUMA nodes of this export are near the same CPUs, which are taken to belong to the first;"
-            " a record of /sys (hwloc-gather-topology) tells them apart",
-        )
+        yield HWLOC_NODES_DOUBTFUL()
 
 
 def _distances(root: Element) -> Iterator[tuple[int, dict[int, int]]]:

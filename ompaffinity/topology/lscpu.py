@@ -15,7 +15,7 @@ import subprocess
 from typing import TYPE_CHECKING
 
 from ompaffinity.errors import TopologyError
-from ompaffinity.messages import Message
+from ompaffinity.messages import LSCPU_CORES_DOUBTFUL, NOTE, WARNING, Message
 from ompaffinity.topology.model import UNKNOWN, Limits, LogicalCPUInfo, MemoryNodeInfo, Topology, lscpu_number
 
 if TYPE_CHECKING:
@@ -186,9 +186,4 @@ def _doubts(cpus: tuple[LogicalCPUInfo, ...], architecture: str) -> Iterator[Mes
     repeated = len({cpu.physical_core for cpu in online}) < len(online)
     arm = architecture.startswith(("aarch64", "arm"))
     if repeated and (arm or architecture == "unknown"):
-        yield Message(
-            "lscpu-cores-doubtful",
-            "warning" if arm else "note",
-            "lscpu repeats its core numbers on ARM chips with several types of core, where every CPU is a core;"
-            " on such a chip record /sys instead (hwloc-gather-topology)",
-        )
+        yield LSCPU_CORES_DOUBTFUL(level=WARNING if arm else NOTE)

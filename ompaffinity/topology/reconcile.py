@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ompaffinity.ids import format_id_list
-from ompaffinity.messages import Message
+from ompaffinity.messages import SOURCES_DISAGREE, Message
 from ompaffinity.topology.model import UNKNOWN
 
 if TYPE_CHECKING:
@@ -51,11 +51,8 @@ def disagreement(first: Topology, second: Topology) -> list[Message]:
     if not names:
         return []
     return [
-        Message(
-            "sources-disagree",
-            "warning",
-            f"{first.source} and {second.source} differ on {', '.join(names)} ({_example(first, second)});"
-            f" {first.source} is believed, --source {second.source} believes the other",
+        SOURCES_DISAGREE(
+            first=first.source, second=second.source, levels=", ".join(names), example=_example(first, second)
         )
     ]
 

@@ -157,7 +157,7 @@ def test_sources_that_differ_are_told_of(tmp_path: Path) -> None:
     assert found.gpus[0].nodes == (0,)
     (message,) = found.messages
     assert message.code == "device-sources-disagree"
-    assert "sysfs 0, local-cpus 1; sysfs is believed" in message.message
+    assert "sysfs 0, local-cpus 1; the plan uses the one of sysfs" in message.message
 
 
 @pytest.mark.parametrize(
@@ -205,7 +205,7 @@ def test_no_source_is_no_crash() -> None:
     topology = load_topology(synthetic="numa:2 core:2 pu:1", architecture="x86_64")
     settled, messages = settle("GPU 0", [], topology)
     assert (settled.nodes, settled.source) == ((), None)
-    assert "no source tells anything" in messages[0].message
+    assert "no source reports it" in messages[0].message
     assert settle("GPU 0", [Answer("sysfs", (1,), "")], topology)[0].nodes == (1,)
 
 

@@ -113,7 +113,7 @@ def test_what_cuts_a_list_is_said() -> None:
     _, messages = visible_gpus(gpus(2), {"CUDA_VISIBLE_DEVICES": "0,7"})
     (message,) = messages
     assert (message.code, message.level) == ("device-list-cut", "warning")
-    assert message.message.startswith("CUDA_VISIBLE_DEVICES is '0,7', and '7' in it names no GPU that is left here")
+    assert message.message.startswith("CUDA_VISIBLE_DEVICES is '0,7', and '7' in it names no GPU that is left")
     # -1 is how a list is ended on purpose.
     assert visible_gpus(gpus(2), {"CUDA_VISIBLE_DEVICES": "-1"})[1] == ()
     _, (twice,) = visible_gpus(gpus(2), {"CUDA_VISIBLE_DEVICES": "1,1"})

@@ -208,7 +208,9 @@ def test_torchrun_starts_ranks_that_bind_themselves(ranks: int, folder: Path) ->
 
 @needs_two_cpus
 @needs("mpirun.openmpi")
-@pytest.mark.parametrize("binding", [["--bind-to", "socket:overload-allowed"], ["--bind-to", "numa:overload-allowed"], []])
+@pytest.mark.parametrize(
+    "binding", [["--bind-to", "socket:overload-allowed"], ["--bind-to", "numa:overload-allowed"], []]
+)
 def test_ranks_that_mpirun_bound_together_share_what_they_have(binding: list[str], folder: Path) -> None:
     done = launch(*OPEN_MPI, *binding, "-n", "3", *EXEC, "--reserve", "0", "--oversubscribe", *WORKER, ranks=3)
     assert done.returncode == 0, done.stderr

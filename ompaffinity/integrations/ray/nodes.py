@@ -18,7 +18,7 @@ from ompaffinity.integrations.ray.cluster import ClusterNode
 from ompaffinity.integrations.ray.interpreter import helper_problem
 from ompaffinity.launch import bind_exec
 from ompaffinity.launch.ranks import free_port
-from ompaffinity.messages import Message
+from ompaffinity.messages import HELPER_UNUSABLE, MEMORY_POLICY_UNKNOWN, NODE_NOT_READ, NODES_OVERLAP, Message
 from ompaffinity.openmp.detect import RuntimeLibrary, expected_runtimes
 from ompaffinity.topology.model import Topology
 from ompaffinity.topology.source import load_topology
@@ -118,26 +118,26 @@ def read_nodes(
     alive = sorted(
         (node for node in ray.nodes() if node["Alive"]), key=lambda node: (node["NodeManagerAddress"], node["NodeID"])
     )
-    strange = set(machines) - {node["NodeID"] for node in alive}
-    if strange:
-        raise RequestError(f"machines names node {min(strange)!r}, which the cluster does not have")
+    unknown = set(machines) - {node["NodeID"] for node in alive}
+    if unknown:
+        raise RequestError(f"machines names node {min(unknown)!r}, which the cluster does not have")
     working = [node for node in alive if node["Resources"].get("CPU", 0) > 0]
     ids = [node["NodeID"] for node in working]
     read = _on_each(ids, read_node, (request.for_gpus,), timeout_seconds)
-    nodes, messages = [], []
+    nodes, found_messages = [], []
     for node in working:
         found = read[node["NodeID"]]
         if isinstance(found, str):
-            text = f"node {node['NodeManagerAddress']} ({node['NodeID'][:8]}) gets no ranks: {found}"
-            messages.append(Message("node-not-read", "warning", text))
+            name = f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
+            found_messages.append(NODE_NOT_READ(node=name, reason=found))
             continue
-        read_here, told = _cluster_node(node, found, request, machines.get(node["NodeID"]))
+        read_here, about_node = _cluster_node(node, found, request, machines.get(node["NodeID"]))
         nodes.append(read_here)
-        messages += told
+        found_messages += about_node
     if working and not nodes:
-        raise TopologyError(f"no node of the cluster could be read: {messages[0].message}")
-    messages += _overlaps(nodes)
-    return nodes, messages
+        raise TopologyError(f"no node of the cluster could be read: {found_messages[0].message}")
+    found_messages += _overlaps(nodes)
+    return nodes, found_messages
 
 
 def _cluster_node(
@@ -156,12 +156,11 @@ def _cluster_node(
         topology = machine if isinstance(machine, Topology) else load_topology(machine=machine)
         host = node["NodeID"]
     asked = request
-    told: list[Message] = []
+    about_node: list[Message] = []
     if request.bind != "none":
-        asked, told = for_runtimes(request, tuple(RuntimeLibrary(*library) for library in found["runtimes"]))
+        asked, about_node = for_runtimes(request, tuple(RuntimeLibrary(*library) for library in found["runtimes"]))
     if found["problem"]:
-        text = f"actors cannot be bound at their birth ({found['problem']}); call bind_actor() first thing in them"
-        told.append(Message("helper-unusable", "warning", text))
+        about_node.append(HELPER_UNUSABLE(reason=found["problem"]))
     name = f"{found['name']} ({node['NodeID'][:8]})"
     cluster_node = ClusterNode(
         node_id=node["NodeID"],
@@ -178,7 +177,7 @@ def _cluster_node(
         gpu_slots=float(node["Resources"].get("GPU", 0)),
         gpus=_homes(found["devices"], machine, topology) if request.for_gpus else (),
     )
-    return cluster_node, [message._replace(message=f"{name}: {message.message}") for message in told]
+    return cluster_node, [message._replace(message=f"{name}: {message.message}") for message in about_node]
 
 
 def _homes(
@@ -204,12 +203,7 @@ def _overlaps(nodes: Sequence[ClusterNode]) -> Iterator[Message]:
             same_boot = node.host != other.host and node.host.partition(":")[0] == other.host.partition(":")[0]
             shared = set(node.topology.allowed_cpus) & set(other.topology.allowed_cpus)
             if same_boot and shared:
-                text = (
-                    f"{other.name} and {node.name} are on one machine and share CPU {format_id_list(shared)}, but not"
-                    " all CPUs, so that ranks of both may get the same ones; start their raylets with the same CPUs,"
-                    " or with CPUs of their own"
-                )
-                yield Message("nodes-overlap", "warning", text)
+                yield NODES_OVERLAP(first=other.name, second=node.name, cpus=format_id_list(shared))
 
 
 def _on_each(
@@ -293,7 +287,7 @@ def granted_there(node: ClusterNode, plan: Plan, timeout_seconds: float) -> Plan
         return plan
     answer = _on_each([node.node_id], with_granted_memory, (plan,), timeout_seconds)[node.node_id]
     if isinstance(answer, str):
-        text = f"which memory policies the kernel grants there was not found out: {answer}"
-        return plan._replace(messages=(*plan.messages, Message("memory-policy-unknown", "warning", text)))
+        unknown = MEMORY_POLICY_UNKNOWN(reason=answer)
+        return plan._replace(messages=(*plan.messages, unknown))
     granted: Plan = answer
     return granted

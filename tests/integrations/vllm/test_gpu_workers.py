@@ -15,7 +15,6 @@ import pytest
 
 import ompaffinity
 from ompaffinity.bind import live_plan
-from ompaffinity.devices.agreement import unknown_node
 from ompaffinity.devices.model import GPU, GPUList
 from ompaffinity.errors import RequestError
 from ompaffinity.integrations.vllm import gpu_workers
@@ -24,6 +23,7 @@ from ompaffinity.launch import gpus
 from ompaffinity.launch.exec import options_of_group
 from ompaffinity.launch.mask_groups import MaskGroup
 from ompaffinity.launch.ranks import LauncherRank
+from ompaffinity.messages import DEVICE_NODE_UNKNOWN
 from ompaffinity.placement.model import Plan
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
@@ -55,7 +55,8 @@ def seen(*nodes: int | None) -> GPUList:
     found = []
     for number, node in enumerate(nodes):
         label = f"0000:{16 + number:02x}:00.0"
-        told = () if node is not None else (unknown_node(f"GPU {number} ({label})"),)
+        unknown = DEVICE_NODE_UNKNOWN(gpu=f"GPU {number} ({label})", reason="no source reports it")
+        told = () if node is not None else (unknown,)
         near = () if node is None else (node,)
         found.append(GPU(number, label, "nvidia", "", "", near, "sysfs", None, (), told))
     return GPUList.of(found)
