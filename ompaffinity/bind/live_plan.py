@@ -121,8 +121,8 @@ def with_live_messages(plan: Plan) -> Plan:
 
 
 def with_messages(plan: Plan, messages: Iterable[Message]) -> Plan:
-    """Return the plan with these messages added."""
-    return plan._replace(messages=(*plan.messages, *messages))
+    """Return the plan with these messages added, each one once."""
+    return plan._replace(messages=tuple(dict.fromkeys((*plan.messages, *messages))))
 
 
 def with_gpu_homes(

@@ -13,8 +13,8 @@ import os
 from operator import index
 from typing import TYPE_CHECKING
 
-from ompaffinity.bind.current import current_placement
 from ompaffinity.bind.process import ProcessBinding, bind_current_process, current_binding
+from ompaffinity.bind.worker_placement import current_placement
 from ompaffinity.errors import BindingError, RequestError
 from ompaffinity.integrations.ray.cluster import check_for_cluster, make_cluster_plan
 from ompaffinity.integrations.ray.gpus import GPU_VARIABLE, gpu_table, placement_of_rays_gpus
@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from typing_extensions import Unpack
+
+    from ompaffinity.bind.options import PlanOptions
     from ompaffinity.integrations.ray.cluster import ClusterPlan
     from ompaffinity.placement.model import RankPlacement
     from ompaffinity.topology.model import Topology
@@ -50,7 +53,7 @@ def plan_cluster(
     address: str | None = None,
     machines: Mapping[str, Topology | str] | None = None,
     timeout_seconds: float = NODE_SECONDS,
-    **request: Any,
+    **request: Unpack[PlanOptions],
 ) -> ClusterPlan:
     """Read every node of a Ray cluster by a task there, and plan `world_size` ranks over them.
 
