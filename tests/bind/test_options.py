@@ -38,7 +38,5 @@ def test_a_type_checker_finds_a_misspelt_option(tmp_path: Path) -> None:
         cwd=ROOT,
         check=False,
     )
-    errors = [
-        line.partition(": error: ")[0].rpartition(":")[2] for line in done.stdout.splitlines() if "error:" in line
-    ]
-    assert errors == ["4", "5", "7"], done.stdout + done.stderr
+    lines = [line.partition(": error: ")[0] for line in done.stdout.splitlines() if ": error: " in line]
+    assert [line.rpartition(":")[2] for line in lines] == ["4", "5", "7"], done.stdout + done.stderr
