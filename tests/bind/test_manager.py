@@ -92,8 +92,9 @@ def test_an_error_inside_restores_too_and_passes_through() -> None:
 def test_restores_only_variables_that_still_have_the_value_it_wrote(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"UNRELATED": "old", "OMP_DYNAMIC": "true", "KMP_AFFINITY": "compact"}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("OMP_STACKSIZE", "2M")
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    for name in ("OMP_NUM_THREADS", "OMP_STACKSIZE"):
+        monkeypatch.setenv(name, "removed again after the test")
+        monkeypatch.delenv(name)
     with OMPProcessManager(live_plan()).configure_omp_envs(0):
         changes = {"UNRELATED": "new", "OMP_NUM_THREADS": "99", "KMP_AFFINITY": "none", "OMP_STACKSIZE": "1M"}
         os.environ.update(changes)
