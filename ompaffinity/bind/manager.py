@@ -12,10 +12,11 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from ompaffinity.bind.environment import change_environment, copy_of
 from ompaffinity.bind.live_plan import live_plan, with_live_messages
 from ompaffinity.bind.memory_fallbacks import refusal_message, with_granted_memory, with_memory_policy
 from ompaffinity.bind.profile import OPENMP_PROFILE
-from ompaffinity.bind.scope import change_environment, in_turn, is_inside, take_affinity
+from ompaffinity.bind.scope import in_turn, is_inside, take_affinity
 from ompaffinity.bind.start_methods import FORK, FORKSERVER, refuse_starts
 from ompaffinity.bind.starter_thread import call_in_launcher
 from ompaffinity.bind.team_policy import change_thread_policy
@@ -280,7 +281,7 @@ def _check_plan(plan: object) -> None:
 def _changed(environ: Mapping[str, str], variables: Variables) -> dict[str, str]:
     """Return an environment with variables set and removed."""
     added, removed = variables
-    return {name: value for name, value in environ.items() if name not in removed} | added
+    return {name: value for name, value in copy_of(environ).items() if name not in removed} | added
 
 
 _tracker_of = 0

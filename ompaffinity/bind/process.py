@@ -94,8 +94,8 @@ class ProcessBinding:
     def bind_memory(self, policy: str, nodes: tuple[int, ...]) -> tuple[GrantedPolicy, tuple[int, ...]]:
         """Give the calling thread and its team a memory policy; return what was granted, and which threads have it."""
         granted, threads = change_team_policy(policy, nodes, self._undo)
-        said = (refusal_message("this process", policy, nodes, granted), full_message("this process", granted))
-        self.messages += [message for message in said if message is not None]
+        found = (refusal_message("this process", policy, nodes, granted), full_message("this process", granted))
+        self.messages += [message for message in found if message is not None]
         return granted, threads
 
     def resize_team(self, runtime: ctypes.CDLL, threads: int) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from ompaffinity.errors import BindingError, RequestError
 from ompaffinity.ids import format_id_list
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection
     from contextlib import AbstractContextManager
 
     from ompaffinity.bind.undo import Undo
@@ -121,27 +121,6 @@ def _current_task() -> object:
         return None if asyncio is None else asyncio.current_task()
     except RuntimeError:
         return None
-
-
-def change_environment(variables: Mapping[str, str], removed: Iterable[str], undo: Undo) -> None:
-    """Set and remove variables of this process until `undo` runs; what has another value by then stays."""
-    for name, value in {**dict.fromkeys(removed), **variables}.items():
-        before = os.environ.get(name)
-        if before != value:
-            undo.add(partial(_restore_variable, name, before, value))
-            _set_variable(name, value)
-
-
-def _restore_variable(name: str, before: str | None, taken: str | None) -> None:
-    if os.environ.get(name) == taken:
-        _set_variable(name, before)
-
-
-def _set_variable(name: str, value: str | None) -> None:
-    if value is None:
-        os.environ.pop(name, None)
-    else:
-        os.environ[name] = value
 
 
 def take_affinity(cpus: tuple[int, ...], undo: Undo) -> None:

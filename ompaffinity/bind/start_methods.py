@@ -89,7 +89,7 @@ def _end(refusal: Refusal) -> None:
 
 
 def _put_back() -> None:
-    """Put the functions back, but for those that somebody else has replaced meanwhile."""
+    """Put the functions back, except those that other code has replaced meanwhile."""
     while _replaced:
         function = _replaced.pop()
         if getattr(function.module, function.name) is function.replacement:

@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from ompaffinity.bind.environment import copy_of
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.bind.mempolicy import thread_policy
 from ompaffinity.bind.profile import WorkerProfile
@@ -148,3 +150,14 @@ def test_rejects_a_plan_for_another_machine() -> None:
     plan = live_plan()._replace(live=False, machine="recorded-server")
     with pytest.raises(RequestError, match="is for the machine 'recorded-server', not for this one"):
         OMPProcessManager(plan)
+
+
+def test_a_copy_of_the_environment_survives_variables_that_vanish() -> None:
+    class Vanishing(dict[str, str]):
+        def __iter__(self) -> Iterator[str]:
+            yield from ["GONE", "HERE"]
+
+        def get(self, name: str, default: Any = None) -> Any:
+            return "1" if name == "HERE" else default
+
+    assert copy_of(Vanishing()) == {"HERE": "1"}

@@ -1,4 +1,4 @@
-"""What is undone, and what is left alone: other processes, other threads, what somebody else has set since."""
+"""What is undone, and what is left alone: other processes, other threads, what other code has set since."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_forked_child_that_leaves_the_context_changes_nothing_of_its_parent() 
 
 
 @needs_two_cpus
-def test_a_thread_that_somebody_has_bound_since_is_left_alone() -> None:
+def test_a_thread_that_was_bound_in_another_way_since_is_left_alone() -> None:
     with waiting_thread() as thread:
         number = int(thread.native_id or 0)
         binding = bind_current_process(PLACEMENT)

@@ -13,6 +13,7 @@ import os
 from operator import index
 from typing import TYPE_CHECKING
 
+from ompaffinity.bind.environment import copy_of
 from ompaffinity.bind.process import ProcessBinding, bind_current_process, current_binding
 from ompaffinity.bind.worker_placement import current_placement
 from ompaffinity.errors import BindingError, RequestError
@@ -66,7 +67,7 @@ def plan_cluster(
         RequestError: Ray is not installed or not to be reached, or the request makes no sense for a cluster.
         PlacementError, TopologyError: there can be no such plan on these nodes.
     """
-    wanted = check_for_cluster(requested(_with_sizes(world_size, request), os.environ))
+    wanted = check_for_cluster(requested(_with_sizes(world_size, request), copy_of(os.environ)))
     with connected(address):
         nodes, messages = read_nodes(wanted, machines or {}, timeout_seconds)
         plan = make_cluster_plan(nodes, wanted)

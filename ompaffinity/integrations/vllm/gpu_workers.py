@@ -11,6 +11,7 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
+from ompaffinity.bind.environment import copy_of
 from ompaffinity.bind.live_plan import with_gpu_homes
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.bind.profile import WorkerProfile
@@ -157,7 +158,7 @@ def _plan(config: Any, topology: Topology, wanted: _WantedGpus) -> Plan:
     lists = NUMABindConfig(True, getattr(config, "numa_bind_nodes", None), getattr(config, "numa_bind_cpus", None))
     # Lists that overlap are what the user wants.
     asked = lists._asdict() | {"share": lists.numa_bind_cpus is not None or bool(getattr(config, "share", False))}
-    request = with_gpu_homes(requested(asked, os.environ), topology)
+    request = with_gpu_homes(requested(asked, copy_of(os.environ)), topology)
     homes = request.gpu_homes or ()
     by_hand = [len(given) for given in (lists.numa_bind_nodes, lists.numa_bind_cpus) if given is not None]
     count = by_hand[0] if by_hand else len(homes)
@@ -191,7 +192,7 @@ def _sharers(own: list[int], wanted: _WantedGpus, count: int) -> list[int]:
     except RequestError:
         placement = None
     if placement is not None and set(own) <= set(placement.gpus):
-        # This is an engine that was bound to what these workers get, and nobody else.
+        # This is an engine that was bound to what these workers alone get.
         return [device for device in placement.gpus if device < count]
     if wanted.of_server is not None and max(own) < wanted.of_server:
         return list(range(min(wanted.of_server, count)))
