@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ompaffinity.measure.runs import metric_of
 from ompaffinity.measure.session import Comparison, Settings, compare_variants
-from ompaffinity.measure.variants import VARIANTS, VariantManager
+from ompaffinity.measure.variants import VARIANTS, variant_manager
 from ompaffinity.openmp.detect import find_library
 from ompaffinity.openmp.variables import MANAGED_VARIABLES
 
@@ -64,7 +64,7 @@ def _compared(program: str, family: str, preload: str | None, ranks: int, budget
         os.environ["LD_PRELOAD"] = preload
     try:
         asked = {"tensor_parallel_size": ranks, "runtime": family, "granularity": "thread", "reserve": 0}
-        managers = {name: (VARIANTS[name], VariantManager(VARIANTS[name], asked)) for name in NAMES}
+        managers = {name: (VARIANTS[name], variant_manager(VARIANTS[name], asked)) for name in NAMES}
         settings = Settings((program,), metric_of("us: ([0-9.]+)"), lower=True, budget_seconds=budget, precision=0.05)
         return compare_variants(managers, settings)
     finally:

@@ -21,10 +21,10 @@ import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
+from unittest import mock
 
 from benchmarks.load import awake, spinner
 from ompaffinity.bind.manager import OMPProcessManager
-from ompaffinity.bind.scope import restored_environment
 from ompaffinity.measure.session import QUIET_CPUS
 from ompaffinity.measure.statistics import Interval, median_interval, paired_ratio
 from ompaffinity.openmp.detect import find_library
@@ -190,16 +190,12 @@ def _started(mode: str, kind: str, variant: Any, preload: str | None, store: Pat
     connections, processes = [], []
     for rank in range(RANKS[mode]):
         ours, theirs = context.Pipe()
-        before = os.environ.get("LD_PRELOAD")
-        with restored_environment():
+        with mock.patch.dict(os.environ):
             if preload is not None:
                 os.environ["LD_PRELOAD"] = preload
             with variant(mode, rank):
                 process = context.Process(target=_worker, args=(mode, kind, rank, str(store), theirs))
                 process.start()
-        os.environ.pop("LD_PRELOAD", None)
-        if before is not None:
-            os.environ["LD_PRELOAD"] = before
         connections.append(ours)
         processes.append(process)
     for connection in connections:

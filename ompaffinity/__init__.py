@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from ompaffinity import ray as ray
     from ompaffinity.bind.capacity import kv_cache_bytes as kv_cache_bytes
     from ompaffinity.bind.capacity import memory_budget as memory_budget
-    from ompaffinity.bind.current import current_placement as current_placement
     from ompaffinity.bind.helper_threads import helper_threads as helper_threads
     from ompaffinity.bind.helper_threads import move_to_helper_cpus as move_to_helper_cpus
     from ompaffinity.bind.manager import OMPProcessManager as OMPProcessManager
     from ompaffinity.bind.mempolicy import can_set_mempolicy as can_set_mempolicy
     from ompaffinity.bind.process import ProcessBinding as ProcessBinding
     from ompaffinity.bind.process import bind_current_process as bind_current_process
+    from ompaffinity.bind.worker_placement import current_placement as current_placement
     from ompaffinity.devices.live import live_gpus as live_gpus
     from ompaffinity.devices.model import GPU as GPU
     from ompaffinity.devices.model import GPUHome as GPUHome
@@ -75,7 +75,7 @@ if TYPE_CHECKING:
 
 _NAMES_OF_MODULES = {
     "bind.capacity": ("kv_cache_bytes", "memory_budget"),
-    "bind.current": ("current_placement",),
+    "bind.worker_placement": ("current_placement",),
     "bind.helper_threads": ("helper_threads", "move_to_helper_cpus"),
     "bind.manager": ("OMPProcessManager",),
     "bind.mempolicy": ("can_set_mempolicy",),

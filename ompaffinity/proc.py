@@ -33,3 +33,13 @@ def mask_of(number: int) -> set[int] | None:
         return os.sched_getaffinity(number)
     except OSError:
         return None
+
+
+def start_time_of_thread(number: int) -> int | None:
+    """Return when a thread of this process started, in clock ticks since boot; None where there is no such thread."""
+    try:
+        with open(f"/proc/self/task/{number}/stat", "rb") as file:
+            # Field 22 (proc(5)); the second field, the name in parentheses, may hold anything.
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return None

@@ -2,44 +2,43 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ompaffinity.bind.affinity import set_mask
-from ompaffinity.bind.current import current_placement
+from ompaffinity.bind.affinity import change_mask, set_mask
+from ompaffinity.bind.undo import undone_at_end
+from ompaffinity.bind.worker_placement import current_placement
 from ompaffinity.errors import BindingError
 from ompaffinity.ids import format_id_list
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from contextlib import AbstractContextManager
 
+    from ompaffinity.bind.undo import Undo
     from ompaffinity.placement.model import RankPlacement
 
 
-@contextmanager
-def helper_threads(placement: RankPlacement | None = None) -> Iterator[tuple[int, ...]]:
+def helper_threads(placement: RankPlacement | None = None) -> AbstractContextManager[tuple[int, ...]]:
     """Give threads and processes that are started inside this context the rank's helper CPUs; yields these.
 
     A rank without helper CPUs gives them its whole affinity. `placement` is by default the one that this
     process was started with. Without one, or with one that binds nothing, nothing is done. The calling
-    thread, which is bound so that what it starts inherits it, gets its own mask back.
+    thread is bound, because what it starts inherits its mask, and gets its own mask back at the end, unless it was
+    bound in another way inside.
 
     Raises:
         RequestError: OMPAFFINITY_PLACEMENT does not hold a placement.
-        BindingError: the kernel refuses.
+        BindingError: the kernel refuses to bind the thread, or to give its mask back; the latter is only logged
+            where an exception is on its way already.
     """
-    cpus = _helper_cpus(placement)
-    if not cpus:
-        yield ()
-        return
-    before = os.sched_getaffinity(0)
-    _bind(0, cpus)
-    try:
-        yield cpus
-    finally:
-        _bind(0, tuple(sorted(before)))
+
+    def take(undo: Undo) -> tuple[int, ...]:
+        cpus = _helper_cpus(placement)
+        if cpus:
+            _check(change_mask(threading.get_native_id(), cpus, undo), "the calling thread", cpus)
+        return cpus
+
+    return undone_at_end(take, strict=True)
 
 
 def move_to_helper_cpus(
@@ -58,7 +57,7 @@ def move_to_helper_cpus(
     if number is None:
         raise BindingError(f"the thread {getattr(thread, 'name', '')} is not running yet; start it first")
     if cpus:
-        _bind(number, cpus)
+        _check(set_mask(number, cpus), f"thread {number}" if number else "the calling thread", cpus)
     return cpus
 
 
@@ -69,13 +68,7 @@ def _helper_cpus(placement: RankPlacement | None) -> tuple[int, ...]:
     return placement.helper_cpus or placement.affinity
 
 
-def _bind(number: int, cpus: tuple[int, ...]) -> None:
-    """Bind a thread (0: the calling one) and read back.
-
-    Raises:
-        BindingError: the kernel refuses, or gives something else; then the thread keeps what it had.
-    """
-    reason = set_mask(number, cpus)
+def _check(reason: str | None, whom: str, cpus: tuple[int, ...]) -> None:
+    """Raise a BindingError if there is a reason why a thread could not be bound."""
     if reason is not None:
-        who = f"thread {number}" if number else "the calling thread"
-        raise BindingError(f"{who} could not be bound to CPU {format_id_list(cpus)}: {reason}")
+        raise BindingError(f"{whom} could not be bound to CPU {format_id_list(cpus)}: {reason}")

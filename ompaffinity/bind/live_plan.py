@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from ompaffinity.bind.environment import copy_of
 from ompaffinity.bind.plan_files import held_by_plans
 from ompaffinity.devices.live import live_gpus
 from ompaffinity.devices.model import GPUHome, NoGPUsError
@@ -42,16 +43,17 @@ def live_plan(options: Mapping[str, Any], probe: str | Iterable[str] = ()) -> Pl
         given["bind"] = parse_bind(given["bind"])
     if "avoid" in given:
         given["avoid"] = held_by_plans(given["avoid"])
-    request = requested(given, os.environ)
+    environ = copy_of(os.environ)
+    request = requested(given, environ)
     if request.bind == "none":
         return make_plan(load_topology(), request)
     modules = _module_names(probe)
-    libraries = probe_runtimes(modules) if modules else expected_runtimes(os.environ)
+    libraries = probe_runtimes(modules) if modules else expected_runtimes(environ)
     request, messages = for_runtimes(request, libraries)
     topology = load_topology()
     if request.for_gpus:
         request = with_gpu_homes(request, topology)
-    return with_messages(make_plan(topology, request), [*messages, *environment_messages(os.environ)])
+    return with_messages(make_plan(topology, request), [*messages, *environment_messages(environ)])
 
 
 def for_runtimes(
@@ -116,13 +118,14 @@ def with_live_messages(plan: Plan) -> Plan:
     """Return a ready plan with what there is to say of the runtimes and the environment here."""
     if not any(placement.bound for placement in plan.ranks):
         return plan
-    messages = runtime_messages(plan.runtime, plan.granularity, expected_runtimes(os.environ))
-    return with_messages(plan, [*messages, *environment_messages(os.environ)])
+    environ = copy_of(os.environ)
+    messages = runtime_messages(plan.runtime, plan.granularity, expected_runtimes(environ))
+    return with_messages(plan, [*messages, *environment_messages(environ)])
 
 
 def with_messages(plan: Plan, messages: Iterable[Message]) -> Plan:
-    """Return the plan with these messages added."""
-    return plan._replace(messages=(*plan.messages, *messages))
+    """Return the plan with these messages added, each one once."""
+    return plan._replace(messages=tuple(dict.fromkeys((*plan.messages, *messages))))
 
 
 def with_gpu_homes(

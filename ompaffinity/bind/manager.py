@@ -1,8 +1,8 @@
-"""OMPProcessManager: start worker processes that are bound from birth.
+"""OMPProcessManager: start worker processes that are bound before they start.
 
 A child inherits the affinity mask and the memory policy of the *thread* that starts it
 (sched_setaffinity(2), set_mempolicy(2)). So the calling thread takes the worker's mask and
-policy, starts the process, and gets its own back: no wrapper, no shell, no file, and other threads never notice.
+policy, starts the process, and gets its own back: no wrapper, no shell, no file.
 """
 
 from __future__ import annotations
@@ -10,26 +10,34 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
+from ompaffinity.bind.environment import change_environment, copy_of
 from ompaffinity.bind.live_plan import live_plan, with_live_messages
 from ompaffinity.bind.memory_fallbacks import refusal_message, with_granted_memory, with_memory_policy
-from ompaffinity.bind.scope import is_inside, restored_environment, take_affinity, take_memory_policy, turn
-from ompaffinity.bind.start_methods import refuse_unbindable_starts
+from ompaffinity.bind.profile import OPENMP_PROFILE
+from ompaffinity.bind.scope import in_turn, is_inside, take_affinity
+from ompaffinity.bind.start_methods import FORK, FORKSERVER, refuse_starts
 from ompaffinity.bind.starter_thread import call_in_launcher
+from ompaffinity.bind.team_policy import change_thread_policy
 from ompaffinity.errors import BindingError, RequestError
 from ompaffinity.messages import Message
-from ompaffinity.openmp.plan_document import worker_environment
 from ompaffinity.openmp.variables import BINDING_VARIABLES, TEAM_BREAKERS
 from ompaffinity.placement.document import PLACEMENT_VARIABLE
 from ompaffinity.placement.model import Plan, RankPlacement
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    import subprocess
+    from collections.abc import Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
     from multiprocessing.process import BaseProcess
     from typing import Any
+
+    from typing_extensions import Unpack
+
+    from ompaffinity.bind.options import PlanOptions
+    from ompaffinity.bind.profile import Variables, WorkerProfile
+    from ompaffinity.bind.undo import Undo
 
 logger = logging.getLogger("ompaffinity")
 
@@ -43,44 +51,52 @@ class NothingReservedError(BindingError):
 class OMPProcessManager:
     """Binds the worker processes that are started inside its context.
 
-    Built from a `plan`, or from the keyword arguments of `PlacementRequest` (`tensor_parallel_size`,
+    Built from a `plan` for this machine, or from the keyword arguments of `PlacementRequest` (`tensor_parallel_size`,
     `reserve`, `bind`, ...), of which those not given come from the environment (OMPAFFINITY_BIND, ...); `bind` also
     takes the text of ``--bind``, and `avoid` a list of plan files. Without `runtime`, the OpenMP runtime of the
-    workers is told from what LD_PRELOAD and torch would load; `probe` names modules to import in a child and
-    see. A worker whose runtime is not known, or that loads two, is bound as a team that floats within its CPUs.
+    workers is detected from what LD_PRELOAD and torch would load; `probe` names modules to import in a child and
+    look at. A worker whose runtime is unknown, or that loads two, is bound as a team that floats within its CPUs.
+    `profile` is what is set and guarded besides CPUs and memory: by default the variables of OpenMP.
 
     What the kernel refuses leaves the worker without it and is logged and added to
-    `warnings`; with `strict` it raises.
+    `messages`; with `strict` it raises.
 
     Raises:
-        RequestError, PlacementError, TopologyError: there can be no such plan here.
+        RequestError, PlacementError, TopologyError: there can be no such plan here, or it is for another machine.
     """
 
     def __init__(
-        self, plan: Plan | None = None, *, strict: bool = False, probe: str | Iterable[str] = (), **request: Any
+        self,
+        plan: Plan | None = None,
+        *,
+        strict: bool = False,
+        probe: str | Iterable[str] = (),
+        profile: WorkerProfile = OPENMP_PROFILE,
+        **request: Unpack[PlanOptions],
     ) -> None:
         given = [*sorted(request), *(["probe"] if probe else [])]
-        if plan is not None and given:
-            raise RequestError(f"give a plan or {', '.join(given)}, not both")
-        if plan is not None and not isinstance(plan, Plan):
-            raise RequestError(f"the plan is {plan!r}; it must be what make_plan returns")
+        if plan is not None:
+            if given:
+                raise RequestError(f"give a plan or {', '.join(given)}, not both")
+            _check_plan(plan)
         planned = live_plan(request, probe) if plan is None else with_live_messages(plan)
         # A strict manager fails when it comes to bind, so it plans for what was asked for.
         self.plan = with_granted_memory(planned, replace=not strict)
         self.strict = strict
-        self._environments: dict[tuple[object, ...], tuple[dict[str, str], tuple[str, ...]]] = {}
+        self.profile = profile
         self.messages: list[Message] = list(self.plan.messages)
         for message in self.messages:
             if message.level == "warning":
                 logger.warning("%s: %s", message.code, message.message)
 
-    @contextmanager
-    def configure_omp_envs(self, rank: int, local_rank: int | None = None) -> Iterator[RankPlacement]:
+    def configure_omp_envs(self, rank: int, local_rank: int | None = None) -> AbstractContextManager[RankPlacement]:
         """Start the worker of `rank` inside this context; yields its placement.
 
-        `local_rank` (by default `rank`) picks the placement of the plan. The environment, the
-        affinity and the memory policy of the calling thread are what they were afterwards,
-        whatever is raised inside. Contexts of several threads wait for each other; they nest.
+        `local_rank` (by default `rank`) picks the placement of the plan. Inside, the environment of this process and
+        the affinity and memory policy of the calling thread are the worker's. At the end each is restored
+        that still has the value that the context gave it, whatever is raised inside. Contexts of several threads wait
+        for each other; they nest. Processes that *other* threads start meanwhile inherit the worker's variables,
+        because the environment belongs to the process: `popen` and `environment` avoid that.
 
         Raises:
             RequestError: the plan has no such local rank.
@@ -88,28 +104,61 @@ class OMPProcessManager:
             StartMethodError: inside, a process is started in a way that cannot be bound: ``fork`` after
                 libgomp was loaded here, or ``forkserver``.
         """
-        local_rank = rank if local_rank is None else local_rank
-        if not isinstance(rank, int) or not isinstance(local_rank, int):
-            raise RequestError(f"rank {rank!r} and local rank {local_rank!r} must be numbers")
-        if not 0 <= local_rank < len(self.plan.ranks):
-            raise RequestError(f"local rank {local_rank} is not one of the {len(self.plan.ranks)} ranks of the plan")
-        placement = self.plan.ranks[local_rank]._replace(rank=rank)
+        placement = self._placement(rank, local_rank)
         _start_resource_tracker()
-        with ExitStack() as stack:
-            stack.enter_context(turn())
-            before = stack.enter_context(restored_environment())
-            bound = placement.bound
-            if bound:
-                stack.enter_context(self._guard_starts())
-                placement = self._bind_calling_thread(placement, stack)
-            environment, unset = self._environment(placement)
-            if bound and not placement.bound:
-                # Refused: it runs unbound, and not as a stale variable says.
-                unset = (*BINDING_VARIABLES, *TEAM_BREAKERS)
-            for name in before.keys() & set(unset):
-                del os.environ[name]
-            os.environ.update(environment)
-            yield placement
+
+        def take(undo: Undo) -> RankPlacement:
+            if placement.bound:
+                refuse_starts(self.profile.refused_starts, undo)
+            granted = self._bind_calling_thread(placement, undo)
+            variables, removed = self._variables(placement, granted, os.environ)
+            change_environment(variables, removed, undo)
+            return granted
+
+        return in_turn(take)
+
+    def environment(self, rank: int, local_rank: int | None = None) -> dict[str, str]:
+        """Return the whole environment of the worker of `rank`, as planned: this process's with the plan's changes.
+
+        Nothing of this process changes. The worker's CPUs and memory policy are not part of it: see `popen`. Waits
+        until no other thread is inside a context, whose variables would be in it.
+
+        Raises:
+            RequestError: the plan has no such local rank.
+        """
+        placement = self._placement(rank, local_rank)
+        with in_turn(lambda _: _changed(os.environ, self._variables(placement, placement, os.environ))) as environment:
+            return environment
+
+    def popen(
+        self, rank: int, argv: Sequence[str], *, local_rank: int | None = None, **popen_keywords: Any
+    ) -> subprocess.Popen[Any]:
+        """Start a command as the worker of `rank`, bound, and return it; the environment of this process never changes.
+
+        `popen_keywords` are those of `subprocess.Popen`. The worker's variables are set in its `env`, by default the
+        environment of this process. The calling thread has the worker's CPUs and memory policy while it starts it.
+
+        Raises:
+            RequestError: the plan has no such local rank, `argv` is no list of words, or a shell is asked for.
+            BindingError: the kernel refuses to bind, and the manager is strict.
+            OSError: the command cannot be started.
+        """
+        import subprocess
+
+        if popen_keywords.get("shell"):
+            raise RequestError("popen was asked for a shell; pass the command as a list of words, without one")
+        if isinstance(argv, (str, bytes, os.PathLike)):
+            raise RequestError(f"popen got the command {argv!r}; pass a list of words: ['python', 'worker.py']")
+        placement = self._placement(rank, local_rank)
+        env = popen_keywords.pop("env", None)
+        base: Mapping[str, str] = os.environ if env is None else env
+
+        def take(undo: Undo) -> Variables:
+            return self._variables(placement, self._bind_calling_thread(placement, undo), base)
+
+        with in_turn(take) as variables:
+            # The caller's own command, as argv: no shell.
+            return subprocess.Popen(list(argv), env=_changed(base, variables), **popen_keywords)  # noqa: S603
 
     def start(self, process: BaseProcess, rank: int, local_rank: int | None = None) -> RankPlacement:
         """Start a multiprocessing process as the worker of `rank`, and return its placement.
@@ -132,58 +181,69 @@ class OMPProcessManager:
         placement: RankPlacement = call_in_launcher(start_bound)
         return placement
 
-    @contextmanager
-    def configure_reserved(self) -> Iterator[tuple[int, ...]]:
+    def configure_reserved(self) -> AbstractContextManager[tuple[int, ...]]:
         """Start the process that the reserved CPUs are kept for (a scheduler, say) inside this context; yields them.
 
-        It may run on all reserved CPUs and hears nothing of OpenMP binding; afterwards all is as it was.
-        A plan that reserves nothing leaves it unbound, with the warning ``nothing-reserved``.
+        It may run on all reserved CPUs and inherits no variable of OpenMP binding; the end restores what the context
+        has changed. A plan that reserves nothing leaves it unbound, with the warning ``nothing-reserved``.
 
         Raises:
             BindingError: nothing is reserved or the kernel refuses to bind, and the manager is strict.
         """
-        reserved = self.plan.reserved
         _start_resource_tracker()
-        with ExitStack() as stack:
-            stack.enter_context(turn())
-            stack.enter_context(restored_environment())
-            stack.enter_context(refuse_unbindable_starts())
+
+        def take(undo: Undo) -> tuple[int, ...]:
+            refuse_starts((FORK, FORKSERVER), undo)
+            reserved = self.plan.reserved
             try:
                 if not reserved:
                     raise NothingReservedError(
                         "the plan reserves no CPU for it, so it runs unbound; an automatic plan with --reserve N does"
                     )
-                take_affinity(reserved, stack)
+                take_affinity(reserved, undo)
             except BindingError as error:
                 self._refused("the process beside the ranks", error)
                 reserved = ()
             if any(placement.bound for placement in self.plan.ranks):
-                for name in (*BINDING_VARIABLES, PLACEMENT_VARIABLE):
-                    os.environ.pop(name, None)
-            yield reserved
+                change_environment({}, (*BINDING_VARIABLES, PLACEMENT_VARIABLE), undo)
+            return reserved
 
-    def _guard_starts(self) -> AbstractContextManager[None]:
-        """Refuse, in the calling thread, ways to start a process that would not be bound."""
-        return refuse_unbindable_starts()
+        return in_turn(take)
 
-    def _environment(self, placement: RankPlacement) -> tuple[dict[str, str], tuple[str, ...]]:
-        """Return what a worker hears, worked out once for each placement."""
-        key = (placement.local_rank, placement.rank, placement.bound, placement.memory_policy, placement.nodes)
-        if key not in self._environments:
-            self._environments[key] = worker_environment(self.plan, placement)
-        return self._environments[key]
+    def _placement(self, rank: int, local_rank: int | None) -> RankPlacement:
+        """Return the planned placement of a rank.
 
-    def _bind_calling_thread(self, placement: RankPlacement, stack: ExitStack) -> RankPlacement:
-        """Bind the calling thread until the stack unwinds, and return what the kernel granted of the placement."""
+        Raises:
+            RequestError: the plan has no such local rank.
+        """
+        local_rank = rank if local_rank is None else local_rank
+        if not isinstance(rank, int) or not isinstance(local_rank, int):
+            raise RequestError(f"rank {rank!r} and local rank {local_rank!r} must be numbers")
+        if not 0 <= local_rank < len(self.plan.ranks):
+            raise RequestError(f"local rank {local_rank} is not one of the {len(self.plan.ranks)} ranks of the plan")
+        return self.plan.ranks[local_rank]._replace(rank=rank)
+
+    def _variables(self, planned: RankPlacement, granted: RankPlacement, environ: Mapping[str, str]) -> Variables:
+        """Return the variables of a worker that was granted this of what was planned."""
+        variables, removed = self.profile.variables(self.plan, granted, environ)
+        if planned.bound and not granted.bound:
+            # Refused: it runs unbound, and not as a stale variable says.
+            removed = (*BINDING_VARIABLES, *TEAM_BREAKERS)
+        return variables, removed
+
+    def _bind_calling_thread(self, placement: RankPlacement, undo: Undo) -> RankPlacement:
+        """Bind the calling thread until `undo` runs, and return what the kernel granted of the placement."""
+        if not placement.bound:
+            return placement
         try:
-            take_affinity(placement.affinity, stack)
+            take_affinity(placement.affinity, undo)
         except BindingError as error:
             self._refused(f"rank {placement.rank}", error)
             # What it shares with the other ranks stays: its memory is still its part only.
             return placement._replace(
                 bound=False, cpus=(), helper_cpus=(), places=(), affinity=(), memory_policy="none"
             )
-        granted = take_memory_policy(placement, stack)
+        granted = change_thread_policy(placement.memory_policy, placement.nodes, undo)
         if granted.refusal is not None and self.strict:
             raise granted.refusal
         message = refusal_message(f"rank {placement.rank}", placement.memory_policy, placement.nodes, granted)
@@ -201,6 +261,27 @@ class OMPProcessManager:
         if message not in self.messages:
             logger.warning("%s: %s", message.code, message.message)
             self.messages.append(message)
+
+
+def _check_plan(plan: object) -> None:
+    """Refuse what is no plan, and a plan for another machine.
+
+    Raises:
+        RequestError: the plan cannot be bound here.
+    """
+    if not isinstance(plan, Plan):
+        raise RequestError(f"the plan is {plan!r}; it must be what make_plan returns")
+    if not plan.live:
+        raise RequestError(
+            f"the plan is for the machine {plan.machine!r}, not for this one, so nothing can be bound to its CPUs here;"
+            " plan with load_topology(), without a machine, a synthetic one or a source of another machine"
+        )
+
+
+def _changed(environ: Mapping[str, str], variables: Variables) -> dict[str, str]:
+    """Return an environment with variables set and removed."""
+    added, removed = variables
+    return {name: value for name, value in copy_of(environ).items() if name not in removed} | added
 
 
 _tracker_of = 0

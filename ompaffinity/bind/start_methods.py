@@ -10,69 +10,107 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.errors import StartMethodError
 from ompaffinity.openmp.detect import GOMP, IOMP, family_of_file, loaded_runtimes, preloaded_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Collection
     from typing import Any
 
+    from ompaffinity.bind.undo import Undo
 
-@contextmanager
-def refuse_unbindable_starts(*, fork: bool = True) -> Iterator[None]:
-    """Make ``fork`` after OpenMP (unless `fork` is False) and ``forkserver`` raise here until the context ends.
+FORK, FORKSERVER = "fork", "forkserver"
 
-    Here is the calling thread; others do what they like.
 
-    Raises (inside, where such a process is started):
+class Refusal:
+    """The start methods that one thread must not use until its context ends."""
+
+    def __init__(self, methods: Collection[str]) -> None:
+        self.thread = threading.current_thread()
+        self.methods = methods
+
+
+class ReplacedFunction(NamedTuple):
+    """A function of a module that starts processes, and what stands in its place."""
+
+    module: Any
+    name: str
+    original: Any
+    replacement: Any
+
+
+_refusals: list[Refusal] = []
+_replaced: list[ReplacedFunction] = []
+
+
+def refuse_starts(methods: Collection[str], undo: Undo) -> None:
+    """Make these start methods (``"fork"`` after OpenMP, ``"forkserver"``) raise in this thread until `undo` runs.
+
+    Other threads may use them.
+
+    Raises (where such a process is started):
         StartMethodError: with the code ``fork-after-openmp`` or ``forkserver-environment``.
     """
-    with ExitStack() as stack:
-        if fork and hasattr(os, "fork"):
-            stack.enter_context(_checked(os, "fork", _check_fork))
-        if "multiprocessing.context" in sys.modules and os.name == "posix":
-            from multiprocessing import forkserver
+    refusal = Refusal(methods)
+    undo.add(partial(_end, refusal))
+    _refusals.append(refusal)
+    if FORK in methods and hasattr(os, "fork"):
+        _replace(os, "fork", FORK)
+    if FORKSERVER in methods and "multiprocessing.context" in sys.modules and os.name == "posix":
+        from multiprocessing import forkserver
 
-            stack.enter_context(_checked(forkserver, "connect_to_new_process", _check_forkserver))
-        yield
-
-
-_checked_now: list[tuple[Any, str, Any]] = []
+        _replace(forkserver, "connect_to_new_process", FORKSERVER)
 
 
-def _uncheck_in_child() -> None:
-    """A forked child never leaves the context that it was forked in, and may start what it likes."""
-    while _checked_now:
-        module, name, original = _checked_now.pop()
-        setattr(module, name, original)
+def _replace(module: Any, name: str, method: str) -> None:
+    """Check the refusals of the calling thread before a module's function runs."""
+    original = getattr(module, name)
+    if any(original is function.replacement for function in _replaced):
+        return
+
+    def checked(*arguments: Any) -> Any:
+        thread = threading.current_thread()
+        if any(refusal.thread is thread and method in refusal.methods for refusal in _refusals):
+            _check(method)
+        return original(*arguments)
+
+    _replaced.append(ReplacedFunction(module, name, original, checked))
+    setattr(module, name, checked)
+
+
+def _end(refusal: Refusal) -> None:
+    if refusal in _refusals:
+        _refusals.remove(refusal)
+    if not _refusals:
+        _put_back()
+
+
+def _put_back() -> None:
+    """Put the functions back, except those that other code has replaced meanwhile."""
+    while _replaced:
+        function = _replaced.pop()
+        if getattr(function.module, function.name) is function.replacement:
+            setattr(function.module, function.name, function.original)
+
+
+def _forget_in_child() -> None:
+    """Let a forked child, which is the worker, start what it likes."""
+    _refusals.clear()
+    _put_back()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_uncheck_in_child)
+    os.register_at_fork(after_in_child=_forget_in_child)
 
 
-@contextmanager
-def _checked(module: Any, name: str, check: Callable[[], None]) -> Iterator[None]:
-    """Call `check` before a module's function whenever this thread calls it."""
-    original = getattr(module, name)
-    owner = threading.get_ident()
-
-    def checked(*arguments: Any) -> Any:
-        if threading.get_ident() == owner:
-            check()
-        return original(*arguments)
-
-    setattr(module, name, checked)
-    _checked_now.append((module, name, original))
-    try:
-        yield
-    finally:
-        if _checked_now:
-            _checked_now.pop()
-        setattr(module, name, original)
+def _check(method: str) -> None:
+    if method == FORK:
+        _check_fork()
+    else:
+        _check_forkserver()
 
 
 def _check_fork() -> None:
@@ -81,7 +119,7 @@ def _check_fork() -> None:
     if gnus and not any(family_of_file(path) == IOMP for path in preloaded_files(os.environ)):
         raise StartMethodError(
             "fork-after-openmp",
-            f"{os.path.basename(gnus[0])} is loaded in this process: a forked worker would not hear its"
+            f"{os.path.basename(gnus[0])} is loaded in this process: a forked worker would ignore its"
             " variables, and would hang in its first parallel region if one has run here;"
             ' start workers with multiprocessing.get_context("spawn")',
         )

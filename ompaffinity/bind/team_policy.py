@@ -1,63 +1,97 @@
-"""The memory policy of the calling thread and its OpenMP team."""
+"""The memory policy of the calling thread and its OpenMP team, set until it is undone."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+from functools import partial
 from threading import get_native_id
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from ompaffinity.bind.affinity import ThreadIdentity, thread_identity
 from ompaffinity.bind.mempolicy import DEFAULT_POLICY, GrantedPolicy, restore_thread_policy, take_policy, thread_policy
 from ompaffinity.errors import BindingError
+from ompaffinity.ids import format_id_list
 from ompaffinity.openmp.detect import loaded_runtimes
 from ompaffinity.openmp.team import in_each_thread
 
 if TYPE_CHECKING:
     from ompaffinity.bind.mempolicy import ThreadPolicy
+    from ompaffinity.bind.undo import Undo
 
 
-def take_team_policy(policy: str, nodes: tuple[int, ...]) -> tuple[GrantedPolicy, dict[int, ThreadPolicy]]:
-    """Give the calling thread and its OpenMP team a policy; return what was granted and {thread: policy before}.
+class PolicyChange(NamedTuple):
+    """The policy that a thread had, and the one that it got."""
 
-    A team is asked only where there can be one: a runtime is loaded, and the process has several threads.
+    before: ThreadPolicy
+    taken: ThreadPolicy
+
+
+def change_thread_policy(policy: str, nodes: tuple[int, ...], undo: Undo) -> GrantedPolicy:
+    """Give the calling thread a policy until `undo` runs; return what was granted. ``"none"`` changes nothing."""
+    if policy == "none" or not nodes:
+        return GrantedPolicy("none", ())
+    changes: dict[ThreadIdentity, PolicyChange] = {}
+    undo.add(partial(_restore, changes))
+    return _change(policy, nodes, changes)
+
+
+def change_team_policy(policy: str, nodes: tuple[int, ...], undo: Undo) -> tuple[GrantedPolicy, tuple[int, ...]]:
+    """Give the calling thread and its OpenMP team a policy until `undo` runs.
+
+    ``"none"`` is the kernel's default policy. Returns what was granted, and the kernel ids of the threads that have it.
+    A team is looked for only where there can be one: a runtime is loaded, and the process has several threads.
     """
-    before: dict[int, ThreadPolicy] = {}
+    changes: dict[ThreadIdentity, PolicyChange] = {}
+    undo.add(partial(_restore, changes))
+    granted = _change(policy, nodes, changes)
+    if not changes:
+        return granted, ()
+
+    def follow() -> None:
+        if thread_identity(get_native_id()) not in changes:
+            _change(granted.policy, granted.nodes, changes)
+
+    for runtime in _team_runtimes():
+        in_each_thread(runtime, follow)
+    return granted, tuple(sorted(thread.number for thread in changes))
+
+
+def _change(policy: str, nodes: tuple[int, ...], changes: dict[ThreadIdentity, PolicyChange]) -> GrantedPolicy:
+    """Give the calling thread a policy, and add what has changed to `changes`."""
     try:
-        before[get_native_id()] = thread_policy()
+        before = thread_policy()
     except BindingError as error:
-        return GrantedPolicy("none", (), None if policy == "none" else error), {}
+        return GrantedPolicy("none", (), None if policy == "none" else error)
     granted = take_policy(policy, nodes)
     if policy == "none":
         restore_thread_policy(DEFAULT_POLICY)
-
-    def follow() -> None:
-        if get_native_id() not in before:
-            before[get_native_id()] = thread_policy()
-            if granted.policy == "none":
-                restore_thread_policy(DEFAULT_POLICY)
-            else:
-                take_policy(granted.policy, granted.nodes)
-
     if granted.policy != "none" or policy == "none":
-        for runtime in _team_runtimes():
-            in_each_thread(runtime, follow)
-    return granted, before
+        changes[thread_identity(get_native_id())] = PolicyChange(before, thread_policy())
+    return granted
 
 
-def give_back_team_policy(before: dict[int, ThreadPolicy]) -> None:
-    """Give the calling thread and its OpenMP team back what `take_team_policy` returned."""
-    left = dict(before)
+def _restore(changes: dict[ThreadIdentity, PolicyChange]) -> str | None:
+    """Give the calling thread and its team their policies back; return why a thread that still runs keeps ours."""
+    left, failures = dict(changes), []
 
     def restore() -> None:
-        policy = left.pop(get_native_id(), None)
-        if policy is not None:
-            restore_thread_policy(policy)
+        change = left.pop(thread_identity(get_native_id()), None)
+        try:
+            if change is not None and thread_policy() == change.taken:
+                restore_thread_policy(change.before)
+        except BindingError as error:
+            failures.append(str(error))
 
     restore()
-    if left:
+    if left and len(left) < len(changes):
+        # This thread leads the team, which may have another size by now.
         for runtime in _team_runtimes():
-            # The team may have another size by now.
-            in_each_thread(runtime, restore, threads=len(before))
+            in_each_thread(runtime, restore, threads=len(changes))
+    running = [thread.number for thread in left if thread.runs]
+    if running:
+        failures.append(f"only thread {format_id_list(running)} itself can restore its memory policy; undo it there")
+    return "; ".join(failures) or None
 
 
 def _team_runtimes() -> list[ctypes.CDLL]:

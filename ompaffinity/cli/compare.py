@@ -13,13 +13,14 @@ from ompaffinity.cli.parse import parse_command_line
 from ompaffinity.errors import OMPAffinityError, PlacementError, RequestError
 from ompaffinity.measure.runs import metric_of
 from ompaffinity.measure.session import Settings, compare_variants
-from ompaffinity.measure.variants import PLAN, USUAL, VARIANTS, Variant, VariantManager
+from ompaffinity.measure.variants import PLAN, USUAL, VARIANTS, Variant, variant_manager, what_it_sets
 from ompaffinity.placement.request import PlacementRequest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
+    from ompaffinity.bind.manager import OMPProcessManager
     from ompaffinity.messages import Message
 
 
@@ -106,12 +107,12 @@ def _request(name: str, flags: str) -> dict[str, Any]:
 
 def _managers(
     asked: dict[str, Any], named: list[str] | None
-) -> tuple[dict[str, tuple[Variant, VariantManager]], dict[str, str], list[Message]]:
+) -> tuple[dict[str, tuple[Variant, OMPProcessManager]], dict[str, str], list[Message]]:
     """Return what starts each variant, which of the usual ones would start the same as another, and the messages."""
     chosen = [VARIANTS[name] for name in USUAL] if named is None else variants_of(named)
     if len(chosen) == 1 and chosen[0].name != "none":
         chosen.insert(0, VARIANTS["none"])
-    found: dict[str, tuple[Variant, VariantManager]] = {}
+    found: dict[str, tuple[Variant, OMPProcessManager]] = {}
     sets: dict[tuple[object, ...], str] = {}
     left_out: dict[str, str] = {}
     messages: dict[Message, None] = {}
@@ -122,14 +123,14 @@ def _managers(
     try:
         for variant in chosen:
             try:
-                manager = VariantManager(variant, asked)
+                manager = variant_manager(variant, asked)
             except (RequestError, PlacementError) as error:
                 if named is not None or variant.name in ("none", "plan"):
                     raise
                 left_out[variant.name] = f"it cannot be had: {error}"
                 continue
             messages.update(dict.fromkeys(message for message in manager.messages if message.level == "warning"))
-            same = sets.setdefault(manager.what_it_sets(), variant.name)
+            same = sets.setdefault(what_it_sets(manager), variant.name)
             if same != variant.name:
                 left_out[variant.name] = f"it starts the ranks as {same} does"
             else:

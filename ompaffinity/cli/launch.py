@@ -11,6 +11,8 @@ from ompaffinity.placement.request import PlacementRequest
 if TYPE_CHECKING:
     from typing import Any
 
+    from ompaffinity.messages import Message
+
 
 def run_exec(values: dict[str, Any]) -> int:
     """Become the command; returns only if it cannot be started: 127, or 1 under --strict with a warning."""
@@ -33,13 +35,14 @@ def run_run(values: dict[str, Any]) -> int:
     if grace < 0:
         raise RequestError(f"--grace is {grace}; it must be a number of seconds")
     strict = bool(values.get("strict"))
+    refused: tuple[Message, ...] = ()
     if values.get("override"):
         from ompaffinity.launch.exec import widen_to_cpuset
 
-        widen_to_cpuset()
+        refused = widen_to_cpuset()
     options = {name: values[name] for name in PlacementRequest._fields if name in values}
     manager = OMPProcessManager(strict=strict, **options)
-    if strict and any(message.level == "warning" for message in manager.messages):
+    if strict and any(message.level == "warning" for message in (*refused, *manager.messages)):
         return 1
     from ompaffinity.launch.run import run_ranks
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.errors import RequestError
+from ompaffinity.ids import format_id_list
 from ompaffinity.launch.bind_exec import NOT_STARTED, restore_signals
 from ompaffinity.launch.mask_groups import MaskGroup, mask_group_of
 from ompaffinity.launch.ranks import LauncherRank, local_world
@@ -59,7 +60,7 @@ def exec_bound(
         warn("rank-unknown", text)
         place = LauncherRank("nobody", 0, 1, 0, 1)
     if override:
-        widen_to_cpuset()
+        said += widen_to_cpuset()
         group = MaskGroup(place.local_rank, tuple(range(place.local_world_size or 1)))
     else:
         group = mask_group_of(os.environ, place)
@@ -82,12 +83,22 @@ def exec_bound(
         return _become(command)
 
 
-def widen_to_cpuset() -> None:
-    """Give this process every CPU that its cpuset leaves it, whoever bound it."""
+def widen_to_cpuset() -> tuple[Message, ...]:
+    """Give this process every CPU that its cpuset leaves it, whatever its mask; log and return what is refused."""
     if not hasattr(os, "sched_setaffinity"):
-        return
-    # The kernel takes what the cpuset allows of them (sched_setaffinity(2)).
-    os.sched_setaffinity(0, range(MAX_CPUS))
+        return ()
+    try:
+        # The kernel takes what the cpuset allows of them (sched_setaffinity(2)).
+        os.sched_setaffinity(0, range(MAX_CPUS))
+    except OSError as error:
+        text = (
+            f"--override cannot widen the mask, CPU {format_id_list(os.sched_getaffinity(0))}: the kernel refuses"
+            f" ({error.strerror}); allow sched_setaffinity in the seccomp profile, or leave --override out"
+        )
+        refused = Message("affinity-not-permitted", "warning", text)
+        logger.warning("%s: %s", refused.code, refused.message)
+        return (refused,)
+    return ()
 
 
 def options_of_group(

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from typing import IO
 
-    from ompaffinity.measure.variants import VariantManager
+    from ompaffinity.bind.manager import OMPProcessManager
 
 MAX_OUTPUT = 64 * 2**20
 TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
@@ -51,7 +51,7 @@ class Run(NamedTuple):
 
 
 def measure_run(
-    manager: VariantManager,
+    manager: OMPProcessManager,
     command: Sequence[str],
     metric: re.Pattern[str] | None,
     most_seconds: float,

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
+    from ompaffinity.bind.manager import OMPProcessManager
     from ompaffinity.measure.runs import Run
-    from ompaffinity.measure.variants import Variant, VariantManager
+    from ompaffinity.measure.variants import Variant
 
     Rounds = Sequence[Mapping[str, Run]]
 
@@ -108,7 +109,7 @@ class _Session:
 
     def __init__(
         self,
-        managers: Mapping[str, tuple[Variant, VariantManager]],
+        managers: Mapping[str, tuple[Variant, OMPProcessManager]],
         settings: Settings,
         progress: Callable[[str, float], object],
         watch: Callable[[object], object],
@@ -179,7 +180,7 @@ class _Session:
 
 
 def compare_variants(
-    managers: Mapping[str, tuple[Variant, VariantManager]],
+    managers: Mapping[str, tuple[Variant, OMPProcessManager]],
     settings: Settings,
     progress: Callable[[str, float], object] = lambda _text, _done: None,
 ) -> Comparison:

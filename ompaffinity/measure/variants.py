@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
+from ompaffinity.bind.live_plan import live_plan
 from ompaffinity.bind.manager import OMPProcessManager
+from ompaffinity.bind.profile import OPENMP_PROFILE, WorkerProfile
 from ompaffinity.openmp.variables import BINDING_VARIABLES, MANAGED_VARIABLES
 from ompaffinity.placement.architecture import ALL
 from ompaffinity.placement.document import PLACEMENT_VARIABLE
@@ -14,7 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-    from ompaffinity.placement.model import RankPlacement
+    from ompaffinity.bind.profile import Variables
+    from ompaffinity.placement.model import Plan, RankPlacement
 
 NOTHING, THREADS, MASK, PLAN = "nothing", "threads", "mask", "plan"
 
@@ -83,38 +86,52 @@ def _own_cpus_alone(placement: RankPlacement) -> RankPlacement:
     return placement._replace(affinity=own, memory_policy="none")
 
 
-class VariantManager(OMPProcessManager):
-    """Starts the ranks of one variant: with all of the plan, or with a part of it alone.
+def _threads_alone(plan: Plan, placement: RankPlacement, environ: Mapping[str, str]) -> Variables:
+    del plan, environ
+    return {"OMP_NUM_THREADS": str(len(placement.cpus))}, OURS
+
+
+def _no_variables(plan: Plan, placement: RankPlacement, environ: Mapping[str, str]) -> Variables:
+    del plan, placement, environ
+    return {}, (*OURS, "OMP_NUM_THREADS")
+
+
+def _users_variables(plan: Plan, placement: RankPlacement, environ: Mapping[str, str]) -> Variables:
+    del plan, placement, environ
+    return {}, (PLACEMENT_VARIABLE,)
+
+
+OURS = (*BINDING_VARIABLES, PLACEMENT_VARIABLE)
+PROFILES = {
+    NOTHING: WorkerProfile(_users_variables),
+    THREADS: WorkerProfile(_threads_alone),
+    MASK: WorkerProfile(_no_variables),
+    PLAN: OPENMP_PROFILE,
+}
+
+
+def variant_manager(variant: Variant, asked: Mapping[str, Any]) -> OMPProcessManager:
+    """Return the manager that starts the ranks of one variant: with all of the plan, or with a part of it alone.
 
     Raises:
         RequestError, PlacementError, TopologyError: there can be no such plan here.
     """
+    plan = live_plan({**asked, **variant.request})
+    ranks = plan.ranks
+    if variant.kind in (NOTHING, THREADS):
+        ranks = tuple(placement._replace(bound=False) for placement in ranks)
+    elif variant.kind == MASK:
+        ranks = tuple(map(_own_cpus_alone, ranks))
+    return OMPProcessManager(plan._replace(ranks=ranks), profile=PROFILES[variant.kind])
 
-    def __init__(self, variant: Variant, asked: Mapping[str, Any]) -> None:
-        super().__init__(**{**asked, **variant.request})
-        self._kind = variant.kind
-        self._threads = [len(placement.cpus) for placement in self.plan.ranks]
-        if variant.kind in (NOTHING, THREADS):
-            ranks = (placement._replace(bound=False) for placement in self.plan.ranks)
-            self.plan = self.plan._replace(ranks=tuple(ranks))
-        elif variant.kind == MASK:
-            self.plan = self.plan._replace(ranks=tuple(map(_own_cpus_alone, self.plan.ranks)))
 
-    def _environment(self, placement: RankPlacement) -> tuple[dict[str, str], tuple[str, ...]]:
-        others = (*BINDING_VARIABLES, PLACEMENT_VARIABLE)
-        if self._kind == PLAN:
-            return super()._environment(placement)
-        if self._kind == THREADS:
-            return {"OMP_NUM_THREADS": str(self._threads[placement.local_rank])}, others
-        return {}, (*others, "OMP_NUM_THREADS") if self._kind == MASK else (PLACEMENT_VARIABLE,)
-
-    def what_it_sets(self) -> tuple[object, ...]:
-        """Return what each rank hears and gets: two variants with the same are one."""
-        found = []
-        for rank in range(len(self.plan.ranks)):
-            with self.configure_omp_envs(rank) as placement:
-                heard = {name: os.environ[name] for name in MANAGED_VARIABLES if name in os.environ}
-            policy = (placement.memory_policy, placement.nodes) if placement.memory_policy != "none" else ()
-            taken = (placement.affinity, policy) if placement.bound else ()
-            found.append((tuple(sorted(heard.items())), taken))
-        return tuple(found)
+def what_it_sets(manager: OMPProcessManager) -> tuple[object, ...]:
+    """Return the variables, CPUs and memory policy of each rank: two variants with the same are one."""
+    found = []
+    for rank in range(len(manager.plan.ranks)):
+        with manager.configure_omp_envs(rank) as placement:
+            variables = {name: os.environ[name] for name in MANAGED_VARIABLES if name in os.environ}
+        policy = (placement.memory_policy, placement.nodes) if placement.memory_policy != "none" else ()
+        taken = (placement.affinity, policy) if placement.bound else ()
+        found.append((tuple(sorted(variables.items())), taken))
+    return tuple(found)

@@ -56,6 +56,8 @@ class Plan(NamedTuple):
     reserved: tuple[int, ...]
     left_out: tuple[LeftOut, ...]
     messages: tuple[Message, ...]
+    live: bool = True
+    """Whether it was planned for this machine as it runs, so that processes here can be bound by it."""
 
 
 class Core(NamedTuple):

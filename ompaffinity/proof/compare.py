@@ -161,7 +161,7 @@ def verify_current_process(placement: RankPlacement | None = None) -> RankVerdic
     Raises:
         RequestError: OMPAFFINITY_PLACEMENT does not hold a placement.
     """
-    from ompaffinity.bind.current import current_placement
+    from ompaffinity.bind.worker_placement import current_placement
     from ompaffinity.proof.observe import observe_process
 
     expected = current_placement() if placement is None else placement

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shlex
 import shutil
 import subprocess
@@ -160,6 +161,27 @@ def test_a_mask_from_outside_is_planned_within_unless_it_is_overridden(folder: P
             assert len(json.loads(placement)["cpus"]) >= 1
         else:
             assert set(mask) == expected
+
+
+SCHED_SETAFFINITY = {"x86_64": 203, "aarch64": 122, "ppc64le": 222, "s390x": 239}
+"""The number of the system call on each architecture (the kernel's syscall tables)."""
+
+
+@pytest.mark.skipif(platform.machine() not in SCHED_SETAFFINITY, reason="the system call's number is not known here")
+@pytest.mark.parametrize("verb", ["exec", "run"])
+def test_override_warns_where_the_kernel_refuses_and_starts_the_command(verb: str, tmp_path: Path) -> None:
+    refuse = (
+        "import os, sys; from tests.bind.seccomp import refuse;"
+        f" refuse(({SCHED_SETAFFINITY[platform.machine()]},)); os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    place = ["--local-rank", "0", "--local-world-size", "1"] if verb == "exec" else []
+    options = [sys.executable, "-m", "ompaffinity", verb, "--runtime", "gomp", *place, "--override"]
+    command = ["--", sys.executable, "-c", "print('started')"]
+    done = launch(sys.executable, "-c", refuse, *options, *command)
+    assert (done.returncode, "started" in done.stdout) == (0, True), done.stderr
+    assert "affinity-not-permitted: --override cannot widen the mask" in done.stderr
+    strict = launch(sys.executable, "-c", refuse, *options, "--strict", *command)
+    assert (strict.returncode, "started" in strict.stdout) == (1, False)
 
 
 OPEN_MPI = ["mpirun.openmpi", "--allow-run-as-root", "--oversubscribe"]

@@ -15,10 +15,11 @@ from xml.etree import ElementTree
 import pytest
 
 import ompaffinity
+from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.cli.compare import variants_of
 from ompaffinity.errors import RequestError
 from ompaffinity.measure.runs import CommandFailedError, TooSlowError, measure_run, metric_of
-from ompaffinity.measure.variants import VARIANTS, VariantManager
+from ompaffinity.measure.variants import VARIANTS, variant_manager
 from tests.conftest import run_command
 
 CPUS = sorted(os.sched_getaffinity(0))
@@ -40,7 +41,7 @@ def reported(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **asked: 
     """Return what each rank of a variant finds."""
     monkeypatch.setenv("REPORT", str(folder / name))
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
-    manager = VariantManager(VARIANTS[name], FAST | asked)
+    manager = variant_manager(VARIANTS[name], FAST | asked)
     measure_run(manager, [sys.executable, "-c", REPORT], None, 60)
     return [json.loads(path.read_text()) for path in sorted(folder.glob(f"{name}[0-9]"))]
 
@@ -86,8 +87,8 @@ def test_variants_of_ones_own() -> None:
             variants_of(wrong)
 
 
-def manager() -> VariantManager:
-    return VariantManager(VARIANTS["none"], FAST)
+def manager() -> OMPProcessManager:
+    return variant_manager(VARIANTS["none"], FAST)
 
 
 def test_the_time_and_the_figure_of_a_run() -> None:
@@ -141,7 +142,7 @@ def test_a_figure_that_is_no_number(said: str) -> None:
 
 def test_a_rank_that_fails_is_told_though_another_one_waits_for_it() -> None:
     code = "import os, sys, time; sys.exit('no GPU') if os.environ['RANK'] == '1' else time.sleep(300)"
-    two = VariantManager(VARIANTS["none"], FAST | {"tensor_parallel_size": 2, "oversubscribe": True})
+    two = variant_manager(VARIANTS["none"], FAST | {"tensor_parallel_size": 2, "oversubscribe": True})
     with pytest.raises(CommandFailedError, match="rank 1 ended with status 1: no GPU"):
         measure_run(two, [sys.executable, "-c", code], None, 60)
 

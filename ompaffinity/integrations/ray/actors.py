@@ -13,8 +13,9 @@ import os
 from operator import index
 from typing import TYPE_CHECKING
 
-from ompaffinity.bind.current import current_placement
+from ompaffinity.bind.environment import copy_of
 from ompaffinity.bind.process import ProcessBinding, bind_current_process, current_binding
+from ompaffinity.bind.worker_placement import current_placement
 from ompaffinity.errors import BindingError, RequestError
 from ompaffinity.integrations.ray.cluster import check_for_cluster, make_cluster_plan
 from ompaffinity.integrations.ray.gpus import GPU_VARIABLE, gpu_table, placement_of_rays_gpus
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
+    from typing_extensions import Unpack
+
+    from ompaffinity.bind.options import PlanOptions
     from ompaffinity.integrations.ray.cluster import ClusterPlan
     from ompaffinity.placement.model import RankPlacement
     from ompaffinity.topology.model import Topology
@@ -50,7 +54,7 @@ def plan_cluster(
     address: str | None = None,
     machines: Mapping[str, Topology | str] | None = None,
     timeout_seconds: float = NODE_SECONDS,
-    **request: Any,
+    **request: Unpack[PlanOptions],
 ) -> ClusterPlan:
     """Read every node of a Ray cluster by a task there, and plan `world_size` ranks over them.
 
@@ -63,7 +67,7 @@ def plan_cluster(
         RequestError: Ray is not installed or not to be reached, or the request makes no sense for a cluster.
         PlacementError, TopologyError: there can be no such plan on these nodes.
     """
-    wanted = check_for_cluster(requested(_with_sizes(world_size, request), os.environ))
+    wanted = check_for_cluster(requested(_with_sizes(world_size, request), copy_of(os.environ)))
     with connected(address):
         nodes, messages = read_nodes(wanted, machines or {}, timeout_seconds)
         plan = make_cluster_plan(nodes, wanted)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ompaffinity.bind.current import current_placement
+from ompaffinity.bind.worker_placement import current_placement
 from ompaffinity.errors import RequestError
 from ompaffinity.integrations.ray.nodes import in_one_line
 from ompaffinity.proof.compare import verify_current_process

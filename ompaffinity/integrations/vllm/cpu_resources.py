@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from ompaffinity.bind.current import current_placement
+from ompaffinity.bind.worker_placement import current_placement
 from ompaffinity.errors import TopologyError
 from ompaffinity.ids import parse_ordered_id_list
 from ompaffinity.placement.model import RankPlacement

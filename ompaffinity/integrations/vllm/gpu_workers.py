@@ -1,4 +1,4 @@
-"""Start GPU workers, each bound next to its GPU from birth: no numactl, no script, any start method that inherits.
+"""Start GPU workers, each bound next to its GPU before it starts: no numactl, no script, any inheriting start method.
 
 A worker's mask and memory policy are those of the thread that starts it (sched_setaffinity(2), set_mempolicy(2)). Its
 OpenMP team floats within the mask, so that no variable of OpenMP needs to name a CPU.
@@ -11,11 +11,13 @@ import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
-from ompaffinity.bind.current import current_placement
+from ompaffinity.bind.environment import copy_of
 from ompaffinity.bind.live_plan import with_gpu_homes
 from ompaffinity.bind.manager import OMPProcessManager
+from ompaffinity.bind.profile import WorkerProfile
 from ompaffinity.bind.scope import is_inside
-from ompaffinity.bind.start_methods import refuse_unbindable_starts
+from ompaffinity.bind.start_methods import FORKSERVER
+from ompaffinity.bind.worker_placement import current_placement
 from ompaffinity.errors import RequestError
 from ompaffinity.ids import format_id_list
 from ompaffinity.launch.gpus import may_use
@@ -31,10 +33,10 @@ from ompaffinity.placement.union import union_of
 from ompaffinity.topology.source import load_topology
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from contextlib import AbstractContextManager
+    from collections.abc import Iterator, Mapping
     from typing import Any
 
+    from ompaffinity.bind.profile import Variables
     from ompaffinity.placement.model import Plan
     from ompaffinity.topology.model import Topology
 
@@ -43,18 +45,18 @@ ALL_GPUS_BACKENDS = ("ray", "external_launcher")
 """Backends under which a local rank counts all GPUs that it sees, whatever its data-parallel rank."""
 
 
-class GPUProcessManager(OMPProcessManager):
-    """Binds by inheritance alone: a thread count that is set stays, and a fork is as good as a spawn."""
+def gpu_variables(plan: Plan, placement: RankPlacement, environ: Mapping[str, str]) -> Variables:
+    """Return the variables of a GPU worker, which is bound by inheritance alone: a thread count that is set stays."""
+    del plan
+    variables = {PLACEMENT_VARIABLE: json.dumps(placement_document(placement))}
+    if placement.bound and not placement.gpus and "OMP_NUM_THREADS" not in environ:
+        variables["OMP_NUM_THREADS"] = str(len(placement.cpus))
+    # What names CPUs was meant for another process.
+    return variables, BINDING_VARIABLES if placement.bound else ()
 
-    def _guard_starts(self) -> AbstractContextManager[None]:
-        return refuse_unbindable_starts(fork=False)
 
-    def _environment(self, placement: RankPlacement) -> tuple[dict[str, str], tuple[str, ...]]:
-        environment = {PLACEMENT_VARIABLE: json.dumps(placement_document(placement))}
-        if placement.bound and not placement.gpus and "OMP_NUM_THREADS" not in os.environ:
-            environment["OMP_NUM_THREADS"] = str(len(placement.cpus))
-        # What names CPUs was meant for another process.
-        return environment, BINDING_VARIABLES if placement.bound else ()
+# A forked worker inherits its mask as a spawned one does, and no variable needs to be read again.
+GPU_PROFILE = WorkerProfile(gpu_variables, refused_starts=(FORKSERVER,))
 
 
 @contextmanager
@@ -72,9 +74,9 @@ def configure_subprocess(
     starts the workers of a data-parallel rank: it gets all that they get.
 
     The GPUs that this process sees (with `data_parallel_size_local`: those of the workers) share the CPUs next to
-    them. What cannot be had leaves the worker unbound, with a warning in the log. The variables of OpenMP and of
-    ompaffinity, and the affinity and memory policy of the calling thread, are what they were afterwards. Start one
-    worker after another: a plan made inside of another one's context would be for what that one has.
+    them. What is not granted leaves the worker unbound, with a warning in the log. At the end the environment, and the
+    affinity and memory policy of the calling thread, are restored as `OMPProcessManager.configure_omp_envs` does. Start
+    one worker after another: a plan made inside another one's context would be for what that one has.
 
     Raises:
         RequestError: another process kind, no such GPU, sizes, ranks and lists that make no sense, or the caller is
@@ -98,7 +100,8 @@ def configure_subprocess(
     plan = _plan(config, topology, wanted)
     ranks = [rank for rank in plan.ranks if rank.gpu in wanted.own]
     own = union_of(topology, ranks) if process_kind == ENGINE else ranks[0]
-    manager = GPUProcessManager(plan._replace(ranks=(own._replace(rank=local_rank, local_rank=0),)))
+    own_plan = plan._replace(ranks=(own._replace(rank=local_rank, local_rank=0),))
+    manager = OMPProcessManager(own_plan, profile=GPU_PROFILE)
     with manager.configure_omp_envs(local_rank, 0) as placement:
         yield placement
 
@@ -155,7 +158,7 @@ def _plan(config: Any, topology: Topology, wanted: _WantedGpus) -> Plan:
     lists = NUMABindConfig(True, getattr(config, "numa_bind_nodes", None), getattr(config, "numa_bind_cpus", None))
     # Lists that overlap are what the user wants.
     asked = lists._asdict() | {"share": lists.numa_bind_cpus is not None or bool(getattr(config, "share", False))}
-    request = with_gpu_homes(requested(asked, os.environ), topology)
+    request = with_gpu_homes(requested(asked, copy_of(os.environ)), topology)
     homes = request.gpu_homes or ()
     by_hand = [len(given) for given in (lists.numa_bind_nodes, lists.numa_bind_cpus) if given is not None]
     count = by_hand[0] if by_hand else len(homes)
@@ -189,7 +192,7 @@ def _sharers(own: list[int], wanted: _WantedGpus, count: int) -> list[int]:
     except RequestError:
         placement = None
     if placement is not None and set(own) <= set(placement.gpus):
-        # This is an engine that was bound to what these workers get, and nobody else.
+        # This is an engine that was bound to what these workers alone get.
         return [device for device in placement.gpus if device < count]
     if wanted.of_server is not None and max(own) < wanted.of_server:
         return list(range(min(wanted.of_server, count)))

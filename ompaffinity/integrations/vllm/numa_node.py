@@ -6,9 +6,8 @@ import logging
 import os
 from threading import get_native_id
 
-from ompaffinity.bind.memory_fallbacks import full_message, refusal_message
-from ompaffinity.bind.process import ProcessBinding, UnboundThread, bind_thread, thread_name, threads_but
-from ompaffinity.bind.team_policy import take_team_policy
+from ompaffinity.bind.deferred_signals import deferred_signals
+from ompaffinity.bind.process import ProcessBinding, threads_but
 from ompaffinity.errors import BindingError, RequestError
 from ompaffinity.ids import format_id_list
 from ompaffinity.messages import Message
@@ -22,9 +21,10 @@ def numa_bind_to_node(node: int) -> ProcessBinding:
     """Bind every thread of this process to the CPUs of a NUMA node, and its memory to that of the node.
 
     No thread gets a CPU that it did not have: its mask is cut down to those of the node. One that has none there keeps
-    what it has, and is among `not_bound`; if that is the calling thread nothing is done at all. The memory policy is
+    what it has, and is among `not_bound`; if that is the calling thread, nothing changes. The memory policy is
     that of the calling thread, its OpenMP team, and the threads that they start later; no page moves
-    (`init_cpu_memory_env` moves them). What is not had is logged, and among the `warnings`; ``undo()`` takes it back.
+    (`init_cpu_memory_env` moves them). What is not granted is logged, and among the `messages`. ``undo()`` takes the
+    binding back.
 
     Raises:
         RequestError: there is no such node, or it has no CPUs.
@@ -49,30 +49,30 @@ def numa_bind_to_node(node: int) -> ProcessBinding:
         )
         binding.messages.append(Message("outside-binding", "warning", text))
     else:
-        try:
-            bind_thread(get_native_id(), tuple(sorted(mine & cpus)), binding, must=True)
-            _bind_other_threads(cpus, binding)
-            if has_several_memory_nodes(topology):
-                _set_memory_policy(nearest_memory_node(topology, cpus), binding)
-        except BaseException:
-            binding.undo()
-            raise
+        memory = nearest_memory_node(topology, cpus) if has_several_memory_nodes(topology) else None
+        _bind(binding, cpus, mine, memory)
     for message in binding.messages:
         logger.warning("%s: %s", message.code, message.message)
     return binding
 
 
-def _bind_other_threads(cpus: set[int], binding: ProcessBinding) -> None:
-    for number, mask in threads_but([get_native_id()]):
-        if mask & cpus:
-            bind_thread(number, tuple(sorted(mask & cpus)), binding, must=False)
-        else:
-            reason = f"was bound to CPU {format_id_list(mask)} before, none of which is there"
-            binding.not_bound.append(UnboundThread(number, thread_name(number), reason))
+def _bind(binding: ProcessBinding, cpus: set[int], mine: set[int], memory: int | None) -> None:
+    """Bind every thread to those of these CPUs that it has, and the memory to a node if there is one.
 
-
-def _set_memory_policy(node: int, binding: ProcessBinding) -> None:
-    granted, binding.policies_before = take_team_policy("bind", (node,))
-    refused = refusal_message("this process", "bind", (node,), granted)
-    full = full_message("this process", granted)
-    binding.messages += [message for message in (refused, full) if message is not None]
+    Raises:
+        BindingError: the kernel refuses to bind the calling thread; then nothing has changed.
+    """
+    try:
+        with deferred_signals():
+            binding.bind_thread(get_native_id(), tuple(sorted(mine & cpus)), must=True)
+            for number, mask in threads_but([get_native_id()]):
+                if mask & cpus:
+                    binding.bind_thread(number, tuple(sorted(mask & cpus)), must=False)
+                else:
+                    reason = f"was bound to CPU {format_id_list(mask)} before, none of which is there"
+                    binding.leave_thread(number, reason)
+            if memory is not None:
+                binding.bind_memory("bind", (memory,))
+    except BaseException:
+        binding.undo()
+        raise

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.bind.capacity import machine_memory
-from ompaffinity.bind.memory_fallbacks import full_message, refusal_message
+from ompaffinity.bind.deferred_signals import deferred_signals
 from ompaffinity.bind.mempolicy import MODES, allowed_memory_nodes, why_unusable
 from ompaffinity.bind.pages import NoRoomError, mapped_memory, migrate_process_pages
-from ompaffinity.bind.team_policy import take_team_policy
+from ompaffinity.bind.process import ProcessBinding
 from ompaffinity.errors import BindingError, RequestError
 from ompaffinity.ids import format_id_list
 from ompaffinity.messages import Message
@@ -24,19 +24,20 @@ NEGLIGIBLE = 0.01
 """The part of the pages that may stay without a word."""
 
 
-class MemoryBinding(NamedTuple):
-    """What `init_cpu_memory_env` did.
+class MemoryBinding(ProcessBinding):
+    """What `init_cpu_memory_env` did; `undo`, or leaving it as a context, restores the policies and moves no page.
 
     `policy` and `nodes` are what the kernel granted, `threads` the kernel's ids of those that have it.
     `moved_bytes` were moved to the nodes, `anonymous` is where the process's own pages are now, {node: bytes}.
     """
 
-    policy: str
-    nodes: tuple[int, ...]
-    threads: tuple[int, ...] = ()
-    moved_bytes: int = 0
-    anonymous: dict[int, int] = {}
-    messages: tuple[Message, ...] = ()
+    def __init__(self) -> None:
+        super().__init__()
+        self.policy = "none"
+        self.nodes: tuple[int, ...] = ()
+        self.threads: tuple[int, ...] = ()
+        self.moved_bytes = 0
+        self.anonymous: dict[int, int] = {}
 
 
 def init_cpu_memory_env(nodes: Iterable[int], policy: str = "auto", migrate: bool = True) -> MemoryBinding:
@@ -53,27 +54,37 @@ def init_cpu_memory_env(nodes: Iterable[int], policy: str = "auto", migrate: boo
     wanted = _checked_nodes(nodes)
     if policy not in POLICIES:
         raise RequestError(f"policy is {policy!r}; it must be one of {', '.join(POLICIES)}")
+    binding = MemoryBinding()
     if not wanted:
-        return MemoryBinding("none", ())
+        return binding
     if policy == "auto":
         policy = "bind" if len(wanted) == 1 else "interleave"
-    granted, before = take_team_policy(policy, wanted)
-    said = (full_message("this process", granted), refusal_message("this process", policy, wanted, granted))
-    warnings = [message for message in said if message is not None]
-    threads = tuple(sorted(before)) if granted.policy != "none" or policy == "none" else ()
-    moved = 0
-    if migrate:
-        try:
-            moved, stayed = _migrate(wanted)
-            if stayed > NEGLIGIBLE * (moved + stayed):
-                text = (
-                    f"{stayed / 2**20:.0f} MiB of this process stayed where they were: pages that other processes share"
-                    " do not move, nor do pages into a full node; bind before they are touched"
-                )
-                warnings.append(Message("pages-not-moved", "warning", text))
-        except BindingError as error:
-            warnings.append(Message(error.code, "warning", str(error)))
-    return MemoryBinding(granted.policy, granted.nodes, threads, moved, _anonymous(), tuple(warnings))
+    try:
+        with deferred_signals():
+            granted, binding.threads = binding.bind_memory(policy, wanted)
+        binding.policy, binding.nodes = granted.policy, granted.nodes
+        if migrate:
+            _move_pages(binding, wanted)
+        binding.anonymous = _anonymous()
+    except BaseException:
+        binding.undo()
+        raise
+    return binding
+
+
+def _move_pages(binding: MemoryBinding, nodes: tuple[int, ...]) -> None:
+    """Move the pages of this process to these nodes, with a warning for those that stay."""
+    try:
+        binding.moved_bytes, stayed = _migrate(nodes)
+    except BindingError as error:
+        binding.messages.append(Message(error.code, "warning", str(error)))
+        return
+    if stayed > NEGLIGIBLE * (binding.moved_bytes + stayed):
+        text = (
+            f"{stayed / 2**20:.0f} MiB of this process stayed where they were: pages that other processes share"
+            " do not move, nor do pages into a full node; bind before they are touched"
+        )
+        binding.messages.append(Message("pages-not-moved", "warning", text))
 
 
 def _checked_nodes(nodes: Iterable[int]) -> tuple[int, ...]:
@@ -83,7 +94,7 @@ def _checked_nodes(nodes: Iterable[int]) -> tuple[int, ...]:
     wanted = tuple(sorted(set(numbers)))
     reason = why_unusable(wanted)
     if reason is not None:
-        raise RequestError(f"memory of node {format_id_list(wanted)} is not to be had: {reason}")
+        raise RequestError(f"memory of node {format_id_list(wanted)} cannot be used: {reason}")
     return wanted
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import ompaffinity
-from ompaffinity.bind import memory_fallbacks, scope, team_policy
+from ompaffinity.bind import affinity, memory_fallbacks, team_policy
 from ompaffinity.bind.mempolicy import thread_policy
 from ompaffinity.bind.pages import NoRoomError
 from ompaffinity.errors import RequestError
@@ -30,7 +30,9 @@ def in_new_python(code: str) -> Any:
 
 
 def test_no_nodes_change_nothing() -> None:
-    assert init_cpu_memory_env([]) == MemoryBinding("none", ())
+    binding = init_cpu_memory_env([])
+    assert isinstance(binding, MemoryBinding)
+    assert (binding.policy, binding.nodes, binding.threads, binding.messages) == ("none", (), (), [])
 
 
 @pytest.mark.parametrize("nodes", ["0", [True], [-1], [0.5], None, [[0]]])
@@ -63,7 +65,7 @@ def test_the_calling_thread_gets_the_policy(policy: str, mode: int) -> None:
     binding, during = in_thread(work)
     assert (during.mode, during.nodes) == (mode, nodes)
     assert binding.nodes == nodes
-    assert binding.messages == ()
+    assert binding.messages == []
     assert set(binding.anonymous) <= set(ompaffinity.get_memory_affinity())
     assert thread_policy() == before
 
@@ -75,7 +77,8 @@ def test_the_team_gets_the_policy_too_and_its_own_back() -> None:
         import ctypes, json, threading
         import ompaffinity
         from ompaffinity.bind.mempolicy import thread_policy
-        from ompaffinity.bind.team_policy import give_back_team_policy, take_team_policy
+        from ompaffinity.bind.team_policy import change_team_policy
+        from ompaffinity.bind.undo import Undo
         from ompaffinity.openmp.team import in_each_thread
         runtime = ctypes.CDLL({GOMP!r})
         runtime.omp_set_num_threads(3)
@@ -84,9 +87,10 @@ def test_the_team_gets_the_policy_too_and_its_own_back() -> None:
             in_each_thread(runtime, lambda: found.append(thread_policy().mode))
             return found
         answer = [modes()]
-        granted, before = take_team_policy("bind", tuple(ompaffinity.get_memory_affinity()[:1]))
+        undo = Undo()
+        granted, before = change_team_policy("bind", tuple(ompaffinity.get_memory_affinity()[:1]), undo)
         answer += [modes(), len(before)]
-        give_back_team_policy(before)
+        undo.run()
         answer += [modes()]
         print(json.dumps(answer))
     """)
@@ -154,7 +158,7 @@ def test_no_policy_is_the_kernels_default() -> None:
         return binding, thread_policy()
 
     binding, policy = in_thread(work)
-    assert (binding.policy, len(binding.threads), binding.messages) == ("none", 1, ())
+    assert (binding.policy, len(binding.threads), binding.messages) == ("none", 1, [])
     assert (policy.mode, policy.nodes) == (0, ())
 
 
@@ -187,14 +191,16 @@ def test_a_team_that_shrank_meanwhile_gets_its_policy_back() -> None:
         import ctypes, json
         import ompaffinity
         from ompaffinity.bind.mempolicy import thread_policy
-        from ompaffinity.bind.team_policy import give_back_team_policy, take_team_policy
+        from ompaffinity.bind.team_policy import change_team_policy
+        from ompaffinity.bind.undo import Undo
         from ompaffinity.openmp.team import in_each_thread
         runtime = ctypes.CDLL({GOMP!r})
         runtime.omp_set_num_threads(3)
         in_each_thread(runtime)
-        granted, before = take_team_policy("bind", tuple(ompaffinity.get_memory_affinity()[:1]))
+        undo = Undo()
+        granted, before = change_team_policy("bind", tuple(ompaffinity.get_memory_affinity()[:1]), undo)
         runtime.omp_set_num_threads(1)
-        give_back_team_policy(before)
+        undo.run()
         after = []
         in_each_thread(runtime, lambda: after.append(thread_policy().mode), threads=3)
         print(json.dumps([len(before), after]))
@@ -241,7 +247,7 @@ class TestWhatThePlanSays:
 
 
 def test_a_worker_whose_cpus_are_refused_still_shares_its_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scope, "set_mask", lambda number, cpus: "refused")
+    monkeypatch.setattr(affinity, "set_mask", lambda number, cpus: "refused")
     manager = ompaffinity.OMPProcessManager(tensor_parallel_size=2, oversubscribe=True, runtime="gomp")
     with manager.configure_omp_envs(1) as placement:
         here = ompaffinity.current_placement()
