@@ -223,15 +223,38 @@ FORKSERVER_ENVIRONMENT = Template(
 )
 
 # Binding and memory.
-AFFINITY_NOT_PERMITTED = Template("affinity-not-permitted", WARNING, "{subject}: {reason}")
-NOTHING_RESERVED = Template("nothing-reserved", WARNING, "{subject}: {reason}")
-LIBNUMA_MISSING = Template(
-    "libnuma-missing", WARNING, "{subject}: memory policy {policy} instead of {wanted}: {reason}"
+_REFUSED = "{subject}: {consequence}, because {reason}"
+AFFINITY_NOT_PERMITTED = Template("affinity-not-permitted", WARNING, _REFUSED)
+NOTHING_RESERVED = Template("nothing-reserved", WARNING, _REFUSED)
+LIBNUMA_MISSING = Template("libnuma-missing", WARNING, _REFUSED)
+MEMORY_POLICY_NOT_PERMITTED = Template("memory-policy-not-permitted", WARNING, _REFUSED)
+NO_ROOM_FOR_PAGES = Template("memory-nearly-full", WARNING, _REFUSED)
+REFUSALS = {
+    template.code: template
+    for template in (
+        AFFINITY_NOT_PERMITTED,
+        NOTHING_RESERVED,
+        LIBNUMA_MISSING,
+        MEMORY_POLICY_NOT_PERMITTED,
+        NO_ROOM_FOR_PAGES,
+    )
+}
+"""The template for each `BindingError.code`."""
+MEMORY_NEARLY_FULL = Template(
+    "memory-nearly-full",
+    WARNING,
+    "{subject}: node {nodes} has {available:.0f} MiB available of {total:.0f} MiB; the kernel kills a process that is"
+    " bound there and needs more; stop other users of this memory, or use --memory-policy preferred",
 )
-MEMORY_POLICY_NOT_PERMITTED = Template(
-    "memory-policy-not-permitted", WARNING, "{subject}: memory policy {policy} instead of {wanted}: {reason}"
+THREADS_NOT_BOUND = Template(
+    "affinity-not-permitted", WARNING, "{subject}: {count} of its threads are not bound ({reasons})"
 )
-MEMORY_NEARLY_FULL = Template("memory-nearly-full", WARNING, "{subject}: {reason}")
+MASK_NOT_WIDENED = Template(
+    "affinity-not-permitted",
+    WARNING,
+    "--override cannot widen the mask, CPU {cpus}: the kernel refuses ({reason}); allow sched_setaffinity in the seccomp"
+    " profile, or leave --override out",
+)
 PAGES_NOT_MOVED = Template(
     "pages-not-moved",
     WARNING,

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.errors import CapacityError, RequestError
-from ompaffinity.ids import format_id_list
 from ompaffinity.placement.check import check_utilization
 from ompaffinity.placement.memory import node_shares, share_of
 from ompaffinity.topology.limits import memory_left, read_limits
@@ -156,10 +155,18 @@ def _in_words(size: int | None) -> str:
     return "an unknown size" if size is None or size == UNKNOWN else f"{size / 2**30:.2f} GiB"
 
 
-def full_nodes(nodes: tuple[int, ...]) -> str | None:
-    """Return a sentence if these nodes together are nearly full: a bound process is killed when they are.
+class FullNodes(NamedTuple):
+    """Nodes that are nearly full together, and their memory in bytes."""
 
-    Nearly full is less than 256 MiB, or than 5 % of what they have; small nodes are so when less than half is left.
+    nodes: tuple[int, ...]
+    available_bytes: int
+    total_bytes: int
+
+
+def full_nodes(nodes: tuple[int, ...]) -> FullNodes | None:
+    """Return these nodes if they are nearly full together, else None: the kernel kills a process bound to full nodes.
+
+    Nearly full is less than 256 MiB, or than 5 % of their memory; small nodes are nearly full if less than half is left.
     """
     memory = machine_memory()
     if not nodes or any(memory.available.get(node, UNKNOWN) == UNKNOWN for node in nodes):
@@ -167,8 +174,4 @@ def full_nodes(nodes: tuple[int, ...]) -> str | None:
     total, available = (sum(sizes[node] for node in nodes) for sizes in (memory.total, memory.available))
     if available >= min(max(LEAST_BYTES, LEAST_PART * total), total / 2):
         return None
-    return (
-        f"node {format_id_list(nodes)} has {available / 2**20:.0f} MiB available of {total / 2**20:.0f} MiB;"
-        " the kernel kills a process that is bound there and needs more (it never falls back);"
-        " stop what uses the memory, or use --memory-policy preferred"
-    )
+    return FullNodes(nodes, available, total)

@@ -11,7 +11,7 @@ from ompaffinity.devices.live import live_gpus
 from ompaffinity.devices.model import GPUHome, NoGPUsError
 from ompaffinity.devices.recorded import recorded_gpus
 from ompaffinity.errors import RequestError, TopologyError
-from ompaffinity.messages import Message
+from ompaffinity.messages import RUNTIME_DIFFERS, RUNTIME_UNKNOWN, TWO_OPENMP_RUNTIMES, Message
 from ompaffinity.openmp.detect import GOMP, IOMP, expected_runtimes, probe_runtimes
 from ompaffinity.openmp.variables import environment_messages
 from ompaffinity.placement.check_gpu import checked_maps
@@ -91,26 +91,17 @@ def runtime_messages(
         consequence = (
             "each thread still gets a CPU" if granularity == "thread" else "a team floats within its rank's CPUs"
         )
-        text = (
-            f"which OpenMP runtime the workers load is not known, so {consequence};"
-            " say runtime='gomp' (what torch brings), 'iomp' or 'omp', or probe=['module'] to try"
-        )
-        return [Message("runtime-unknown", "warning", text)]
+        return [RUNTIME_UNKNOWN(consequence=consequence)]
     if libraries and runtime in (GOMP, IOMP) and all(library.family != runtime for library in libraries):
-        text = f"the workers load {names}, which does not hear the variables of runtime={runtime!r}; leave runtime out"
-        return [Message("runtime-differs", "warning", text)]
+        return [RUNTIME_DIFFERS(libraries=names, runtime=runtime)]
     if len(libraries) > 1:
         if granularity == "team":
             consequence = "the team floats within its rank's CPUs"
         elif runtime == IOMP:
             consequence = "libgomp is left unbound, and the other one binds each thread"
         else:
-            consequence = "threads of one of them crowd on the first thread's CPUs; granularity='team' avoids that"
-        text = (
-            f"the workers load {names}: the first to start narrows what the other sees, so {consequence};"
-            " load one of them only, or say runtime= for the one that counts"
-        )
-        return [Message("two-openmp-runtimes", "warning", text)]
+            consequence = "threads of one of them crowd on the first thread's CPUs; --granularity team avoids that"
+        return [TWO_OPENMP_RUNTIMES(libraries=names, consequence=consequence)]
     return []
 
 

@@ -7,7 +7,6 @@ policy, starts the process, and gets its own back: no wrapper, no shell, no file
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -21,7 +20,7 @@ from ompaffinity.bind.start_methods import FORK, FORKSERVER, refuse_starts
 from ompaffinity.bind.starter_thread import call_in_launcher
 from ompaffinity.bind.team_policy import change_thread_policy
 from ompaffinity.errors import BindingError, RequestError
-from ompaffinity.messages import Message
+from ompaffinity.messages import REFUSALS, Message, log_warnings
 from ompaffinity.openmp.variables import BINDING_VARIABLES, TEAM_BREAKERS
 from ompaffinity.placement.document import PLACEMENT_VARIABLE
 from ompaffinity.placement.model import Plan, RankPlacement
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
     from ompaffinity.bind.options import PlanOptions
     from ompaffinity.bind.profile import Variables, WorkerProfile
     from ompaffinity.bind.undo import Undo
-
-logger = logging.getLogger("ompaffinity")
 
 
 class NothingReservedError(BindingError):
@@ -85,9 +82,7 @@ class OMPProcessManager:
         self.strict = strict
         self.profile = profile
         self.messages: list[Message] = list(self.plan.messages)
-        for message in self.messages:
-            if message.level == "warning":
-                logger.warning("%s: %s", message.code, message.message)
+        log_warnings(self.messages)
 
     def configure_omp_envs(self, rank: int, local_rank: int | None = None) -> AbstractContextManager[RankPlacement]:
         """Start the worker of `rank` inside this context; yields its placement.
@@ -252,14 +247,14 @@ class OMPProcessManager:
         self._warn(message)
         return with_memory_policy(placement, granted)
 
-    def _refused(self, whom: str, error: BindingError) -> None:
+    def _refused(self, subject: str, error: BindingError) -> None:
         if self.strict:
             raise error
-        self._warn(Message(error.code, "warning", f"{whom}: {error}"))
+        self._warn(REFUSALS[error.code](subject=subject, consequence="it runs unbound", reason=error))
 
     def _warn(self, message: Message) -> None:
         if message not in self.messages:
-            logger.warning("%s: %s", message.code, message.message)
+            log_warnings([message])
             self.messages.append(message)
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ompaffinity.bind.capacity import full_nodes
 from ompaffinity.bind.mempolicy import granted_policy
 from ompaffinity.ids import format_id_list
-from ompaffinity.messages import Message
+from ompaffinity.messages import MEMORY_NEARLY_FULL, REFUSALS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,37 +38,37 @@ def with_memory_policy(placement: RankPlacement, granted: GrantedPolicy) -> Rank
     return placement if granted.refusal is None else placement._replace(memory_policy=granted.policy)
 
 
-def refusal_message(whom: str, policy: str, nodes: tuple[int, ...], granted: GrantedPolicy) -> Message | None:
-    """Return the warning that a policy is not to be had, what there is instead, and the remedy; None if it is had."""
+def refusal_message(subject: str, policy: str, nodes: tuple[int, ...], granted: GrantedPolicy) -> Message | None:
+    """Return the warning that the kernel refused a policy, with the policy that it accepted; None if it refused none."""
     if granted.refusal is None:
         return None
     instead = "none" if granted.policy == "none" else f"{granted.policy} {format_id_list(granted.nodes)}"
-    wanted = f"{policy} {format_id_list(nodes)}"
-    text = f"{whom}: memory policy {instead} instead of {wanted}, for {granted.refusal}"
-    return Message(granted.refusal.code, "warning", text)
+    consequence = f"memory policy {instead} instead of {policy} {format_id_list(nodes)}"
+    return REFUSALS[granted.refusal.code](subject=subject, consequence=consequence, reason=granted.refusal)
 
 
-def full_message(whom: str, granted: GrantedPolicy) -> Message | None:
-    """Return the warning that the nodes which somebody is bound to are nearly full, None if they are not."""
-    if granted.policy != "bind":
+def full_message(subject: str, granted: GrantedPolicy) -> Message | None:
+    """Return the warning that the nodes of a ``bind`` policy are nearly full, None if they are not."""
+    full = full_nodes(granted.nodes) if granted.policy == "bind" else None
+    if full is None:
         return None
-    text = full_nodes(granted.nodes)
-    return None if text is None else Message("memory-nearly-full", "warning", f"{whom}: {text}")
+    nodes, available, total = format_id_list(full.nodes), full.available_bytes / 2**20, full.total_bytes / 2**20
+    return MEMORY_NEARLY_FULL(subject=subject, nodes=nodes, available=available, total=total)
 
 
 def _messages(plan: Plan, found: dict[tuple[str, tuple[int, ...]], GrantedPolicy]) -> Iterator[Message]:
-    """Yield one message for all ranks that are refused the same policy for the same kind of reason."""
-    told: set[tuple[str, str, str]] = set()
+    """Yield one message for all ranks whose policy was refused for the same kind of reason."""
+    reported: set[tuple[str, str, str]] = set()
     for (policy, nodes), granted in found.items():
         alike = [rank for rank in plan.ranks if (rank.memory_policy, rank.nodes) == (policy, nodes)]
-        full = full_message(_called(alike), granted)
+        full = full_message(_subject(alike), granted)
         if full is not None:
             yield full
         kind = _kind(policy, granted)
         refused = [rank for rank in plan.ranks if _kind_of(rank, found) == kind]
-        message = refusal_message(_called(refused), policy, nodes, granted)
-        if message is not None and kind not in told:
-            told.add(kind)
+        message = refusal_message(_subject(refused), policy, nodes, granted)
+        if message is not None and kind not in reported:
+            reported.add(kind)
             yield message
 
 
@@ -83,5 +83,5 @@ def _kind(asked: str, granted: GrantedPolicy) -> tuple[str, str, str]:
     return asked, granted.policy, "" if granted.refusal is None else granted.refusal.code
 
 
-def _called(ranks: list[RankPlacement]) -> str:
+def _subject(ranks: list[RankPlacement]) -> str:
     return f"rank {format_id_list(rank.rank for rank in ranks)}"

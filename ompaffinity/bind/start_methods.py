@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.errors import StartMethodError
+from ompaffinity.messages import FORK_AFTER_OPENMP, FORKSERVER_ENVIRONMENT, Message
 from ompaffinity.openmp.detect import GOMP, IOMP, family_of_file, loaded_runtimes, preloaded_files
 
 if TYPE_CHECKING:
@@ -117,17 +118,12 @@ def _check_fork() -> None:
     gnus = [library.path for library in loaded_runtimes() if library.family == GOMP]
     # A preloaded libiomp5 or libomp takes the calls that were meant for torch's libgomp, and survives a fork.
     if gnus and not any(family_of_file(path) == IOMP for path in preloaded_files(os.environ)):
-        raise StartMethodError(
-            "fork-after-openmp",
-            f"{os.path.basename(gnus[0])} is loaded in this process: a forked worker would ignore its"
-            " variables, and would hang in its first parallel region if one has run here;"
-            ' start workers with multiprocessing.get_context("spawn")',
-        )
+        raise _refused(FORK_AFTER_OPENMP(library=os.path.basename(gnus[0])))
 
 
 def _check_forkserver() -> None:
-    raise StartMethodError(
-        "forkserver-environment",
-        "the start method forkserver gives every worker the environment and the CPUs that its server was started"
-        ' with; start workers with multiprocessing.get_context("spawn")',
-    )
+    raise _refused(FORKSERVER_ENVIRONMENT())
+
+
+def _refused(message: Message) -> StartMethodError:
+    return StartMethodError(message.code, message.message)

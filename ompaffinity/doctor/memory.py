@@ -61,9 +61,14 @@ def _policy(several: bool) -> Check:
 def _nodes(topology: Topology) -> Check:
     # The kernel allows nobody a node that has no memory.
     hidden = [node.id for node in topology.nodes if not node.allowed and node.has_memory is not False]
-    full = [text for node in allowed_memory_nodes() if (text := full_nodes((node,))) is not None]
+    full = [found for node in allowed_memory_nodes() if (found := full_nodes((node,))) is not None]
     if full:
-        return Check("memory nodes", WARNING, "; ".join(full), "stop what uses it, or plan without: --nodes LIST")
+        text = "; ".join(
+            f"node {format_id_list(found.nodes)} has {found.available_bytes / 2**20:.0f} MiB available of"
+            f" {found.total_bytes / 2**20:.0f} MiB"
+            for found in full
+        )
+        return Check("memory nodes", WARNING, text, "stop what uses it, or plan without: --nodes LIST")
     if hidden:
         text = f"the memory of node {format_id_list(hidden)} is not allowed"
         return Check("memory nodes", WARNING, text, "plans do without; widen cpuset.mems (docker: --cpuset-mems)")

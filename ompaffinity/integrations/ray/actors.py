@@ -23,7 +23,7 @@ from ompaffinity.integrations.ray.interpreter import bound_interpreter
 from ompaffinity.integrations.ray.nodes import connected, granted_there, read_nodes
 from ompaffinity.launch import bind_exec
 from ompaffinity.launch.ranks import rank_variables
-from ompaffinity.messages import Message
+from ompaffinity.messages import REFUSALS, THREADS_NOT_BOUND, Message, log_warnings
 from ompaffinity.openmp.plan_document import worker_environment
 from ompaffinity.placement.request import product_of_sizes, requested
 
@@ -81,9 +81,7 @@ def plan_cluster(
     granted = {placement.rank: placement for host in hosts for placement in host.plan.ranks}
     ranks = tuple(rank._replace(placement=granted[rank.rank]) for rank in plan.ranks)
     plan = plan._replace(ranks=ranks, hosts=hosts, messages=(*messages, *plan.messages))
-    for message in plan.all_messages:
-        if message.level == "warning":
-            logger.warning("%s: %s", message.code, message.message)
+    log_warnings(plan.all_messages)
     return plan
 
 
@@ -186,14 +184,14 @@ def bind_actor(placement: RankPlacement | None = None) -> ProcessBinding:
         binding = bind_current_process(placement, before_openmp=True)
     except BindingError as error:
         binding = ProcessBinding()
-        binding.messages.append(Message(error.code, "warning", f"this actor: {error}"))
+        refused = REFUSALS[error.code](subject="this actor", consequence="it runs unbound", reason=error)
+        binding.messages.append(refused)
     binding.messages += said
     if binding.not_bound:
         reasons = "; ".join(sorted({thread.reason for thread in binding.not_bound}))
-        text = f"this actor: {len(binding.not_bound)} of its threads are not bound ({reasons})"
-        binding.messages.append(Message("affinity-not-permitted", "warning", text))
-    for message in binding.messages:
-        logger.warning("%s: %s", message.code, message.message)
+        count = len(binding.not_bound)
+        binding.messages.append(THREADS_NOT_BOUND(subject="this actor", count=count, reasons=reasons))
+    log_warnings(binding.messages)
     return binding
 
 

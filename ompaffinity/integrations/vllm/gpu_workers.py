@@ -21,7 +21,7 @@ from ompaffinity.bind.worker_placement import current_placement
 from ompaffinity.errors import RequestError
 from ompaffinity.ids import format_id_list
 from ompaffinity.launch.gpus import may_use
-from ompaffinity.messages import Message
+from ompaffinity.messages import NO_GPU_SEEN
 from ompaffinity.openmp.variables import BINDING_VARIABLES
 from ompaffinity.placement.check_gpu import NUMABindConfig
 from ompaffinity.placement.document import PLACEMENT_VARIABLE, placement_document
@@ -208,7 +208,5 @@ def _has_room(topology: Topology, request: PlacementRequest, gpu: int) -> bool:
 
 def _no_gpu(topology: Topology, wanted: _WantedGpus) -> Plan:
     plan = make_plan(topology, PlacementRequest(bind="none"))
-    text = "no GPU is seen here, so the worker stays unbound; look at its driver and at CUDA_VISIBLE_DEVICES"
-    unseen = Message("device-node-unknown", "warning", text)
     ranks = tuple(rank._replace(gpu=wanted.own[0]) for rank in plan.ranks)
-    return plan._replace(ranks=ranks, messages=(*plan.messages, unseen))
+    return plan._replace(ranks=ranks, messages=(*plan.messages, NO_GPU_SEEN()))

@@ -10,7 +10,7 @@ from ompaffinity.bind.deferred_signals import deferred_signals
 from ompaffinity.bind.process import ProcessBinding, threads_but
 from ompaffinity.errors import BindingError, RequestError
 from ompaffinity.ids import format_id_list
-from ompaffinity.messages import Message
+from ompaffinity.messages import NODE_OUTSIDE_MASK, log_warnings
 from ompaffinity.placement.memory import has_several_memory_nodes, nearest_memory_node
 from ompaffinity.topology.source import load_topology
 
@@ -43,16 +43,11 @@ def numa_bind_to_node(node: int) -> ProcessBinding:
     cpus = set(topology.node(node).cpus)
     mine = os.sched_getaffinity(0)
     if mine.isdisjoint(cpus):
-        text = (
-            f"this process may use CPU {format_id_list(mine)}, none of which is on node {node}, so it is left as it is;"
-            " start it with a wider mask or cpuset"
-        )
-        binding.messages.append(Message("outside-binding", "warning", text))
+        binding.messages.append(NODE_OUTSIDE_MASK(cpus=format_id_list(mine), node=node))
     else:
         memory = nearest_memory_node(topology, cpus) if has_several_memory_nodes(topology) else None
         _bind(binding, cpus, mine, memory)
-    for message in binding.messages:
-        logger.warning("%s: %s", message.code, message.message)
+    log_warnings(binding.messages)
     return binding
 
 

@@ -12,7 +12,7 @@ from ompaffinity.bind.pages import NoRoomError, mapped_memory, migrate_process_p
 from ompaffinity.bind.process import ProcessBinding
 from ompaffinity.errors import BindingError, RequestError
 from ompaffinity.ids import format_id_list
-from ompaffinity.messages import Message
+from ompaffinity.messages import PAGES_NOT_MOVED, REFUSALS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -77,14 +77,11 @@ def _move_pages(binding: MemoryBinding, nodes: tuple[int, ...]) -> None:
     try:
         binding.moved_bytes, stayed = _migrate(nodes)
     except BindingError as error:
-        binding.messages.append(Message(error.code, "warning", str(error)))
+        consequence = "its pages stay on their nodes"
+        binding.messages.append(REFUSALS[error.code](subject="this process", consequence=consequence, reason=error))
         return
     if stayed > NEGLIGIBLE * (binding.moved_bytes + stayed):
-        text = (
-            f"{stayed / 2**20:.0f} MiB of this process stayed where they were: pages that other processes share"
-            " do not move, nor do pages into a full node; bind before they are touched"
-        )
-        binding.messages.append(Message("pages-not-moved", "warning", text))
+        binding.messages.append(PAGES_NOT_MOVED(mebibytes=stayed / 2**20))
 
 
 def _checked_nodes(nodes: Iterable[int]) -> tuple[int, ...]:
