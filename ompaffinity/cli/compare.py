@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 def run_compare(values: dict[str, Any]) -> int:
-    """Measure the command under the variants, and print what differs."""
+    """Measure the command under the variants, and print what differs; after a signal, what was measured before it."""
     if "command" not in values:
         raise RequestError("compare needs a command; write ompaffinity compare -- python benchmark.py")
     if "lower" in values and "metric" not in values:
@@ -58,7 +58,7 @@ def run_compare(values: dict[str, Any]) -> int:
         from ompaffinity.cli.plot import write_plot
 
         write_plot(comparison, values["svg"])
-    return 0
+    return 0 if comparison.interrupted_by is None else 128 + comparison.interrupted_by
 
 
 def variants_of(texts: Iterable[str]) -> list[Variant]:

@@ -17,7 +17,10 @@ import pytest
 import ompaffinity
 from ompaffinity.cli.compare import variants_of
 from ompaffinity.errors import RequestError
-from ompaffinity.measure.runs import CommandFailedError, TooSlowError, measure_run, metric_of
+from ompaffinity.launch.signals import SignalReceiver
+from ompaffinity.launch.watcher import Watcher
+from ompaffinity.measure import runs
+from ompaffinity.measure.runs import CommandFailedError, Run, TooSlowError, metric_of
 from ompaffinity.measure.variants import VARIANTS, VariantManager
 from tests.conftest import run_command
 
@@ -34,6 +37,13 @@ needs_two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="two ranks need two CP
 needs_drawsvg = pytest.mark.skipif(
     importlib.util.find_spec("drawsvg") is None, reason="drawsvg is not installed (the extra [svg])"
 )
+
+
+def measure_run(
+    manager: VariantManager, command: list[str], metric: re.Pattern[str] | None, most_seconds: float
+) -> Run:
+    with SignalReceiver() as signals, Watcher() as watcher:
+        return runs.measure_run(manager, command, metric, most_seconds, signals, watcher)
 
 
 def reported(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **asked: Any) -> list[Any]:
