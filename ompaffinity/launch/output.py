@@ -61,13 +61,10 @@ class OutputReader:
         self._lock = threading.Lock()
         """Held while the descriptors are written to or closed, for their numbers may be used again."""
         self._selector.register(self._woken, selectors.EVENT_READ)
-        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Start the thread. It inherits the CPUs of the calling thread, so call this outside of a rank's context."""
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="ompaffinity-output", daemon=True)
-            self._thread.start()
+        threading.Thread(target=self._run, name="ompaffinity-output", daemon=True).start()
 
     def add(self, pipe: IO[bytes], consumer: Consumer) -> None:
         """Read this pipe, too; it is closed at its end."""
@@ -87,9 +84,7 @@ class OutputReader:
 
     def close(self) -> None:
         """End the thread, or leave it behind where it waits for a reader."""
-        if self._thread is None:
-            self._close()
-        elif not self.done:
+        if not self.done:
             self.abandon()
 
     def _wake(self) -> None:
@@ -106,9 +101,11 @@ class OutputReader:
                 for key, _ in events:
                     self._handle(key)
         finally:
-            self._close()
-            self.done = True
-            self._when_changed()
+            try:
+                self._close()
+            finally:
+                self.done = True
+                self._when_changed()
 
     def _is_delivered(self) -> bool:
         """Return whether the ranks have ended, and nothing more is to be read."""

@@ -103,3 +103,10 @@ def _open_pidfd(pid: int) -> int | None:
     except (AttributeError, OSError):
         # Before Linux 5.3, refused by a seccomp filter, or out of descriptors: SIGCHLD does as well.
         return None
+
+
+def reason_of(error: Exception, command: str = "") -> str:
+    """Return why something cannot be started, with the file that is missing unless it is the command itself."""
+    reason = str(getattr(error, "strerror", None) or error)
+    file = getattr(error, "filename", None)
+    return reason if file in (None, command) else f"{file}: {reason}"

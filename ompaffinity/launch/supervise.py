@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.errors import RequestError, SupervisionError
 from ompaffinity.launch.output import Consumer, OutputReader
-from ompaffinity.launch.rank_process import RankProcess
+from ompaffinity.launch.rank_process import RankProcess, reason_of
 from ompaffinity.launch.signals import ENDING
 
 if TYPE_CHECKING:
@@ -70,9 +70,10 @@ class Supervisor:
             self._selector = selectors.DefaultSelector()
             self._selector.register(self._signals, selectors.EVENT_READ)
             self.output = OutputReader(self._signals.wake)
-        except OSError as error:
-            raise SupervisionError(f"the ranks cannot be supervised: {error.strerror or error}") from None
-        self.output.start()
+            self.output.start()
+        except (OSError, RuntimeError) as error:
+            # RuntimeError: the limit of processes and threads allows no thread.
+            raise SupervisionError(f"the ranks cannot be supervised: {reason_of(error)}") from None
         return self
 
     def __exit__(
@@ -117,14 +118,13 @@ class Supervisor:
                     env=environment,
                 )
             except (OSError, ValueError) as error:
-                reason = getattr(error, "strerror", None) or error
-                raise RequestError(f"{command[0]} cannot be started: {reason}") from None
+                raise RequestError(f"{command[0]} cannot be started: {reason_of(error, command[0])}") from None
             # Inside the context, whose end may raise.
             started = RankProcess(rank, placement, environment, process)
             self._adopt(started)
-        for pipe, consumer in ((process.stdout, stdout), (process.stderr, stderr)):
-            if pipe is not None and isinstance(consumer, Consumer):
-                self.output.add(pipe, consumer)
+            for pipe, consumer in ((process.stdout, stdout), (process.stderr, stderr)):
+                if pipe is not None and isinstance(consumer, Consumer):
+                    self.output.add(pipe, consumer)
         return started
 
     def _adopt(self, rank: RankProcess) -> None:
@@ -186,7 +186,7 @@ class Supervisor:
             return
         is_second = self.interrupted_by is not None and time.monotonic() - self._interrupted_at > REPEATED_SECONDS
         has_running = bool(self.running)
-        self.signal(number)
+        self.signal_all(number)
         if number in ENDING:
             if is_second or not has_running:
                 self.output.abandon()
@@ -208,9 +208,9 @@ class Supervisor:
         SIGTSTP would not stop them: the kernel drops it in sessions without a terminal (orphaned process groups).
         """
         start = time.monotonic()
-        self.signal(signal.SIGSTOP)
+        self.signal_all(signal.SIGSTOP)
         signal.raise_signal(signal.SIGSTOP)
-        self.signal(signal.SIGCONT)
+        self.signal_all(signal.SIGCONT)
         stopped = time.monotonic() - start
         self.suspended_seconds += stopped
         if self._kill_at is not None:
@@ -218,7 +218,7 @@ class Supervisor:
 
     def end(self, status: int) -> None:
         """Ask all ranks to end (SIGTERM), and kill them after the grace; `status` is why, unless there is a cause."""
-        self.signal(signal.SIGTERM)
+        self.signal_all(signal.SIGTERM)
         self._begin_end(status)
 
     def _begin_end(self, status: int) -> None:
@@ -228,9 +228,9 @@ class Supervisor:
 
     def kill(self) -> None:
         """Kill the ranks and what they started in their groups."""
-        self.signal(signal.SIGKILL)
+        self.signal_all(signal.SIGKILL)
 
-    def signal(self, number: int) -> None:
+    def signal_all(self, number: int) -> None:
         """Send a signal to the groups of all ranks that are not reaped."""
         for rank in self.ranks:
             rank.signal_group(number)

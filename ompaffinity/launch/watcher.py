@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.errors import SupervisionError
 from ompaffinity.launch import group_killer
+from ompaffinity.launch.rank_process import reason_of
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -38,8 +39,7 @@ class Watcher:
         except BaseException as error:
             os.close(self._writer)
             if isinstance(error, OSError):
-                reason = error.strerror or error
-                raise SupervisionError(f"the watcher of the ranks cannot be started: {reason}") from None
+                raise SupervisionError(f"the watcher of the ranks cannot be started: {reason_of(error)}") from None
             raise
         finally:
             os.close(reader)
