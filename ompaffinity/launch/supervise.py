@@ -119,7 +119,8 @@ class Supervisor:
                 )
             except (OSError, ValueError) as error:
                 raise RequestError(f"{command[0]} cannot be started: {reason_of(error, command[0])}") from None
-            # Inside the context, whose end may raise.
+            # At once, and inside the context, whose end may raise.
+            self._watcher.add(process.pid)
             started = RankProcess(rank, placement, environment, process)
             self._adopt(started)
             for pipe, consumer in ((process.stdout, stdout), (process.stderr, stderr)):
@@ -129,7 +130,6 @@ class Supervisor:
 
     def _adopt(self, rank: RankProcess) -> None:
         self.ranks.append(rank)
-        self._watcher.add(rank.pid)
         if rank.pidfd is not None:
             self._selector.register(rank.pidfd, selectors.EVENT_READ)
 

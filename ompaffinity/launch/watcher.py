@@ -1,4 +1,7 @@
-"""A small process that kills the ranks when this one is killed (SIGKILL leaves it no time to do so itself)."""
+"""A small process that kills the ranks when this one is killed (SIGKILL leaves it no time to do so itself).
+
+It cannot kill a rank that it was not given yet: one that is started in the instant in which this process is killed.
+"""
 
 from __future__ import annotations
 

@@ -50,7 +50,8 @@ def command_line(verb: str, *command: str, signals: str = DEFAULT_SIGNALS) -> li
 @contextmanager
 def started(verb: str, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], int, int]]:
     """Start a verb whose rank sleeps with a child of its own; yields the verb, the rank and the child."""
-    script = f"sleep 300 & echo $$ $! > {folder}/new; mv {folder}/new {folder}/pids; wait"
+    # It waits, so that its launcher has taken note of it.
+    script = f"sleep 300 & echo $$ $! > {folder}/new; sleep 0.5; mv {folder}/new {folder}/pids; wait"
     with subprocess.Popen(
         command_line(verb, "sh", "-c", script),
         stdin=subprocess.DEVNULL,
