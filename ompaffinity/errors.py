@@ -3,6 +3,8 @@
 The command line turns each of them into one line on stderr and exit status 2.
 """
 
+import errno
+
 
 class OMPAffinityError(Exception):
     """Base class: bad input, an unreadable machine, or a request that cannot be met."""
@@ -44,3 +46,23 @@ class BindingError(OMPAffinityError, RuntimeError):
     """The kernel refused to bind CPUs or memory, or did not do what it was told; `code` is the message code."""
 
     code = "affinity-not-permitted"
+
+
+class SupervisionError(OMPAffinityError):
+    """The kernel refuses what is needed to start ranks or to wait for them."""
+
+
+class InterruptedBySignalError(OMPAffinityError):
+    """A signal ended the work; `number` is the signal, and 128 + `number` the exit status."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by signal {number}")
+        self.number = number
+
+
+class OutputError(OMPAffinityError):
+    """What was printed cannot be written; `closed`: because its reader is gone."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"cannot write the output: {error.strerror or error}")
+        self.closed = error.errno == errno.EPIPE

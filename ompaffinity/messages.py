@@ -252,8 +252,8 @@ THREADS_NOT_BOUND = Template(
 MASK_NOT_WIDENED = Template(
     "affinity-not-permitted",
     WARNING,
-    "--override cannot widen the mask, CPU {cpus}: the kernel refuses ({reason}); allow sched_setaffinity in the seccomp"
-    " profile, or leave --override out",
+    "--override cannot widen the mask, CPU {cpus}: the kernel refuses ({reason}); allow sched_setaffinity in the"
+    " seccomp profile, or leave --override out",
 )
 PAGES_NOT_MOVED = Template(
     "pages-not-moved",

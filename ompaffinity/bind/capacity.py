@@ -166,7 +166,7 @@ class FullNodes(NamedTuple):
 def full_nodes(nodes: tuple[int, ...]) -> FullNodes | None:
     """Return these nodes if they are nearly full together, else None: the kernel kills a process bound to full nodes.
 
-    Nearly full is less than 256 MiB, or than 5 % of their memory; small nodes are nearly full if less than half is left.
+    Nearly full is less than 256 MiB, or than 5 % of their memory; small nodes are so if less than half is left.
     """
     memory = machine_memory()
     if not nodes or any(memory.available.get(node, UNKNOWN) == UNKNOWN for node in nodes):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ompaffinity.bind.mempolicy import GrantedPolicy
+    from ompaffinity.messages import Message
     from ompaffinity.placement.model import Plan, RankPlacement
 
 
@@ -39,7 +40,7 @@ def with_memory_policy(placement: RankPlacement, granted: GrantedPolicy) -> Rank
 
 
 def refusal_message(subject: str, policy: str, nodes: tuple[int, ...], granted: GrantedPolicy) -> Message | None:
-    """Return the warning that the kernel refused a policy, with the policy that it accepted; None if it refused none."""
+    """Return the warning that the kernel refused a policy, and the policy that it accepted, else None."""
     if granted.refusal is None:
         return None
     instead = "none" if granted.policy == "none" else f"{granted.policy} {format_id_list(granted.nodes)}"

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ompaffinity.cli.parse import parse_command_line
-from ompaffinity.errors import OMPAffinityError, PlacementError, RequestError
+from ompaffinity.errors import InterruptedBySignalError, OMPAffinityError, PlacementError, RequestError
 from ompaffinity.measure.runs import metric_of
 from ompaffinity.measure.session import Settings, compare_variants
 from ompaffinity.measure.variants import PLAN, USUAL, VARIANTS, Variant, variant_manager, what_it_sets
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def run_compare(values: dict[str, Any]) -> int:
-    """Measure the command under the variants, and print what differs."""
+    """Measure the command under the variants, and print what differs; after a signal, what was measured before it."""
     if "command" not in values:
         raise RequestError("compare needs a command; write ompaffinity compare -- python benchmark.py")
     if "lower" in values and "metric" not in values:
@@ -45,8 +45,12 @@ def run_compare(values: dict[str, Any]) -> int:
         check_plots(values["svg"])
     asked = {name: values[name] for name in PlacementRequest._fields if name in values}
     managers, left_out, messages = _managers(asked, values.get("variants"))
-    with _progress() as progress:
-        comparison = compare_variants(managers, settings, progress)
+    try:
+        with _progress() as progress:
+            comparison = compare_variants(managers, settings, progress)
+    except InterruptedBySignalError as error:
+        print(f"ompaffinity: {error} before every variant was measured once; there are no results", file=sys.stderr)
+        raise
     comparison = comparison._replace(left_out=left_out | comparison.left_out)
     if values.get("json"):
         warnings = [message._asdict() for message in messages]
@@ -59,7 +63,7 @@ def run_compare(values: dict[str, Any]) -> int:
         from ompaffinity.cli.plot import write_plot
 
         write_plot(comparison, values["svg"])
-    return 0
+    return 0 if comparison.interrupted_by is None else 128 + comparison.interrupted_by
 
 
 def variants_of(texts: Iterable[str]) -> list[Variant]:

@@ -35,6 +35,9 @@ def print_comparison(comparison: Comparison, messages: Iterable[Message]) -> Non
         )
     console.print(table)
     console.print()
+    if comparison.interrupted_by is not None:
+        text = f"incomplete: ended by signal {comparison.interrupted_by} after {comparison.rounds} rounds"
+        console.print(Text(text, "bold"))
     rounds = (
         f"{comparison.rounds} rounds, {len(comparison.counted)} of them count; medians, with intervals of the ratios"
         " that all hold at once in 95 % of all cases"
@@ -42,7 +45,7 @@ def print_comparison(comparison: Comparison, messages: Iterable[Message]) -> Non
     console.print(Text(rounds, "dim"))
     if not comparison.quiet:
         console.print(Text("others were busy meanwhile, in too many rounds to leave these out: take it with care"))
-    if not comparison.narrow:
+    if not comparison.narrow and comparison.interrupted_by is None:
         console.print(Text("the budget was spent before the intervals were narrow; raise --budget for more", "dim"))
     for name, reason in comparison.left_out.items():
         console.print(Text(f"left out {name}: {reason}", "dim"))

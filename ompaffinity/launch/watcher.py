@@ -1,37 +1,69 @@
-"""Kill process groups when the launcher that names them here ends without a word: a file that runs on its own.
+"""A small process that kills the ranks when this one is killed (SIGKILL leaves it no time to do so itself).
 
-On standard input come the numbers of the groups, one a line (with a minus sign: it has ended, and its number may be
-somebody else's), then ``done``. If the input ends before that, the launcher was killed, and so is everything that it
-has started.
+It cannot kill a rank that it was not given yet: one that is started in the instant in which this process is killed.
 """
 
 from __future__ import annotations
 
 import os
-import signal
+import subprocess
 import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from ompaffinity.errors import SupervisionError
+from ompaffinity.launch import group_killer
+from ompaffinity.launch.rank_process import reason_of
+
+if TYPE_CHECKING:
+    from types import TracebackType
 
 
-def main() -> int:
-    """Wait for the word, or the end."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
-        signal.signal(number, signal.SIG_IGN)
-    groups: dict[int, None] = {}
-    for line in sys.stdin:
-        if line == "done\n":
-            return 0
-        group = int(line)
-        if group > 0:
-            groups[group] = None
-        else:
-            groups.pop(-group, None)
-    for group in groups:
+class Watcher:
+    """The watching process; a context manager that ends it.
+
+    Raises:
+        SupervisionError: on entry, if it cannot be started.
+    """
+
+    def __enter__(self) -> Watcher:
         try:
-            os.killpg(group, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
-            continue
-    return 0
+            reader, self._writer = os.pipe()
+        except OSError as error:
+            raise SupervisionError(f"the watcher of the ranks cannot be started: {error.strerror}") from None
+        try:
+            # This interpreter and a file of ours: no shell.
+            self._process = subprocess.Popen(  # noqa: S603
+                [sys.executable, "-I", "-S", group_killer.__file__],
+                stdin=reader,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except BaseException as error:
+            os.close(self._writer)
+            if isinstance(error, OSError):
+                raise SupervisionError(f"the watcher of the ranks cannot be started: {reason_of(error)}") from None
+            raise
+        finally:
+            os.close(reader)
+        return self
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._write("done")
+        os.close(self._writer)
+        self._process.wait()
 
-if __name__ == "__main__":
-    sys.exit(main())
+    def add(self, group: int) -> None:
+        """Let this process group be killed if this process is."""
+        self._write(str(group))
+
+    def remove(self, group: int) -> None:
+        """Forget a group, whose number is about to become free."""
+        self._write(str(-group))
+
+    def _write(self, line: str) -> None:
+        # It may have been killed; the ranks run without it.
+        with suppress(BrokenPipeError):
+            os.write(self._writer, f"{line}\n".encode())

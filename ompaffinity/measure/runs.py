@@ -6,24 +6,23 @@ import math
 import os
 import re
 import resource
-import select
-import signal
-import subprocess
-import tempfile
 import time
-from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
-from ompaffinity.errors import OMPAffinityError
+from ompaffinity.errors import InterruptedBySignalError, OMPAffinityError, RequestError
+from ompaffinity.launch.output import Line, LineSplitter
 from ompaffinity.launch.ranks import free_port, rank_variables
+from ompaffinity.launch.supervise import Supervisor
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from typing import IO
+    from collections.abc import Sequence
 
     from ompaffinity.bind.manager import OMPProcessManager
+    from ompaffinity.launch.signals import SignalReceiver
+    from ompaffinity.launch.watcher import Watcher
 
-MAX_OUTPUT = 64 * 2**20
+GRACE_SECONDS = 5
+"""How long ranks may take to end after SIGTERM."""
 TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 GROUPED = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?")
 BUSY = (0, 1, 2, 5, 6, 7)
@@ -55,88 +54,54 @@ def measure_run(
     command: Sequence[str],
     metric: re.Pattern[str] | None,
     most_seconds: float,
-    watch: Callable[[object], object] = lambda _pid: None,
+    signals: SignalReceiver,
+    watcher: Watcher,
 ) -> Run:
-    """Start every rank of a plan and wait for the last one; nothing of them is left running, whatever happens.
-
-    `watch` is told the number of every rank, and minus that when it has ended: for who ends them if this process is
-    killed.
+    """Start every rank of a plan and wait for the last one; none of them is left running, whatever happens.
 
     Raises:
         CommandFailedError: a rank cannot be started, fails, or does not print what `metric` looks for.
         TooSlowError: it took longer than `most_seconds`.
+        InterruptedBySignalError: this process got a signal that ends it; the ranks got it, too, and have ended.
+        SupervisionError: the kernel refuses what is needed to supervise the ranks.
         BindingError: the kernel refuses to bind.
     """
-    world, port = len(manager.plan.ranks), free_port()
-    processes: list[subprocess.Popen[bytes]] = []
-    with ExitStack() as stack:
-        outputs = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(world)]
-        stack.callback(_end, processes, watch)
+    outputs = [RankOutput(metric) for _ in manager.plan.ranks]
+    with Supervisor(signals, watcher, grace_seconds=GRACE_SECONDS) as ranks:
         busy, own = _busy_seconds(), _own_seconds()
         start = time.monotonic()
-        for rank, output in enumerate(outputs):
-            with manager.configure_omp_envs(rank):
-                processes.append(_started(command, output, rank_variables(rank, world, rank, world, port=port)))
-            watch(processes[-1].pid)
-        used = _waited(processes, outputs, start + most_seconds)
-        seconds = time.monotonic() - start
+        _start(manager, command, outputs, ranks)
+        in_time = ranks.wait(most_seconds)
+        seconds = time.monotonic() - start - ranks.suspended_seconds
         busy, own = _busy_seconds() - busy, _own_seconds() - own
-        figure = seconds if metric is None else sum(_figures(metric, outputs))
-    return Run(seconds, figure, max(0.0, (busy - own - used) / seconds))
+        failed = ranks.failed
+        ranks.kill()
+        ranks.wait_for_output()
+        if ranks.interrupted_by is not None:
+            raise InterruptedBySignalError(ranks.interrupted_by)
+        if failed is not None:
+            last = outputs[failed.rank].last_line or "it printed nothing"
+            raise CommandFailedError(f"rank {failed.rank} {failed.ending}: {last[:200]}")
+        if not in_time:
+            raise TooSlowError("it took too long")
+        ranks.release()
+        used = sum(rank.cpu_seconds for rank in ranks.ranks)
+    return Run(
+        seconds, seconds if metric is None else _figure(metric, outputs), max(0.0, (busy - own - used) / seconds)
+    )
 
 
-def _started(command: Sequence[str], output: IO[bytes], variables: dict[str, str]) -> subprocess.Popen[bytes]:
-    try:
-        # The user's own command, as argv: no shell.
-        return subprocess.Popen(  # noqa: S603
-            list(command),
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-            env={**os.environ, **variables},
-        )
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise CommandFailedError(f"{command[0]} cannot be started: {reason}") from None
-
-
-def _waited(processes: Sequence[subprocess.Popen[bytes]], outputs: Sequence[IO[bytes]], until: float) -> float:
-    """Wait for all ranks, and return the CPU seconds that they and what they have waited for took.
-
-    Raises:
-        CommandFailedError: one of them fails: the others, which may wait for it, are not waited for.
-        TooSlowError: they run for too long.
-    """
-    used = 0.0
-    with ExitStack() as stack:
-        handles: dict[int, int] = {}
-        for rank, process in enumerate(processes):
-            handles[os.pidfd_open(process.pid)] = rank
-        for handle in handles:
-            stack.callback(os.close, handle)
-        while handles:
-            ended, _, _ = select.select([*handles], [], [], max(0.0, until - time.monotonic()))
-            if not ended:
-                raise TooSlowError("it took too long")
-            for handle in ended:
-                rank = handles.pop(handle)
-                _, status, usage = os.wait4(processes[rank].pid, 0)
-                processes[rank].returncode = os.waitstatus_to_exitcode(status)
-                used += usage.ru_utime + usage.ru_stime
-                if processes[rank].returncode:
-                    raise CommandFailedError(_failure(rank, processes[rank].returncode, _text(outputs[rank])))
-    return used
-
-
-def _end(processes: list[subprocess.Popen[bytes]], watch: Callable[[object], object]) -> None:
-    """Kill what is left of the ranks' groups."""
-    for process in processes:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-        if process.returncode is None:
-            process.wait()
-        watch(-process.pid)
+def _start(
+    manager: OMPProcessManager, command: Sequence[str], outputs: Sequence[RankOutput], ranks: Supervisor
+) -> None:
+    world, port = len(outputs), free_port()
+    for rank, output in enumerate(outputs):
+        variables = rank_variables(rank, world, rank, world, port=port)
+        try:
+            if ranks.start(manager, rank, command, variables, output) is None:
+                return
+        except RequestError as error:
+            raise CommandFailedError(str(error)) from None
 
 
 def _busy_seconds() -> float:
@@ -156,42 +121,64 @@ def _own_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def _text(output: IO[bytes]) -> str:
-    output.seek(0)
-    return output.read(MAX_OUTPUT).decode("utf-8", "replace")
+class RankOutput:
+    """Keeps two things of what a rank prints: the last hit of `metric` in a line, and the last line.
+
+    Of a line that is longer than MAX_LINE only its beginning is searched, and a hit at the cut does not count, for the
+    number may be cut, too.
+    """
+
+    def __init__(self, metric: re.Pattern[str] | None) -> None:
+        self.hit: str | None = None
+        self.last_line = ""
+        self._metric = metric
+        self._splitter = LineSplitter()
+        self._is_continued = False
+
+    def feed(self, data: bytes) -> None:
+        """Take the next part of the output."""
+        for line in self._splitter.feed(data):
+            self._take(line, is_cut=not line.end)
+
+    def finish(self) -> None:
+        """Take the end of the output."""
+        for line in self._splitter.finish():
+            self._take(line, is_cut=False)
+
+    def _take(self, line: Line, *, is_cut: bool) -> None:
+        if not self._is_continued:
+            text = line.text.decode("utf-8", "replace")
+            self.last_line = text.strip() or self.last_line
+            if self._metric is not None:
+                for found in self._metric.finditer(text):
+                    if not (is_cut and found.end() == len(text)):
+                        self.hit = found[1] or ""
+        self._is_continued = is_cut
 
 
-def _failure(rank: int, status: int, text: str) -> str:
-    last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "it printed nothing")
-    how = f"ended with status {status}" if status > 0 else f"was ended by signal {-status}"
-    return f"rank {rank} {how}: {last[:200]}"
-
-
-def _figures(metric: re.Pattern[str], outputs: Sequence[IO[bytes]]) -> list[float]:
-    """Return the last figure that each rank says, of those that say one (a tensor-parallel group's first rank, say).
+def _figure(metric: re.Pattern[str], outputs: Sequence[RankOutput]) -> float:
+    """Return the sum of what the ranks print, of those that print a figure (a tensor-parallel group's first, say).
 
     Raises:
         CommandFailedError: none does, or it is no number.
     """
     found = []
     for rank, output in enumerate(outputs):
-        hits = metric.findall(_text(output))
-        if not hits:
+        if output.hit is None:
             continue
-        text = hits[-1]
         try:
             # Commas between groups of three digits are no part of the number.
-            found.append(float(text.replace(",", "") if GROUPED.fullmatch(text) else text))
+            found.append(float(output.hit.replace(",", "") if GROUPED.fullmatch(output.hit) else output.hit))
         except ValueError:
             found.append(math.nan)
         if not math.isfinite(found[-1]):
             raise CommandFailedError(
-                f"--metric {metric.pattern!r} finds {hits[-1][:60]!r} in the output of rank {rank}, which is no number;"
-                " its group must enclose the number alone"
-            ) from None
+                f"--metric {metric.pattern!r} finds {output.hit[:60]!r} in the output of rank {rank}, which is no"
+                " number; its group must enclose the number alone"
+            )
     if not found:
         raise CommandFailedError(f"--metric {metric.pattern!r} finds nothing in the output of the command")
-    return found
+    return sum(found)
 
 
 def metric_of(text: str) -> re.Pattern[str]:

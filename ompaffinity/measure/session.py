@@ -6,8 +6,9 @@ import random
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from ompaffinity.errors import RequestError
-from ompaffinity.launch.run import watched
+from ompaffinity.errors import InterruptedBySignalError, RequestError
+from ompaffinity.launch.signals import SignalReceiver
+from ompaffinity.launch.watcher import Watcher
 from ompaffinity.measure.advice import EQUAL, Advice, advise, verdict
 from ompaffinity.measure.runs import CommandFailedError, TooSlowError, measure_run
 from ompaffinity.measure.statistics import (
@@ -58,7 +59,10 @@ class Result(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What came of it. `counted` are the rounds that count: the quiet ones, if there are enough of them."""
+    """What came of it. `counted` are the rounds that count: the quiet ones, if there are enough of them.
+
+    `interrupted_by` is the signal that ended the measuring early, None if it is complete.
+    """
 
     settings: Settings
     results: tuple[Result, ...]
@@ -68,6 +72,7 @@ class Comparison(NamedTuple):
     narrow: bool
     left_out: dict[str, str]
     advice: Advice
+    interrupted_by: int | None = None
 
     def to_document(self) -> dict[str, Any]:
         """Return the ``ompaffinity.compare/1`` document: plain values, ready for JSON."""
@@ -76,6 +81,7 @@ class Comparison(NamedTuple):
             "command": list(self.settings.command),
             "metric": None if self.settings.metric is None else self.settings.metric.pattern,
             "better": "lower" if self.settings.lower else "higher",
+            "complete": self.interrupted_by is None,
             "rounds": self.rounds,
             "counted_rounds": list(self.counted),
             "quiet": self.quiet,
@@ -112,12 +118,14 @@ class _Session:
         managers: Mapping[str, tuple[Variant, OMPProcessManager]],
         settings: Settings,
         progress: Callable[[str, float], object],
-        watch: Callable[[object], object],
+        signals: SignalReceiver,
+        watcher: Watcher,
     ) -> None:
         self.settings = settings
         self.left_out: dict[str, str] = {}
         self.rounds: list[dict[str, Run]] = []
-        self._managers, self._progress, self._watch = managers, progress, watch
+        self._managers, self._progress = managers, progress
+        self._signals, self._watcher = signals, watcher
         self._start = time.monotonic()
         self.alive = [*managers]
         self._baseline = self.alive[0]
@@ -133,7 +141,9 @@ class _Session:
         most = self.settings.budget_seconds * MAX_SHARE_OF_BUDGET
         try:
             manager = self._managers[name][1]
-            found = measure_run(manager, self.settings.command, self.settings.metric, most, self._watch)
+            found = measure_run(
+                manager, self.settings.command, self.settings.metric, most, self._signals, self._watcher
+            )
         except (TooSlowError, CommandFailedError) as error:
             slow = isinstance(error, TooSlowError)
             reason = f"a run takes longer than {most:.0f} seconds" if slow else f"a run failed: {error}"
@@ -187,18 +197,26 @@ def compare_variants(
     """Run the command under every variant until the ratios to the first one are narrow, or the budget is spent.
 
     `progress` is called before each run with what is done and how much of the budget is spent, 0 to 1. A variant that
-    fails or takes too long later on is left out, with the reason.
+    fails or takes too long later on is left out, with the reason. After a signal that ends, the rounds before it are
+    returned, with `interrupted_by`.
 
     Raises:
         CommandFailedError: the command fails under a variant right away.
+        InterruptedBySignalError: a signal came before the first round was complete.
         RequestError: not one round fits into the budget, or fewer than two variants are left.
     """
-    with watched() as watch:
-        session = _Session(managers, settings, progress, watch)
-        session.warm_up()
-        while len(session.alive) > 1 and session.add_round():
-            if _is_narrow(session.rounds, session.alive, settings):
-                break
+    interrupted_by = None
+    with SignalReceiver() as signals, Watcher() as watcher:
+        session = _Session(managers, settings, progress, signals, watcher)
+        try:
+            session.warm_up()
+            while len(session.alive) > 1 and session.add_round():
+                if _is_narrow(session.rounds, session.alive, settings):
+                    break
+        except InterruptedBySignalError as error:
+            if not session.rounds:
+                raise
+            interrupted_by = error.number
     baseline = next(iter(managers))
     kept = [name for name in managers if name in session.alive or name == baseline]
     if len(kept) < 2:
@@ -211,7 +229,8 @@ def compare_variants(
         )
     rounds = [found for found in session.rounds if found.keys() >= set(kept)]
     left_out = {name: reason for name, reason in session.left_out.items() if name not in kept}
-    return conclude([managers[name][0] for name in kept], rounds, settings, left_out)
+    found = conclude([managers[name][0] for name in kept], rounds, settings, left_out)
+    return found._replace(interrupted_by=interrupted_by)
 
 
 def conclude(variants: Sequence[Variant], rounds: Rounds, settings: Settings, left_out: dict[str, str]) -> Comparison:

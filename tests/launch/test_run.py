@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ompaffinity.launch.output import CHUNK, MAX_DRAINED, _Lines
+from ompaffinity.launch.output import CHUNK, MAX_LINE, PrefixedLines
 from ompaffinity.launch.ranks import free_port, rank_variables
 from tests.conftest import ROOT
 
@@ -48,6 +48,11 @@ def is_alive(pid: int) -> bool:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
         return False
+
+
+def running_children(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in children if is_alive(int(child))]
 
 
 SLEEPER = """
@@ -256,9 +261,9 @@ def test_nothing_is_started_under_strict_with_a_warning(tmp_path: Path) -> None:
 
 def test_lines_that_come_in_pieces_are_put_together(tmp_path: Path) -> None:
     with (tmp_path / "sink").open("wb") as sink:
-        lines = _Lines(sink.fileno(), b"> ")
+        lines = PrefixedLines(sink.fileno(), b"> ")
         for piece in (b"on", b"e\ntw", b"o\r", b"\n", b"1%\r", b"2%\r", b"three"):
-            lines.take(piece)
+            lines.feed(piece)
         assert (tmp_path / "sink").read_bytes() == b"> one\n> two\n> 1%\r> 2%\r"
         lines.finish()
         lines.finish()
@@ -267,12 +272,12 @@ def test_lines_that_come_in_pieces_are_put_together(tmp_path: Path) -> None:
 
 def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path) -> None:
     with (tmp_path / "sink").open("wb") as sink:
-        lines = _Lines(sink.fileno(), b"")
-        for _ in range(MAX_DRAINED // CHUNK):
-            lines.take(b"x" * CHUNK)
+        lines = PrefixedLines(sink.fileno(), b"")
+        for _ in range(MAX_LINE // CHUNK):
+            lines.feed(b"x" * CHUNK)
         assert (tmp_path / "sink").stat().st_size == 0
-        lines.take(b"x")
-        assert (tmp_path / "sink").stat().st_size == MAX_DRAINED + 2
+        lines.feed(b"x")
+        assert (tmp_path / "sink").stat().st_size == MAX_LINE + 2
 
 
 def test_files_hold_what_the_ranks_wrote_and_at_once(tmp_path: Path) -> None:
@@ -298,12 +303,43 @@ def test_what_a_rank_has_started_may_print_for_ever(status: int) -> None:
                 os.kill(flood, signal.SIGKILL)
 
 
-def test_a_reader_who_does_not_read_holds_up_nothing_else(tmp_path: Path) -> None:
-    code = "import signal, sys; signal.signal(15, signal.SIG_IGN)\nwhile True: print('x' * 1000)"
+def test_delivers_every_line_to_a_reader_that_reads_late(tmp_path: Path) -> None:
+    """A reader that does not read makes the ranks wait; it gets all lines, also those of ranks that ended before."""
+    code = f"import os; [print(i) for i in range(12000)]; open({str(tmp_path)!r} + '/' + os.environ['RANK'], 'w')"
+    words = [*RUN, "--tp", "4", "--oversubscribe", *python(code)]
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=ROOT) as launcher:
+        assert launcher.stdout is not None
+        # 4 x 62 kB: of what the ranks wrote, some is in the pipe of this test, and some in the ranks' pipes.
+        wait_until(lambda: len([*tmp_path.iterdir()]) >= 2)
+        lines = launcher.stdout.read().decode().splitlines()
+        assert launcher.wait(30) == 0
+    assert sorted(lines) == sorted(f"[rank {rank}] {i}" for rank in range(4) for i in range(12000))
+
+
+def test_ends_ranks_also_while_the_reader_does_not_read() -> None:
+    code = "import signal; signal.signal(15, signal.SIG_IGN)\nwhile True: print('x' * 1000)"
     failing = f"import os, time\nif os.environ['RANK'] == '0': time.sleep(1); raise SystemExit(7)\n{code}"
     words = [*RUN, *TWO, "--grace", "1", *python(failing)]
     with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=ROOT) as launcher:
+        assert launcher.stdout is not None
+        wait_until(lambda: len(running_children(launcher.pid)) == 3)
+        # Only the watcher is left.
+        wait_until(lambda: len(running_children(launcher.pid)) == 1)
+        assert launcher.poll() is None
+        assert set(launcher.stdout.read().splitlines()[:-1]) == {b"[rank 1] " + b"x" * 1000}
         assert launcher.wait(30) == 7
+
+
+def test_drops_output_after_a_second_signal(tmp_path: Path) -> None:
+    code = f"open({str(tmp_path / 'up')!r}, 'w')\nwhile True: print('x' * 1000)"
+    words = [*RUN, "--tp", "1", *python(code)]
+    with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=ROOT) as launcher:
+        wait_until((tmp_path / "up").exists)
+        launcher.terminate()
+        wait_until(lambda: len(running_children(launcher.pid)) == 1)
+        assert launcher.poll() is None
+        launcher.terminate()
+        assert launcher.wait(30) == 128 + signal.SIGTERM
 
 
 def test_nobody_reads_any_more() -> None:

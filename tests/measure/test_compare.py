@@ -18,7 +18,11 @@ import ompaffinity
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.cli.compare import variants_of
 from ompaffinity.errors import RequestError
-from ompaffinity.measure.runs import CommandFailedError, TooSlowError, measure_run, metric_of
+from ompaffinity.launch.output import MAX_LINE
+from ompaffinity.launch.signals import SignalReceiver
+from ompaffinity.launch.watcher import Watcher
+from ompaffinity.measure import runs
+from ompaffinity.measure.runs import CommandFailedError, Run, TooSlowError, metric_of
 from ompaffinity.measure.variants import VARIANTS, variant_manager
 from tests.conftest import run_command
 
@@ -35,6 +39,13 @@ needs_two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="two ranks need two CP
 needs_drawsvg = pytest.mark.skipif(
     importlib.util.find_spec("drawsvg") is None, reason="drawsvg is not installed (the extra [svg])"
 )
+
+
+def measure_run(
+    manager: OMPProcessManager, command: list[str], metric: re.Pattern[str] | None, most_seconds: float
+) -> Run:
+    with SignalReceiver() as signals, Watcher() as watcher:
+        return runs.measure_run(manager, command, metric, most_seconds, signals, watcher)
 
 
 def reported(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **asked: Any) -> list[Any]:
@@ -138,6 +149,31 @@ def test_a_command_that_fails(code: str, words: str) -> None:
 def test_a_figure_that_is_no_number(said: str) -> None:
     with pytest.raises(CommandFailedError, match="which is no number"):
         measure_run(manager(), [sys.executable, "-c", f"print('rate: {said}')"], re.compile(r"rate: (\S+)"), 60)
+
+
+def output_of(*parts: bytes, metric: str = r"rate: ([0-9.]+)") -> runs.RankOutput:
+    output = runs.RankOutput(metric_of(metric))
+    for part in parts:
+        output.feed(part)
+    output.finish()
+    return output
+
+
+def test_the_last_hit_and_the_last_line_count_however_long_the_output_is() -> None:
+    noise = b"x" * 99 + b"\n"
+    output = output_of(b"rate: 1\n", *[noise * 10486] * 70, b"rate", b": 2", b".5\n\n", b"the end")
+    assert (output.hit, output.last_line) == ("2.5", "the end")
+    assert output_of(b"rate: 3").hit == "3"
+    assert output_of(b"1%\rrate: 4\r\n").hit == "4"
+    assert output_of(b"no figure\n").hit is None
+
+
+def test_a_number_that_a_long_line_cuts_does_not_count() -> None:
+    long = b"x" * (MAX_LINE - 3)
+    assert output_of(b"rate: 1\n", long + b"rate: 234567", b"89 rate: 7\n").hit == "1"
+    # The line after it is searched again.
+    assert output_of(long + b"rate: 234567", b"89\nrate: 5\n").hit == "5"
+    assert output_of(b"rate: 6, " + long, long, b"\n").hit == "6"
 
 
 def test_a_rank_that_fails_is_told_though_another_one_waits_for_it() -> None:

@@ -106,8 +106,8 @@ class Clock:
         monkeypatch.setattr("ompaffinity.measure.session.time.monotonic", lambda: self.now)
         monkeypatch.setattr(session, "measure_run", self.run)
 
-    def run(self, manager: str, command: Any, metric: Any, most: float, watch: Any) -> Run:
-        del command, metric, watch
+    def run(self, manager: str, command: Any, metric: Any, most: float, *_: Any) -> Run:
+        del command, metric
         self.runs.append(manager)
         length = self._lengths[manager]
         seconds = next(length) if hasattr(length, "__next__") else length
