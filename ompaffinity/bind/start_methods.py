@@ -14,7 +14,8 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from ompaffinity.errors import StartMethodError
-from ompaffinity.openmp.detect import GOMP, IOMP, family_of_file, loaded_runtimes, preloaded_files
+from ompaffinity.openmp.detect import GOMP, IOMP, family_of_file, loaded_runtimes
+from ompaffinity.openmp.library_path import preloaded_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
