@@ -19,7 +19,7 @@ from pathlib import Path
 from ompaffinity.measure.runs import metric_of
 from ompaffinity.measure.session import Comparison, Settings, compare_variants
 from ompaffinity.measure.variants import VARIANTS, variant_manager
-from ompaffinity.openmp.detect import find_library
+from ompaffinity.openmp.library_path import find_library
 from ompaffinity.openmp.variables import MANAGED_VARIABLES
 
 RESULTS = Path(__file__).resolve().parent / "results"

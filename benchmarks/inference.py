@@ -27,7 +27,7 @@ from benchmarks.load import awake, spinner
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.measure.session import QUIET_CPUS
 from ompaffinity.measure.statistics import Interval, median_interval, paired_ratio
-from ompaffinity.openmp.detect import find_library
+from ompaffinity.openmp.library_path import find_library
 from ompaffinity.openmp.variables import MANAGED_VARIABLES
 from ompaffinity.placement.request import WAIT_POLICIES
 

@@ -1,30 +1,96 @@
-"""What the kernel tells of any process: its parent, what it was started with, its mask (proc(5))."""
+"""Everything that is read from /proc/PID (proc(5)): of any process, also of one in another mount namespace.
+
+`pid` is a number, or ``"self"``. What a process has mapped is opened as that process sees it, and only if it is the
+very file that is mapped.
+"""
 
 from __future__ import annotations
 
+import errno
+import mmap
 import os
+import stat
+from typing import TYPE_CHECKING, NamedTuple
+
+from ompaffinity.errors import IDListError
+from ompaffinity.ids import parse_id_list
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+STATE_FIELD, PARENT_FIELD, START_TIME_FIELD, LAST_CPU_FIELD = 3, 4, 22, 39
+"""Fields of /proc/PID/stat, counted from 1; the second, the name in parentheses, may hold anything."""
+MAX_MAPS_BYTES = 16 * 2**20
+MAX_ARGUMENT_BYTES = 6 * 2**20
+"""What the arguments and the environment of a process may take in all, execve(2)."""
+MAX_ARGUMENTS = 100_000
+DELETED = " (deleted)"
+
+
+class Scheduling(NamedTuple):
+    """What the scheduler did with a thread, in nanoseconds: how long it ran, and how long it waited to run."""
+
+    run_ns: int
+    delay_ns: int
+
+
+class MappedFile(NamedTuple):
+    """A file that a process has mapped: the first mapping, and the file as the kernel names it.
+
+    `path` is that in the mount namespace of the process; a file that is `deleted` has none any more.
+    """
+
+    start: int
+    end: int
+    device: int
+    inode: int
+    path: str
+    deleted: bool
 
 
 def parent_of(pid: int) -> int:
     """Return the number of a process's parent, 0 where there is no such process (any more)."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            # The second field, the name in parentheses, may hold anything.
-            return int(file.read().rpartition(b")")[2].split()[1])
-    except (OSError, IndexError, ValueError):
+        return int(stat_fields(pid)[PARENT_FIELD])
+    except (OSError, KeyError, ValueError):
         return 0
 
 
-def started_with(pid: int) -> dict[str, str]:
+def processes_below(pid: int) -> Iterator[int]:
+    """Yield the processes below one, the nearest first, as they are when it is called."""
+    children: dict[int, list[int]] = {}
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            children.setdefault(parent_of(int(name)), []).append(int(name))
+    waiting = sorted(children.get(pid, ()))
+    while waiting:
+        found = waiting.pop(0)
+        waiting += sorted(children.get(found, ()))
+        yield found
+
+
+def started_with(pid: int | str) -> dict[str, str]:
     """Return the environment that a process was started with; later changes do not show.
 
     Raises:
         OSError: it may not be read, or there is no such process.
     """
     with open(f"/proc/{pid}/environ", "rb") as file:
-        entries = file.read().split(b"\0")
+        entries = file.read(MAX_ARGUMENT_BYTES).split(b"\0", MAX_ARGUMENTS)
+    if len(entries) > MAX_ARGUMENTS:
+        raise OSError(errno.E2BIG, f"it has more than {MAX_ARGUMENTS} variables")
     pairs = (os.fsdecode(entry).partition("=") for entry in entries if entry)
     return {name: value for name, _, value in pairs}
+
+
+def command_line(pid: int | str) -> list[str]:
+    """Return the arguments of a process; none for a kernel thread, or where they may not be read."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read(MAX_ARGUMENT_BYTES).split(b"\0", MAX_ARGUMENTS)
+    except OSError:
+        return []
+    return [word.decode(errors="replace") for word in words if word]
 
 
 def mask_of(number: int) -> set[int] | None:
@@ -35,11 +101,184 @@ def mask_of(number: int) -> set[int] | None:
         return None
 
 
-def start_time_of_thread(number: int) -> int | None:
-    """Return when a thread of this process started, in clock ticks since boot; None where there is no such thread."""
+def thread_ids(pid: int | str) -> list[int]:
+    """Return the kernel's ids of the threads of a process, ascending.
+
+    Raises:
+        OSError: there is no such process, or it may not be seen.
+    """
+    return sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
+
+
+def status_fields(pid: int | str, thread_id: int | None = None) -> dict[str, str]:
+    """Return the fields of the ``status`` file of a process or one of its threads.
+
+    Raises:
+        OSError: it has ended, or may not be seen.
+    """
+    with open(f"{_folder(pid, thread_id)}/status", encoding="utf-8", errors="replace") as file:
+        return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
+
+
+def allowed_cpus(fields: dict[str, str]) -> tuple[int, ...] | None:
+    """Return the mask among the fields of a ``status`` file, None where there is none."""
     try:
-        with open(f"/proc/self/task/{number}/stat", "rb") as file:
-            # Field 22 (proc(5)); the second field, the name in parentheses, may hold anything.
-            return int(file.read().rpartition(b")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
+        return tuple(parse_id_list(fields["Cpus_allowed_list"]))
+    except (KeyError, IDListError):
         return None
+
+
+def stat_fields(pid: int | str, thread_id: int | None = None) -> dict[int, str]:
+    """Return the fields of the ``stat`` file of a process or one of its threads from the third on, by their numbers.
+
+    Raises:
+        OSError: it has ended, or may not be seen.
+    """
+    with open(f"{_folder(pid, thread_id)}/stat", encoding="utf-8", errors="replace") as file:
+        return dict(enumerate(file.read().rpartition(")")[2].split(), STATE_FIELD))
+
+
+def last_cpu(pid: int | str, thread_id: int | None = None) -> int | None:
+    """Return the CPU on which a thread ran last, None where the kernel does not tell.
+
+    Raises:
+        OSError: it has ended, or may not be seen.
+    """
+    number = stat_fields(pid, thread_id).get(LAST_CPU_FIELD, "")
+    return int(number) if number.isdigit() else None
+
+
+def start_time(pid: int | str, thread_id: int | None = None) -> int | None:
+    """Return when a process or thread was started, in clock ticks since boot; None where it has ended.
+
+    A number of a process or thread is used again later; the number and this time together are not.
+    """
+    try:
+        return int(stat_fields(pid, thread_id)[START_TIME_FIELD])
+    except (OSError, KeyError, ValueError):
+        return None
+
+
+def scheduling(pid: int | str, thread_id: int | None = None) -> Scheduling | None:
+    """Return what the scheduler did with a thread; None where it has ended or the kernel does not count.
+
+    Source: the kernel's Documentation/scheduler/sched-stats.rst, /proc/PID/schedstat.
+    """
+    try:
+        with open(f"{_folder(pid, thread_id)}/schedstat", encoding="ascii", errors="replace") as file:
+            run, delay, _ = file.read().split()
+        return Scheduling(int(run), int(delay))
+    except (OSError, ValueError):
+        return None
+
+
+def numa_maps_lines(pid: int | str) -> Iterator[str]:
+    """Yield the lines of a process's ``numa_maps``, whose reading takes about 16 ms per GiB of small pages.
+
+    Raises:
+        OSError: the kernel has none (FileNotFoundError), or does not show this one.
+    """
+    with open(f"/proc/{pid}/numa_maps", encoding="utf-8", errors="replace") as file:
+        yield from file
+
+
+def mapped_files(pid: int | str, containing: str = "") -> list[MappedFile]:
+    """Return the files with `containing` in their names that a process has mapped, in the order of their addresses.
+
+    Raises:
+        OSError: its ``maps`` may not be read, are too long, or there is no such process.
+    """
+    found: dict[tuple[int, int, str], MappedFile] = {}
+    for mapped in _mappings(pid, os.fsencode(containing)):
+        found.setdefault((mapped.device, mapped.inode, mapped.path), mapped)
+    return list(found.values())
+
+
+def _mappings(pid: int | str, containing: bytes) -> Iterator[MappedFile]:
+    size = 0
+    with open(f"/proc/{pid}/maps", "rb") as file:
+        for line in file:
+            size += len(line)
+            if size > MAX_MAPS_BYTES:
+                raise OSError(errno.EFBIG, f"it is longer than {MAX_MAPS_BYTES >> 20} MiB")
+            if containing not in line:
+                continue
+            fields = line.rstrip(b"\n").split(None, 5)
+            # Mappings of no file have the inode 0.
+            if len(fields) == 6 and fields[4] != b"0" and containing in fields[5].rpartition(b"/")[2]:
+                yield _mapped_file(fields)
+
+
+def _mapped_file(fields: list[bytes]) -> MappedFile:
+    start, _, end = fields[0].partition(b"-")
+    major, _, minor = fields[3].partition(b":")
+    # The kernel writes a line break in a path as an escape, and nothing else.
+    path = os.fsdecode(fields[5].replace(b"\\012", b"\n"))
+    return MappedFile(
+        start=int(start, 16),
+        end=int(end, 16),
+        device=os.makedev(int(major, 16), int(minor, 16)),
+        inode=int(fields[4]),
+        path=path.removesuffix(DELETED),
+        deleted=path.endswith(DELETED),
+    )
+
+
+def open_mapped_file(pid: int | str, mapped: MappedFile) -> int:
+    """Return a descriptor of the regular file that a process has mapped, which the caller closes.
+
+    Its link in ``map_files`` leads to the very file, also where that was deleted, but needs CAP_CHECKPOINT_RESTORE (or
+    CAP_SYS_ADMIN). Without it the path is opened below the root of the process, and compared with what is mapped.
+
+    Raises:
+        OSError: the file cannot be opened, is not a regular one, or another one has its path now.
+    """
+    try:
+        return open_regular(f"/proc/{pid}/map_files/{mapped.start:x}-{mapped.end:x}")
+    except OSError:
+        descriptor = open_regular(f"/proc/{pid}/root{mapped.path}")
+    try:
+        if not _is_mapped(descriptor, mapped):
+            raise FileNotFoundError(errno.ENOENT, "another file has its path now")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def open_regular(path: str) -> int:
+    """Return a descriptor of a regular file, which the caller closes; a pipe or a device is not even opened.
+
+    Raises:
+        OSError: it cannot be opened, or is not a regular file.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file")
+    # Without O_NONBLOCK a pipe that took its place meanwhile would wait for a writer.
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+
+
+def _is_mapped(descriptor: int, mapped: MappedFile) -> bool:
+    """Return whether an open file is the one that is mapped.
+
+    On overlayfs and btrfs stat(2) and ``maps`` name another device (and inode). There the file is mapped here too, for
+    ``maps`` to name both in the same way.
+    """
+    status = os.fstat(descriptor)
+    if (status.st_dev, status.st_ino) == (mapped.device, mapped.inode):
+        return True
+    if status.st_size == 0:
+        return False
+    import ctypes
+
+    # Only a writable buffer has an address for ctypes; a private mapping never writes to its file.
+    with mmap.mmap(descriptor, 1, mmap.MAP_PRIVATE, mmap.PROT_READ | mmap.PROT_WRITE) as page:
+        buffer = ctypes.c_char.from_buffer(page)
+        address = ctypes.addressof(buffer)
+        here = [file for file in _mappings("self", b"") if file.start <= address < file.end]
+        del buffer
+    return any((file.device, file.inode) == (mapped.device, mapped.inode) for file in here)
+
+
+def _folder(pid: int | str, thread_id: int | None) -> str:
+    return f"/proc/{pid}" if thread_id is None else f"/proc/{pid}/task/{thread_id}"

@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.ids import format_id_list
-from ompaffinity.proc import mask_of, start_time_of_thread
+from ompaffinity.proc import mask_of, start_time
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -29,7 +29,7 @@ class ThreadIdentity(NamedTuple):
 
 def thread_identity(number: int) -> ThreadIdentity:
     """Return the identity of the thread that has this kernel id now."""
-    return ThreadIdentity(number, start_time_of_thread(number))
+    return ThreadIdentity(number, start_time("self", number))
 
 
 def set_mask(thread_id: int, cpus: Collection[int]) -> str | None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ompaffinity.placement.model import Plan
     from ompaffinity.placement.request import PlacementRequest
     from ompaffinity.topology.model import Topology
+    from ompaffinity.topology.record import RecordedMachine
 
 
 def live_plan(options: Mapping[str, Any], probe: str | Iterable[str] = ()) -> Plan:
@@ -120,7 +121,11 @@ def with_messages(plan: Plan, messages: Iterable[Message]) -> Plan:
 
 
 def with_gpu_homes(
-    request: PlacementRequest, topology: Topology, *, machine: str | None = None, synthetic: bool = False
+    request: PlacementRequest,
+    topology: Topology,
+    *,
+    machine: str | RecordedMachine | None = None,
+    synthetic: bool = False,
 ) -> PlacementRequest:
     """Return a request for GPU ranks with the homes of the GPUs: of this machine, or of the record `machine`.
 

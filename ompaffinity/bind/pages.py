@@ -5,13 +5,15 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.bind.mempolicy import MemoryPolicyError, load_libnuma, node_mask
 from ompaffinity.errors import BindingError
+from ompaffinity.proc import numa_maps_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 
 class NoRoomError(BindingError):
@@ -21,10 +23,14 @@ class NoRoomError(BindingError):
 
 
 class MappedMemory(NamedTuple):
-    """Memory of a process: {policy as numa_maps words it: {node: bytes}}, and {node: bytes} of its anonymous pages."""
+    """Memory of a process: {policy as numa_maps words it: {node: bytes}}, and {node: bytes} of its anonymous pages.
+
+    It is not `complete` where the time was over before all mappings were read.
+    """
 
     bytes_by_policy: dict[str, dict[int, int]]
     anonymous: dict[int, int] = {}
+    complete: bool = True
 
     @property
     def bytes_by_node(self) -> dict[int, int]:
@@ -62,14 +68,24 @@ def parse_numa_maps(lines: Iterable[str]) -> MappedMemory:
     return MappedMemory(found, anonymous)
 
 
-def mapped_memory(pid: int | str = "self") -> MappedMemory:
-    """Return where the pages of a process are.
+def mapped_memory(pid: int | str = "self", seconds: float | None = None) -> MappedMemory:
+    """Return where the pages of a process are; after so many `seconds` only of the mappings that were read by then.
 
     Raises:
         OSError: the kernel has no numa_maps (FileNotFoundError), or does not show this one.
     """
-    with open(f"/proc/{pid}/numa_maps", encoding="utf-8", errors="replace") as file:
-        return parse_numa_maps(file)
+    deadline = None if seconds is None else time.monotonic() + seconds
+    complete = True
+
+    def in_time() -> Iterator[str]:
+        nonlocal complete
+        for line in numa_maps_lines(pid):
+            if deadline is not None and time.monotonic() > deadline:
+                complete = False
+                return
+            yield line
+
+    return parse_numa_maps(in_time())._replace(complete=complete)
 
 
 def migrate_process_pages(sources: Iterable[int], targets: Iterable[int]) -> int:

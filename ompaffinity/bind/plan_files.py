@@ -1,22 +1,29 @@
-"""Plans that were saved with ``plan --json``: what they give their ranks, and what that leaves to others."""
+"""Read plans that were saved with ``plan --json``: from a file or a pipe, within limits of size and time."""
 
 from __future__ import annotations
 
+import errno
 import os
+import select
+import time
 from typing import TYPE_CHECKING
 
-from ompaffinity.errors import IDListError, RequestError
-from ompaffinity.ids import parse_id_list
-from ompaffinity.placement.document import id_number, placement_of
+from ompaffinity.errors import RequestError
+from ompaffinity.placement.document import held_cpus_from_document, plan_ranks_from_document
+from ompaffinity.placement.fields import MAX_DOCUMENT_BYTES, Source, decode_document
 from ompaffinity.placement.request import HeldCPUs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from typing import Any
+    from collections.abc import Iterable, Iterator
 
     from ompaffinity.placement.model import RankPlacement
 
-MAX_PLAN_BYTES = 64 * 2**20
+SILENCE_SECONDS = 5.0
+"""So long a pipe may give nothing."""
+READ_SECONDS = 30.0
+BLOCK_BYTES = 2**20
+# Without O_NONBLOCK the opening of a FIFO waits for a writer for ever.
+OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
 def held_by_plans(plans: Iterable[str | os.PathLike[str] | HeldCPUs]) -> tuple[HeldCPUs, ...]:
@@ -38,70 +45,57 @@ def saved_placements(path: str | os.PathLike[str]) -> tuple[RankPlacement, ...]:
     Raises:
         RequestError: the file cannot be read or is not a plan.
     """
-    document = _read(path, "--plan")
-    try:
-        _check_schema(document)
-        return tuple(placement_of(rank) for rank in _list(document["ranks"]))
-    except BROKEN_DOCUMENT as error:
-        raise _no_plan(path, "--plan", error) from None
+    source = _source("--plan", path)
+    return plan_ranks_from_document(_read(path, source), source)
 
 
 def _held_by_file(path: str | os.PathLike[str]) -> HeldCPUs:
-    document = _read(path, "--avoid")
-    try:
-        held, known = _cpus_of(document)
-    except BROKEN_DOCUMENT as error:
-        raise _no_plan(path, "--avoid", error) from None
-    if not held:
-        raise RequestError(f"--avoid {path} binds no CPU, so there is nothing to keep off; leave it out")
-    return HeldCPUs(os.path.basename(path), tuple(sorted(held)), tuple(sorted(known)))
+    source = _source("--avoid", path)
+    return held_cpus_from_document(_read(path, source), os.path.basename(path), source)
 
 
-def _read(path: str | os.PathLike[str], option: str) -> Any:
-    import json
-
-    try:
-        with open(path, "rb") as file:
-            text = file.read(MAX_PLAN_BYTES + 1)
-    except (OSError, ValueError) as error:
-        raise RequestError(f"{option} {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    if len(text) > MAX_PLAN_BYTES:
-        raise RequestError(f"{option} {path} is too large for a plan")
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _no_plan(path, option, error) from None
-
-
-BROKEN_DOCUMENT = (ValueError, KeyError, TypeError, AttributeError, OverflowError, IDListError)
-
-
-def _no_plan(path: str | os.PathLike[str], option: str, error: Exception) -> RequestError:
-    return RequestError(
-        f"{option} {path} is not a plan as `ompaffinity plan --json` prints it ({type(error).__name__}: {error})"
+def _source(option: str, path: str | os.PathLike[str]) -> Source:
+    return Source(
+        f"{option} {os.fspath(path)}",
+        "is not a plan as `ompaffinity plan --json` prints it",
+        "pass a file that `ompaffinity plan --json` wrote",
     )
 
 
-def _check_schema(document: dict[str, Any]) -> None:
-    if document["schema"] != "ompaffinity.plan/1":
-        raise ValueError(f"its schema is {document['schema']!r}")
+def _read(path: str | os.PathLike[str], source: Source) -> object:
+    try:
+        descriptor = os.open(path, OPEN_FLAGS)
+        try:
+            content = b"".join(_blocks(descriptor))
+        finally:
+            os.close(descriptor)
+    except (OSError, ValueError) as error:
+        # ValueError: a path with a NUL.
+        raise RequestError(f"{source.name} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    return decode_document(content, source)
 
 
-def _cpus_of(document: dict[str, Any]) -> tuple[set[int], set[int]]:
-    """Return (CPUs of the ranks with their siblings, where other threads of the ranks may run; all CPUs)."""
-    _check_schema(document)
-    held, known = set(parse_id_list(document["reserved"])), set()
-    for rank in _list(document["ranks"]):
-        held |= {id_number(cpu) for cpu in (*_list(rank["cpus"]), *_list(rank["helper_cpus"]))}
-        held |= set(parse_id_list(rank["affinity"]))
-    for group in _list(document["left_out"]):
-        known |= set(parse_id_list(group["cpus"]))
-        if group["reason"] == "smt-sibling":
-            held |= set(parse_id_list(group["cpus"]))
-    return held, known | held
+def _blocks(descriptor: int) -> Iterator[bytes]:
+    """Yield what a file or pipe holds, one block more than a plan may have at most.
 
-
-def _list(value: object) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError(f"{value!r} is not a list")
-    return value
+    Raises:
+        OSError: it cannot be read, or a pipe gives nothing for five seconds or has not ended after thirty.
+    """
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
+    deadline = time.monotonic() + READ_SECONDS
+    left = MAX_DOCUMENT_BYTES + 1
+    while left > 0:
+        if time.monotonic() > deadline:
+            raise TimeoutError(errno.ETIMEDOUT, f"the data did not end within {READ_SECONDS:.0f} seconds")
+        if not poll.poll(1000 * SILENCE_SECONDS):
+            raise TimeoutError(errno.ETIMEDOUT, f"no data for {SILENCE_SECONDS:.0f} seconds")
+        try:
+            block = os.read(descriptor, min(BLOCK_BYTES, left))
+        except BlockingIOError:
+            # Another reader of the pipe was faster.
+            continue
+        if not block:
+            return
+        left -= len(block)
+        yield block

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.errors import StartMethodError
 from ompaffinity.messages import FORK_AFTER_OPENMP, FORKSERVER_ENVIRONMENT, Message
-from ompaffinity.openmp.detect import GOMP, IOMP, family_of_file, loaded_runtimes, preloaded_files
+from ompaffinity.openmp.detect import GOMP, IOMP, family_of_file, loaded_runtimes
+from ompaffinity.openmp.library_path import preloaded_files
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.devices.live import live_gpus
 from ompaffinity.devices.recorded import recorded_gpus
+from ompaffinity.topology.record import opened
 from ompaffinity.topology.source import load_topology
 
 if TYPE_CHECKING:
@@ -16,9 +17,9 @@ if TYPE_CHECKING:
 
 def run_devices(values: dict[str, Any]) -> int:
     """Print one row per GPU; 1 under --strict with a warning, else 0."""
-    machine = values.get("machine")
-    topology = load_topology(machine=machine)
-    found = live_gpus(topology) if machine is None else recorded_gpus(machine, topology)
+    with opened(values.get("machine")) as recording:
+        topology = load_topology(machine=recording)
+        found = live_gpus(topology) if recording is None else recorded_gpus(recording, topology)
     if values.get("json"):
         sys.stdout.write(json.dumps(found.to_document(topology)) + "\n")
     else:

@@ -13,6 +13,7 @@ from ompaffinity.openmp.plan_document import plan_document
 from ompaffinity.openmp.variables import environment_messages
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest, requested
+from ompaffinity.topology.record import opened
 from ompaffinity.topology.source import load_topology
 
 if TYPE_CHECKING:
@@ -91,11 +92,12 @@ def plan_from_values(values: dict[str, Any]) -> tuple[Topology, Plan]:
 
         given["avoid"] = held_by_plans(given["avoid"])
     request = requested(given, os.environ)
-    topology = load_topology(**machine)
-    if request.for_gpus:
-        from ompaffinity.bind.live_plan import with_gpu_homes
+    with opened(machine.get("machine")) as recording:
+        topology = load_topology(**{**machine, "machine": recording})
+        if request.for_gpus:
+            from ompaffinity.bind.live_plan import with_gpu_homes
 
-        request = with_gpu_homes(request, topology, machine=machine.get("machine"), synthetic="synthetic" in machine)
+            request = with_gpu_homes(request, topology, machine=recording, synthetic="synthetic" in machine)
     plan = make_plan(topology, request)
     if request.bind != "none" and not machine.keys() & {"machine", "synthetic"}:
         plan = plan._replace(messages=(*plan.messages, *environment_messages(os.environ)))

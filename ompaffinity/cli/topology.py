@@ -6,19 +6,23 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from ompaffinity.topology.source import load_topology, printable
+from ompaffinity.topology.record import opened, printable
+from ompaffinity.topology.source import load_topology
 
 if TYPE_CHECKING:
     from typing import Any
 
     from ompaffinity.topology.model import Topology
+    from ompaffinity.topology.record import RecordedMachine
 
 
 def run_topology(values: dict[str, Any]) -> int:
     """Print the machine that `values` name."""
     as_json, capture, label = (values.pop(name, None) for name in ("json", "capture", "label"))
-    topology = load_topology(**values)
-    devices = _devices(topology, values) if as_json or capture is not None else []
+    with opened(values.pop("machine", None)) as recording:
+        topology = load_topology(machine=recording, **values)
+        wanted = "synthetic" not in values and (as_json or capture is not None)
+        devices = _devices(topology, recording) if wanted else []
     if label is not None:
         topology = topology._replace(machine=printable(label))
     if capture not in (None, "-"):
@@ -35,16 +39,14 @@ def run_topology(values: dict[str, Any]) -> int:
     return 0
 
 
-def _devices(topology: Topology, values: dict[str, Any]) -> list[dict[str, Any]]:
+def _devices(topology: Topology, recording: RecordedMachine | None) -> list[dict[str, Any]]:
     """Return the machine's GPUs as a capture holds them; none where a record tells nothing of any."""
     from ompaffinity.devices.live import live_gpus
     from ompaffinity.devices.model import NoGPUsError
     from ompaffinity.devices.recorded import recorded_gpus
 
-    if "synthetic" in values:
-        return []
     try:
-        found = recorded_gpus(values["machine"], topology) if "machine" in values else live_gpus(topology, environ={})
+        found = live_gpus(topology, environ={}) if recording is None else recorded_gpus(recording, topology)
     except NoGPUsError:
         return []
     return [device.to_record(topology) for device in found.gpus]

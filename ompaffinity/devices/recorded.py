@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import TYPE_CHECKING
 
@@ -13,60 +12,58 @@ from ompaffinity.devices.pci import DISPLAYS, VENDORS, Answer, computes, cpu_nod
 from ompaffinity.devices.visibility import AMD, INTEL, NVIDIA, OTHER, PhysicalGPU, visible_gpus
 from ompaffinity.errors import TopologyError
 from ompaffinity.ids import MAX_ID
-from ompaffinity.topology.source import is_text, recorded_text, recorded_tree
+from ompaffinity.topology.record import opened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
     from xml.etree.ElementTree import Element
 
+    from ompaffinity.topology.hwloc import Export
     from ompaffinity.topology.model import Topology
+    from ompaffinity.topology.record import RecordedMachine
 
 MAX_DEVICES = 4096
-
-
 MAX_TEXT = 2000
 
 
-def recorded_gpus(path: str, topology: Topology, *, user_nodes: tuple[int, ...] | None = None) -> GPUList:
+def recorded_gpus(
+    machine: str | RecordedMachine, topology: Topology, *, user_nodes: tuple[int, ...] | None = None
+) -> GPUList:
     """Return the GPUs of a recorded machine, all of them; no driver is asked, and no variable counts.
+
+    `machine` is the path of the record, or the record if it is open already.
 
     Raises:
         TopologyError: the record cannot be read, or cannot tell of GPUs (a saved output of lscpu).
     """
-    if not is_text(path):
-        with recorded_tree(path) as tree:
-            return read_gpus(tree, topology, {}, user_nodes=user_nodes)
-    content = recorded_text(path)
-    if content.lstrip().startswith(b"<"):
-        found = dict(_exported(content, topology))
-        visible, messages = visible_gpus([*found], {})
+    with opened(machine) as recording:
+        if recording is None or recording.lscpu is not None:
+            raise NoGPUsError("this record holds no devices; record the machine's sys/ as a directory or tar file")
+        if recording.tree is not None:
+            return read_gpus(recording.tree, topology, {}, user_nodes=user_nodes)
+        if recording.export is not None:
+            found = dict(_exported(recording.export, topology))
+            visible, messages = visible_gpus([*found], {})
+            return GPUList.of(
+                (settled(index, device, found[device], topology, user_nodes) for index, device in enumerate(visible)),
+                messages,
+            )
         return GPUList.of(
-            (settled(index, device, found[device], topology, user_nodes) for index, device in enumerate(visible)),
-            messages,
+            settled(index, device, said, topology, user_nodes)
+            for index, (device, said) in enumerate(_captured(recording.capture or {}, topology))
         )
-    return GPUList.of(
-        settled(index, device, said, topology, user_nodes)
-        for index, (device, said) in enumerate(_captured(content, topology))
-    )
 
 
-def _captured(content: bytes, topology: Topology) -> Iterator[tuple[PhysicalGPU, list[Answer]]]:
-    """Yield the GPUs of a capture, in their order, with what was said of each."""
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError):
-        document = None
-    if not isinstance(document, dict) or "schema" not in document:
-        raise NoGPUsError("this record holds no devices; record the machine's sys/ as a directory or tar file")
+def _captured(document: dict[str, Any], topology: Topology) -> list[tuple[PhysicalGPU, list[Answer]]]:
+    """Return the GPUs of a capture, in their order, with what was said of each."""
     try:
         rows = document["devices"]
         if not isinstance(rows, list) or len(rows) > MAX_DEVICES:
             raise ValueError("devices")
-        devices = [(_device(row), _answers(row["answers"], topology)) for row in rows]
+        return [(_device(row), _answers(row["answers"], topology)) for row in rows]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise TopologyError(f"the devices of this capture are damaged ({type(error).__name__}: {error})") from None
-    yield from devices
 
 
 def _device(row: dict[str, Any]) -> PhysicalGPU:
@@ -107,23 +104,12 @@ def _text(value: object) -> str:
     return value
 
 
-def _exported(content: bytes, topology: Topology) -> Iterator[tuple[PhysicalGPU, list[Answer]]]:
+def _exported(export: Export, topology: Topology) -> Iterator[tuple[PhysicalGPU, list[Answer]]]:
     """Yield the GPUs of an hwloc export: each is near the CPUs of the object that its bus hangs from.
 
     Source: hwloc's documentation, "I/O Devices".
     """
-    from ompaffinity.topology.hwloc import cpu_set, parsed_export
-
-    def walk(element: Element, near: set[int]) -> Iterator[tuple[Element, set[int]]]:
-        cpus = cpu_set(element, "cpuset")
-        here = near if cpus is None else set(cpus)
-        if element.get("type") == "PCIDev":
-            yield element, here
-        for child in element.findall("object"):
-            yield from walk(child, here)
-
-    _, top = parsed_export(content)
-    for element, cpus in walk(top, set()):
+    for element, cpus in _pci_devices(export):
         address = pci_address(element.get("pci_busid", ""))
         kind = re.match(r"([0-9a-f]{4}) \[([0-9a-f]{4}):([0-9a-f]{4})\]", element.get("pci_type", ""))
         if address is None or kind is None or not computes(kind[1], kind[2], kind[3]):
@@ -133,3 +119,17 @@ def _exported(content: bytes, topology: Topology) -> Iterator[tuple[PhysicalGPU,
         vendor = VENDORS.get(kind[2], OTHER)
         device = PhysicalGPU(address, vendor, name[:MAX_TEXT], display=kind[1] in DISPLAYS)
         yield device, [located("local-cpus", "its CPUs are those", nodes, topology)]
+
+
+def _pci_devices(export: Export) -> Iterator[tuple[Element, set[int]]]:
+    """Yield the PCI devices of an export, in its order, with the CPUs of the nearest object that has any."""
+    from ompaffinity.topology.hwloc import cpu_set
+
+    waiting: list[tuple[Element, set[int]]] = [(export.top, set())]
+    while waiting:
+        element, near = waiting.pop()
+        cpus = cpu_set(element, "cpuset")
+        here = near if cpus is None else set(cpus)
+        if element.get("type") == "PCIDev":
+            yield element, here
+        waiting += [(child, here) for child in reversed(element.findall("object"))]

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.doctor.record import OK, WARNING, Check
 from ompaffinity.errors import RequestError
-from ompaffinity.openmp.detect import family_of_file, find_library, preloaded_files
+from ompaffinity.openmp.detect import family_of_file
+from ompaffinity.openmp.library_path import find_library, preloaded_files
 from ompaffinity.openmp.variables import overridden_variables
 
 if TYPE_CHECKING:

@@ -12,10 +12,10 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.launch.ranks import local_rank_variable
-from ompaffinity.proc import mask_of, parent_of, started_with
+from ompaffinity.proc import mask_of, parent_of, processes_below, started_with
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Collection, Mapping
 
     from ompaffinity.launch.ranks import LauncherRank
 
@@ -76,7 +76,7 @@ def environments_of_ranks(place: LauncherRank, names: Collection[str]) -> dict[i
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
         found: dict[int, dict[str, str]] = {}
-        for pid in _below(launcher):
+        for pid in processes_below(launcher):
             environment = _environment(pid)
             rank = environment.get(variable, "")
             if rank.isascii() and rank.isdigit() and environment.keys() >= set(names):
@@ -86,19 +86,6 @@ def environments_of_ranks(place: LauncherRank, names: Collection[str]) -> dict[i
         if time.monotonic() >= deadline:
             return None
         time.sleep(POLL_SECONDS)
-
-
-def _below(launcher: int) -> Iterator[int]:
-    """Yield the processes below one, the nearest first."""
-    children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            children.setdefault(parent_of(int(name)), []).append(int(name))
-    left = sorted(children.get(launcher, ()))
-    while left:
-        pid = left.pop(0)
-        left += sorted(children.get(pid, ()))
-        yield pid
 
 
 def _listed_by_slurm(environ: Mapping[str, str], local_rank: int, size: int) -> MaskGroup:
@@ -136,7 +123,7 @@ def _launcher(variable: str) -> int:
 def _masks_of_ranks(variable: str, launcher: int) -> dict[int, set[int]]:
     """Return the narrowest mask of each local rank's processes below the launcher."""
     found: dict[int, set[int]] = {}
-    for pid in _below(launcher):
+    for pid in processes_below(launcher):
         text = _environment(pid).get(variable, "")
         mask = mask_of(pid)
         if mask is None or not (text.isascii() and text.isdigit()):

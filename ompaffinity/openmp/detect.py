@@ -7,22 +7,27 @@ What counts is what a file exports: ``__kmpc_fork_call`` is LLVM's libomp or Int
 
 from __future__ import annotations
 
+import errno
 import os
-import re
 import sys
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.errors import RequestError
+from ompaffinity.openmp.elf import ELFError, SharedLibrary
+from ompaffinity.openmp.library_path import find_library, library_path, preloaded_files
+from ompaffinity.proc import mapped_files, open_mapped_file, open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
-    from typing import Any
+
+    from ompaffinity.proc import MappedFile
 
 GOMP, IOMP = "gomp", "iomp"
 FAMILY_SYMBOLS = (("__kmpc_fork_call", IOMP), ("GOMP_parallel", GOMP))
 TORCH_LIBRARY = "libtorch_cpu.so"
+MAX_CANDIDATES = 64
+"""Mapped files with "omp" in their names; processes have a handful."""
 
 
 class RuntimeLibrary(NamedTuple):
@@ -33,66 +38,41 @@ class RuntimeLibrary(NamedTuple):
     reason: str = ""
 
 
+class MappedRuntimes(NamedTuple):
+    """The OpenMP runtimes that a process has mapped; `problems` are files that may be more of them, and why.
+
+    Without problems these are all.
+    """
+
+    libraries: tuple[RuntimeLibrary, ...]
+    problems: tuple[str, ...] = ()
+
+
 def family_of_file(path: str | os.PathLike[str]) -> str | None:
     """Return the family of the OpenMP runtime in a shared library, None if it is none or cannot be read."""
     try:
-        path = os.path.realpath(path)
-        return _family_of_file(path, os.stat(path).st_mtime_ns)
+        descriptor = open_regular(os.fspath(path))
     except (OSError, ValueError):
+        return None
+    with _closing(descriptor):
+        return family_of_descriptor(descriptor)
+
+
+def family_of_descriptor(descriptor: int) -> str | None:
+    """Return the family of the OpenMP runtime in an open file, None if it is none or is damaged."""
+    try:
+        library = SharedLibrary(descriptor)
+        return next((family for symbol, family in FAMILY_SYMBOLS if library.exports(symbol)), None)
+    except (OSError, ELFError):
         return None
 
 
-@lru_cache(maxsize=256)
-def _family_of_file(path: str, _modified: int) -> str | None:
-    with _dynamic_segment(path) as segment:
-        if segment is not None:
-            for symbol, family in FAMILY_SYMBOLS:
-                try:
-                    if _exports(segment, symbol):
-                        return family
-                except Exception:  # noqa: BLE001
-                    # Of a broken file pyelftools raises whatever its parts raise.
-                    return None
-    return None
-
-
 @contextmanager
-def _dynamic_segment(path: str) -> Iterator[Any]:
-    """Yield the dynamic segment of an ELF file, None for a file that has none."""
-    from elftools.elf.elffile import ELFFile
-
-    class SegmentsOnly(ELFFile):
-        """The loader knows no sections either; reading libtorch's hash table as one takes longer than all the rest."""
-
-        def num_sections(self) -> int:
-            return 0
-
-    if not os.path.isfile(path):
-        yield None
-        return
-    with open(path, "rb") as file:
-        try:
-            segment: Any = next(SegmentsOnly(file).iter_segments("PT_DYNAMIC"), None)
-            # A file that was cut short fails here, and not where its tags are used.
-            if segment is not None and segment.get_table_offset("DT_STRTAB")[1] is None:
-                segment = None
-        except Exception:  # noqa: BLE001
-            segment = None
-        yield segment
-
-
-def _exports(segment: Any, symbol: str) -> bool:
-    """Return whether a shared library defines `symbol`, by its own hash table."""
-    from elftools.elf.hash import ELFHashTable, GNUHashTable
-
-    _, offset = segment.get_table_offset("DT_GNU_HASH")
-    if offset is not None:
-        return GNUHashTable(segment.elffile, offset, segment).get_symbol(symbol) is not None
-    _, offset = segment.get_table_offset("DT_HASH")
-    if offset is None:
-        return False
-    found = ELFHashTable(segment.elffile, offset, None, segment).get_symbol(symbol)
-    return found is not None and found["st_shndx"] != "SHN_UNDEF"
+def _closing(descriptor: int) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def expected_runtimes(environ: Mapping[str, str]) -> tuple[RuntimeLibrary, ...]:
@@ -109,9 +89,15 @@ def expected_runtimes(environ: Mapping[str, str]) -> tuple[RuntimeLibrary, ...]:
 
 
 def _soname(path: str) -> str | None:
-    with _dynamic_segment(path) as segment:
-        tags = () if segment is None else segment.iter_tags("DT_SONAME")
-        return next((str(tag.soname) for tag in tags), None)
+    try:
+        descriptor = open_regular(path)
+    except OSError:
+        return None
+    with _closing(descriptor):
+        try:
+            return SharedLibrary(descriptor).soname
+        except (OSError, ELFError):
+            return None
 
 
 def _classified(libraries: Iterable[RuntimeLibrary]) -> tuple[RuntimeLibrary, ...]:
@@ -123,72 +109,6 @@ def _classified(libraries: Iterable[RuntimeLibrary]) -> tuple[RuntimeLibrary, ..
         if family is not None and path not in seen:
             seen[path] = RuntimeLibrary(path, family, library.reason)
     return tuple(seen.values())
-
-
-def preloaded_files(environ: Mapping[str, str]) -> list[str]:
-    """Return the files that LD_PRELOAD stands for, as ld.so(8) finds them; what does not exist is ignored, as there."""
-    names = environ.get("LD_PRELOAD", "").replace(":", " ").split()
-    try:
-        with open("/etc/ld.so.preload", encoding="utf-8", errors="replace") as file:
-            names += [name for line in file for name in line.partition("#")[0].replace(":", " ").split()]
-    except OSError:
-        # There is none, or it is not for us; ld.so goes on as well.
-        pass
-    found = (next(filter(None, (find_library(path, environ) for path in _expanded(name))), None) for name in names)
-    return [path for path in found if path is not None]
-
-
-def _expanded(name: str) -> list[str]:
-    """Return what a name with the loader's tokens may stand for (ld.so(8), "Dynamic string tokens")."""
-    from sysconfig import get_config_var
-
-    origin, triplet = os.path.dirname(os.path.realpath(sys.executable)), get_config_var("MULTIARCH")
-    name = re.sub(r"\$(ORIGIN|\{ORIGIN\})", lambda _: origin, name)
-    name = re.sub(r"\$(PLATFORM|\{PLATFORM\})", lambda _: os.uname().machine, name)
-    folders = [*([f"lib/{triplet}"] if triplet else []), "lib64", "lib"]
-    return [re.sub(r"\$(LIB|\{LIB\})", lambda _, lib=lib: lib, name) for lib in folders]  # type: ignore[misc]
-
-
-def find_library(name: str, environ: Mapping[str, str], origins: Iterable[str] = ()) -> str | None:
-    """Return the file that the loader takes for `name`: a path, or a soname to be searched; None for none.
-
-    `origins` are searched first (an RPATH), then LD_LIBRARY_PATH, the loader's cache, and the default folders.
-    """
-    if "/" in name:
-        return name if os.path.isfile(name) else None
-    for folder in (*origins, *_library_path(environ)):
-        path = os.path.join(folder, name)
-        if os.path.isfile(path):
-            return path
-    cached = _loader_cache().get(name)
-    if cached is not None:
-        return cached
-    return next((path for folder in DEFAULT_FOLDERS if os.path.isfile(path := os.path.join(folder, name))), None)
-
-
-def _library_path(environ: Mapping[str, str]) -> list[str]:
-    return [folder for folder in environ.get("LD_LIBRARY_PATH", "").replace(";", ":").split(":") if folder]
-
-
-@lru_cache(maxsize=1)
-def _loader_cache() -> dict[str, str]:
-    """Return {soname: path} of the loader's cache, as ldconfig(8) prints it; the first entry of a name counts."""
-    import subprocess
-
-    program = next((path for path in ("/sbin/ldconfig", "/usr/sbin/ldconfig") if os.path.exists(path)), None)
-    if program is None:
-        return {}
-    try:
-        # An argument list of constants, and no shell.
-        done = subprocess.run([program, "-p"], capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
-        return {}
-    cache: dict[str, str] = {}
-    for line in done.stdout.splitlines():
-        name, arrow, path = line.partition(" => ")
-        if arrow:
-            cache.setdefault(name.split()[0], path.strip())
-    return cache
 
 
 def _needed_by_torch(environ: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -203,41 +123,90 @@ def _needed_by_torch(environ: Mapping[str, str]) -> list[tuple[str, str]]:
         return []
     folder = os.path.join(os.path.dirname(spec.origin), "lib")
     try:
-        with _dynamic_segment(os.path.join(folder, TORCH_LIBRARY)) as segment:
-            needed = [] if segment is None else [str(tag.needed) for tag in segment.iter_tags("DT_NEEDED")]
-            # LD_LIBRARY_PATH goes before a RUNPATH, and after an RPATH.
-            after_path = segment is not None and next(segment.iter_tags("DT_RUNPATH"), None) is not None
+        descriptor = open_regular(os.path.join(folder, TORCH_LIBRARY))
     except OSError:
         return []
-    folders = (*_library_path(environ), folder) if after_path else (folder,)
+    with _closing(descriptor):
+        try:
+            library = SharedLibrary(descriptor)
+            # LD_LIBRARY_PATH goes before a RUNPATH, and after an RPATH.
+            needed, after_path = library.needed, library.has_runpath
+        except (OSError, ELFError):
+            return []
+    folders = (*library_path(environ), folder) if after_path else (folder,)
     found = [(name, find_library(name, environ, folders)) for name in needed if "omp" in name]
     return [(name, path) for name, path in found if path is not None]
 
 
-def runtimes_of_process(pid: int | str) -> tuple[RuntimeLibrary, ...]:
-    """Return the runtimes that a process has loaded, by /proc/PID/maps, in the order of their addresses.
+def runtimes_of_process(pid: int | str) -> MappedRuntimes:
+    """Return the runtimes that a process has mapped, in the order of their addresses, by the files that are mapped.
+
+    These may be in another mount namespace, or deleted; paths are those of the process.
 
     Raises:
-        OSError: the file cannot be read.
+        OSError: /proc/PID/maps cannot be read.
     """
-    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as maps:
-        fields = [line.rstrip("\n").split(None, 5) for line in maps if "omp" in line]
-    paths = dict.fromkeys(line[5] for line in fields if len(line) == 6 and "omp" in os.path.basename(line[5]))
-    return _classified(RuntimeLibrary(path, "", "loaded") for path in paths)
+    libraries, problems = [], []
+    for mapped, family in _mapped_libraries(pid):
+        if isinstance(family, OSError):
+            problems.append(f"{mapped.path} cannot be read ({family.strerror})")
+        elif family is not None:
+            libraries.append(RuntimeLibrary(mapped.path, family, "loaded"))
+    return MappedRuntimes(tuple(libraries), tuple(problems))
+
+
+def _mapped_libraries(pid: int | str) -> Iterator[tuple[MappedFile, str | None | OSError]]:
+    """Yield what may be an OpenMP runtime by its name, and its family, or why that is not known."""
+    candidates = mapped_files(pid, "omp")
+    for number, mapped in enumerate(candidates):
+        if number == MAX_CANDIDATES:
+            yield mapped, OSError(errno.E2BIG, f"the process has mapped {len(candidates)} such files")
+            return
+        try:
+            descriptor = open_mapped_file(pid, mapped)
+        except OSError as error:
+            yield mapped, error
+            continue
+        with _closing(descriptor):
+            yield mapped, family_of_descriptor(descriptor)
 
 
 def loaded_runtimes() -> tuple[RuntimeLibrary, ...]:
-    """Return the runtimes that this process has loaded, the one in the global scope first."""
+    """Return the runtimes that this process has loaded, the one in the global scope first.
+
+    Each path is one under which dlopen(3) finds the library that is loaded, also where its file was replaced.
+    """
     try:
-        libraries = runtimes_of_process("self")
+        found = [(mapped, family) for mapped, family in _mapped_libraries("self") if isinstance(family, str)]
     except OSError:
         return ()
+    libraries = [
+        RuntimeLibrary(_loaded_name(mapped) if mapped.deleted else mapped.path, family, "loaded")
+        for mapped, family in found
+    ]
     first = None if len(libraries) < 2 else global_runtime_file()
-    return tuple(sorted(libraries, key=lambda library: library.path != first))
+    return tuple(sorted(libraries, key=lambda library: os.path.realpath(library.path) != first))
+
+
+def _loaded_name(mapped: MappedFile) -> str:
+    """Return the name under which the loader has a library: it compares names before it opens a file."""
+    return _object_at(mapped.start) or mapped.path
 
 
 def global_runtime_file() -> str | None:
     """Return the file whose ``GOMP_parallel`` the global scope finds first (a preloaded one), None for none."""
+    import ctypes
+
+    try:
+        address = ctypes.cast(ctypes.CDLL(None).GOMP_parallel, ctypes.c_void_p).value
+    except AttributeError:
+        return None
+    path = None if address is None else _object_at(address)
+    return None if path is None else os.path.realpath(path)
+
+
+def _object_at(address: int) -> str | None:
+    """Return the file of the library with this address, as the loader names it (dladdr(3)); None if it has none."""
     import ctypes
 
     class Info(ctypes.Structure):
@@ -250,14 +219,12 @@ def global_runtime_file() -> str | None:
             ("address", ctypes.c_void_p),
         )
 
-    scope = ctypes.CDLL(None)
     info = Info()
     try:
-        address = ctypes.cast(scope.GOMP_parallel, ctypes.c_void_p)
-        found = scope.dladdr(address, ctypes.byref(info))
+        found = ctypes.CDLL(None).dladdr(ctypes.c_void_p(address), ctypes.byref(info))
     except AttributeError:
         return None
-    return os.path.realpath(os.fsdecode(info.file)) if found and info.file else None
+    return os.fsdecode(info.file) if found and info.file else None
 
 
 def probe_runtimes(modules: Iterable[str], environ: Mapping[str, str] | None = None) -> tuple[RuntimeLibrary, ...]:
@@ -293,7 +260,6 @@ def probe_runtimes(modules: Iterable[str], environ: Mapping[str, str] | None = N
 
 
 PROBE_SECONDS = 120
-DEFAULT_FOLDERS = ("/lib64", "/usr/lib64", "/lib", "/usr/lib")
 _PROBE = """
 import importlib, json, os, sys
 sys.path[:] = json.loads(sys.argv.pop(1))

@@ -92,7 +92,7 @@ def _several_runtimes(state: ProcessState) -> str | None:
 
 
 def _no_runtime(state: ProcessState) -> str | None:
-    return None if state.runtimes else "no OpenMP runtime is loaded in the process (yet)"
+    return None if state.runtimes or not state.runtimes_known else "no OpenMP runtime is loaded in the process (yet)"
 
 
 def _outside_mask(placement: RankPlacement, state: ProcessState, threads: tuple[ThreadVerdict, ...]) -> str | None:

@@ -6,15 +6,21 @@ the process is another user's, has ended, or the kernel hides it, is said in `pr
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.bind.pages import MappedMemory, mapped_memory
-from ompaffinity.errors import IDListError, RequestError
-from ompaffinity.ids import parse_id_list
-from ompaffinity.openmp.detect import RuntimeLibrary, runtimes_of_process
+from ompaffinity.errors import RequestError
+from ompaffinity.openmp.detect import MappedRuntimes, RuntimeLibrary, runtimes_of_process
 from ompaffinity.placement.document import PLACEMENT_VARIABLE, parse_placement
-from ompaffinity.proc import parent_of, started_with
+from ompaffinity.proc import (
+    allowed_cpus,
+    command_line,
+    last_cpu,
+    parent_of,
+    started_with,
+    status_fields,
+    thread_ids,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,8 +28,7 @@ if TYPE_CHECKING:
     from ompaffinity.placement.model import RankPlacement
 
 ENDED_STATES = ("Z", "X")
-LAST_CPU_FIELD = 39
-"""proc(5), /proc/pid/stat: "processor", counted from 1; the second field ends with the last parenthesis."""
+NUMA_MAPS_SECONDS = 5.0
 
 
 class ThreadState(NamedTuple):
@@ -82,60 +87,39 @@ def observe_process(pid: int) -> ProcessState:
             placement = parse_placement(environment[PLACEMENT_VARIABLE])
         except RequestError as error:
             problems.append(str(error))
-    runtimes: tuple[RuntimeLibrary, ...] = ()
-    known = True
-    try:
-        runtimes = runtimes_of_process(pid)
-    except OSError as error:
-        known = False
-        problems.append(f"its libraries cannot be read (/proc/{pid}/maps: {error.strerror})")
+    runtimes = _runtimes(pid)
+    problems += runtimes.problems
     return ProcessState(
         pid=pid,
-        command=_command(pid),
+        command=" ".join(command_line(pid)),
         threads=threads,
         environment=environment,
         placement=placement,
-        runtimes=runtimes,
+        runtimes=runtimes.libraries,
         memory=_memory(pid, problems),
         problems=tuple(problems),
-        runtimes_known=known,
+        runtimes_known=not runtimes.problems,
         parent=parent_of(pid),
     )
 
 
 def _threads(pid: int) -> Iterator[ThreadState]:
-    folder = f"/proc/{pid}/task"
-    for name in sorted(os.listdir(folder), key=int):
+    for number in thread_ids(pid):
         try:
-            fields = _status(f"{folder}/{name}/status")
-            last_cpu = _last_cpu(f"{folder}/{name}/stat")
-            cpus = tuple(parse_id_list(fields["Cpus_allowed_list"]))
-        except (FileNotFoundError, ProcessLookupError, KeyError, IDListError):
+            fields = status_fields(pid, number)
+            cpus, last = allowed_cpus(fields), last_cpu(pid, number)
+        except (FileNotFoundError, ProcessLookupError):
             # The thread ended between the listing and the reading.
             continue
-        yield ThreadState(int(name), fields.get("Name", ""), fields.get("State", "?")[:1], cpus, last_cpu)
+        if cpus is not None:
+            yield ThreadState(number, fields.get("Name", ""), fields.get("State", "?")[:1], cpus, last)
 
 
-def _status(path: str) -> dict[str, str]:
-    with open(path, encoding="utf-8", errors="replace") as file:
-        return {name: value.strip() for name, _, value in (line.partition(":") for line in file)}
-
-
-def _last_cpu(path: str) -> int | None:
-    with open(path, encoding="utf-8", errors="replace") as file:
-        # The name, in parentheses, may hold anything.
-        fields = file.read().rpartition(")")[2].split()
-    number = fields[LAST_CPU_FIELD - 3] if len(fields) > LAST_CPU_FIELD - 3 else ""
-    return int(number) if number.isdigit() else None
-
-
-def _command(pid: int) -> str:
+def _runtimes(pid: int) -> MappedRuntimes:
     try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            words = file.read().split(b"\0")
-    except OSError:
-        return ""
-    return " ".join(word.decode(errors="replace") for word in words if word)
+        return runtimes_of_process(pid)
+    except OSError as error:
+        return MappedRuntimes((), (f"its libraries cannot be read (/proc/{pid}/maps: {error.strerror})",))
 
 
 def _environment(pid: int, problems: list[str]) -> dict[str, str] | None:
@@ -148,9 +132,13 @@ def _environment(pid: int, problems: list[str]) -> dict[str, str] | None:
 
 def _memory(pid: int, problems: list[str]) -> MappedMemory | None:
     try:
-        return mapped_memory(pid)
+        memory = mapped_memory(pid, NUMA_MAPS_SECONDS)
     except FileNotFoundError:
         problems.append("where its pages are is not known: this kernel has no numa_maps (CONFIG_NUMA)")
     except OSError as error:
         problems.append(f"where its pages are cannot be read (/proc/{pid}/numa_maps: {error.strerror})")
+    else:
+        if not memory.complete:
+            problems.append(f"where its pages are is known of a part only: {NUMA_MAPS_SECONDS:.0f} seconds were over")
+        return memory
     return None

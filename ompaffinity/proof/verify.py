@@ -7,7 +7,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from ompaffinity.errors import RequestError
-from ompaffinity.openmp.detect import GOMP, IOMP, expected_runtimes, family_of_file, find_library
+from ompaffinity.openmp.detect import GOMP, IOMP, expected_runtimes, family_of_file
+from ompaffinity.openmp.library_path import find_library
 from ompaffinity.proof.compare import compare_with_placement
 from ompaffinity.proof.observe import observe_process
 from ompaffinity.proof.verdict import Difference, RankVerdict, Verdict

@@ -15,7 +15,6 @@ from ompaffinity.topology.tree import MAX_FILE_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from ompaffinity.topology.tree import Tree
 
@@ -25,6 +24,7 @@ MAX_ARCHIVE_BYTES = 512 * 2**20
 MAX_ARCHIVE_MEMBERS = 1_000_000
 MAX_READ_BYTES = 16 * 2**20
 MAX_LINKS = 40
+MAGIC_BYTES = 6
 
 _OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
@@ -116,43 +116,46 @@ class _Below:
 class _Stream:
     """An archive's bytes, uncompressed, never absurdly many at once: tarfile reads headers of any size."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        with open(path, "rb") as file:
-            start = file.read(6)
-        opener = next((opener for magic, opener in _OPENERS.items() if start.startswith(magic)), open)
-        self._file: IO[bytes] = opener(path, "rb")
-
-    def __enter__(self) -> _Stream:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
+    def __init__(self, file: IO[bytes], name: str) -> None:
+        self._name = name
+        start = file.read(MAGIC_BYTES)
+        file.seek(0)
+        opener = next((opener for magic, opener in _OPENERS.items() if start.startswith(magic)), None)
+        self._file: IO[bytes] = file if opener is None else opener(file, "rb")
 
     def read(self, size: int) -> bytes:
         if not 0 <= size <= MAX_READ_BYTES:
-            raise _too_large(self._path)
+            raise _too_large(self._name)
         return self._file.read(size)
 
     def seek(self, place: int) -> int:
         if place > 2 * MAX_ARCHIVE_BYTES:
-            raise _too_large(self._path)
+            raise _too_large(self._name)
         return self._file.seek(place)
 
     def tell(self) -> int:
         return self._file.tell()
 
 
-def _too_large(path: str) -> TopologyError:
-    return TopologyError(
-        f"{os.path.basename(path)} is too large: it unpacks to more than {MAX_ARCHIVE_BYTES >> 20} MiB"
-    )
+def _too_large(name: str) -> TopologyError:
+    return TopologyError(f"{name} is too large: it unpacks to more than {MAX_ARCHIVE_BYTES >> 20} MiB")
 
 
 def open_archive(path: str) -> ArchiveTree:
-    """Read a tar file (plain, gzip, bzip2 or xz) into memory.
+    """Read the tar file at a path, as `read_archive` does.
+
+    Raises:
+        TopologyError: as `read_archive`, or there is no such file.
+    """
+    try:
+        with open(path, "rb") as file:
+            return read_archive(file, os.path.basename(path))
+    except OSError as error:
+        raise TopologyError(f"cannot read {path}: {error.strerror}") from None
+
+
+def read_archive(file: IO[bytes], name: str) -> ArchiveTree:
+    """Read an open tar file (plain, gzip, bzip2 or xz) into memory; errors call it `name`.
 
     Raises:
         TopologyError: it is no tar file, is damaged, names absolute paths, ``..`` or device
@@ -161,25 +164,23 @@ def open_archive(path: str) -> ArchiveTree:
     content = _Content({}, {}, {})
     total = 0
     try:
-        with _Stream(path) as stream, tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r:") as archive:
+        stream = cast("IO[bytes]", _Stream(file, name))
+        with tarfile.open(fileobj=stream, mode="r:") as archive:
             for count, member in enumerate(archive):
                 total += max(member.size, 0)
                 if total > MAX_ARCHIVE_BYTES or count >= MAX_ARCHIVE_MEMBERS:
-                    raise _too_large(path)
+                    raise _too_large(name)
                 _keep(archive, member, content)
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, OverflowError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise TopologyError(
-            f"cannot read {os.path.basename(path)}: it is no capture, lscpu output or hwloc XML,"
-            f" and no tar file ({reason})"
+            f"cannot read {name}: it is no capture, lscpu output or hwloc XML, and no tar file ({reason})"
         ) from None
     root = _root_of([*content.files, *content.links])
     if root is None:
-        raise TopologyError(
-            f"{os.path.basename(path)} holds no recorded machine: no sys/ at its root or one folder down"
-        )
+        raise TopologyError(f"{name} holds no recorded machine: no sys/ at its root or one folder down")
     links = _under(content.links, root)
-    links |= {name: "/" + target.removeprefix(root) for name, target in _under(content.hard_links, root).items()}
+    links |= {path: "/" + target.removeprefix(root) for path, target in _under(content.hard_links, root).items()}
     return ArchiveTree(_under(content.files, root), links)
 
 

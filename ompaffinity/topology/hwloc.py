@@ -8,7 +8,7 @@ CPUs, these stay with the first.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
@@ -36,13 +36,29 @@ NOWHERE: dict[str, Any] = {}
 """The levels of a CPU that is recorded as absent."""
 
 
+class Export(NamedTuple):
+    """An hwloc export, parsed: the topology element, and the object of the Machine in it."""
+
+    root: Element
+    top: Element
+
+
 def parse_hwloc(text: bytes, machine: str) -> Topology:
     """Return the machine in an hwloc XML export.
 
     Raises:
         TopologyError: it is no such export, defines entities, or describes no CPU.
     """
-    root, top = parsed_export(text)
+    return exported_topology(parsed_export(text), machine)
+
+
+def exported_topology(export: Export, machine: str) -> Topology:
+    """Return the machine in an export.
+
+    Raises:
+        TopologyError: it describes no CPU, or contradicts itself.
+    """
+    root, top = export
     levels = _levels(top)
     if not levels:
         raise TopologyError("this hwloc topology describes no CPU")
@@ -72,8 +88,8 @@ def parse_hwloc(text: bytes, machine: str) -> Topology:
     return Topology(name, "hwloc", machine, cpus, nodes, limits, tuple(_doubts(top)))
 
 
-def parsed_export(text: bytes) -> tuple[Element, Element]:
-    """Return the topology and the Machine object of an export.
+def parsed_export(text: bytes) -> Export:
+    """Return an export in its parts.
 
     Raises:
         TopologyError: it is none, or defines entities.
@@ -84,7 +100,7 @@ def parsed_export(text: bytes) -> tuple[Element, Element]:
         raise TopologyError("this XML is not an hwloc topology: no <topology> with a Machine object")
     if not root.get("version", "").startswith(("2.", "3.")):
         raise TopologyError("this is an export of hwloc 1; export it again with hwloc 2 or later")
-    return root, top
+    return Export(root, top)
 
 
 def _parsed(text: bytes) -> Element:

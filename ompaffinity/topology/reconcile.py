@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ompaffinity.errors import TopologyError
 from ompaffinity.ids import format_id_list
 from ompaffinity.messages import SOURCES_DISAGREE, Message
-from ompaffinity.topology.model import UNKNOWN
+from ompaffinity.topology.model import UNKNOWN, Topology
+from ompaffinity.topology.sysfs import allowed_cpus, read_sysfs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from ompaffinity.topology.model import LogicalCPUInfo, Topology
+    from ompaffinity.topology.model import LogicalCPUInfo
+    from ompaffinity.topology.tree import Tree
 
 NAMES = {
     "physical_core": "core",
@@ -21,6 +24,39 @@ NAMES = {
     "drawer": "drawer",
 }
 """The levels that both sysfs and lscpu tell, with the word for each."""
+
+
+def read_by_lscpu(
+    tree: Tree, architecture: str, machine: str, affinity: tuple[int, ...] | None, root: str | None = None
+) -> Topology:
+    """Return what lscpu reports; dies, clusters, kinds and isolated CPUs, which it does not have, come from sysfs.
+
+    lscpu reads this machine, or the directory `root` with the files of `tree`.
+
+    Raises:
+        TopologyError: lscpu cannot be used.
+    """
+    from ompaffinity.topology.limits import read_limits
+    from ompaffinity.topology.lscpu import read_lscpu
+    from ompaffinity.topology.nodes import read_nodes, whole_memory
+
+    rows = read_lscpu(architecture, root)
+    limits = read_limits(tree, affinity)
+    online = [row.id for row in rows if row.online]
+    allowed = allowed_cpus(online, limits)
+    try:
+        by_sysfs = read_sysfs(tree, architecture=architecture, machine=machine, affinity=affinity)
+    except TopologyError:
+        by_sysfs = Topology(architecture, "sysfs", machine, rows)
+    known = {cpu.id: cpu for cpu in by_sysfs.cpus}
+    cpus = tuple(_added(row, known.get(row.id, row))._replace(allowed=row.id in allowed) for row in rows)
+    nodes = read_nodes(tree, online, limits)
+    topology = Topology(architecture, "lscpu", machine, cpus, nodes, limits, (), whole_memory(tree, nodes))
+    return topology._replace(messages=tuple(disagreement(topology, by_sysfs)))
+
+
+def _added(row: LogicalCPUInfo, other: LogicalCPUInfo) -> LogicalCPUInfo:
+    return row._replace(die=other.die, cluster=other.cluster, kind=other.kind, isolated=other.isolated)
 
 
 def completed(topology: Topology, other: Topology) -> Topology:

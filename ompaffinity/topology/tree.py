@@ -1,7 +1,6 @@
-"""The files of a machine under any root: here a directory (``/`` for this machine), else an archive in memory.
+"""The files of this machine; those of a recorded one are in `directory_record` and `archive`.
 
-Readers see paths without a leading slash (``sys/devices/system/cpu/online``) and never learn
-which of the two they read.
+Readers see paths without a leading slash (``sys/devices/system/cpu/online``) and read all three in the same way.
 """
 
 from __future__ import annotations
@@ -35,8 +34,24 @@ MAX_FILE_BYTES = 2**20
 """Longer files are cut here: sysfs files of 8192 CPUs stay below, and nothing behind matters in the others."""
 
 
+def read_content(descriptor: int, path: str, most: int) -> bytes:
+    """Return the content of an open file (at least its first `most` bytes) with as few calls as its `path` allows.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    content = os.read(descriptor, SYSFS_PAGE)
+    # A short read ends a file, except under proc, where records are handed out one by one.
+    if len(content) >= SYSFS_PAGE or path.startswith("proc/"):
+        while len(content) < most and (more := os.read(descriptor, MAX_FILE_BYTES)):
+            content += more
+    return content
+
+
 class DirectoryTree:
-    """The files below a directory. A context manager, for it holds the directory open.
+    """The files below a directory of this machine, links followed as the kernel does: for ``/``.
+
+    A context manager, for it holds the directory open.
 
     Raises:
         TopologyError: the directory cannot be opened.
@@ -73,12 +88,7 @@ class DirectoryTree:
         except OSError:
             return None
         try:
-            content = os.read(descriptor, SYSFS_PAGE)
-            # A short read ends a file, except under proc, where records are handed out one by one.
-            if len(content) >= SYSFS_PAGE or path.startswith("proc/"):
-                while len(content) < most and (more := os.read(descriptor, MAX_FILE_BYTES)):
-                    content += more
-            return content
+            return read_content(descriptor, path, most)
         except OSError:
             return None
         finally:

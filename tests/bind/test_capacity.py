@@ -18,7 +18,7 @@ from ompaffinity.topology import nodes
 from ompaffinity.topology.model import UNKNOWN
 
 GIB = 2**30
-TWO_ON_A_NODE = with_sharing(tuple(RankPlacement(rank, rank, nodes=(0,)) for rank in range(2)))
+TWO_ON_A_NODE = with_sharing(tuple(RankPlacement(rank, rank, bound=False, nodes=(0,)) for rank in range(2)))
 
 
 @pytest.fixture

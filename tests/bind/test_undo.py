@@ -26,7 +26,7 @@ from ompaffinity.bind.process import ProcessBinding, bind_current_process, curre
 from ompaffinity.bind.undo import Undo
 from ompaffinity.errors import BindingError
 from ompaffinity.placement.model import RankPlacement
-from ompaffinity.proc import start_time_of_thread
+from ompaffinity.proc import start_time
 from tests.bind.test_manager import changed, live_plan, needs_libnuma
 from tests.conftest import ROOT
 
@@ -124,7 +124,7 @@ def test_a_later_thread_with_the_number_of_an_ended_one_is_left_alone(monkeypatc
         number = int(thread.native_id or 0)
         binding = bind_current_process(PLACEMENT)
         monkeypatch.setattr(
-            affinity, "start_time_of_thread", lambda asked: (start_time_of_thread(asked) or 0) + (asked == number)
+            affinity, "start_time", lambda pid, asked: (start_time(pid, asked) or 0) + (asked == number)
         )
         binding.undo()
         assert os.sched_getaffinity(number) == {CPUS[0]}

@@ -237,7 +237,7 @@ def test_two_runtimes_are_found_where_they_lie(tmp_path: Path) -> None:
     # The same file under another name is no second runtime.
     (site / "libomp.so").symlink_to(NEWER_LLVM)
     assert checked(software_checks({}, python))["OpenMP runtimes"].level == "ok"
-    from ompaffinity.openmp.detect import find_library
+    from ompaffinity.openmp.library_path import find_library
 
     gnu = find_library(GOMP, {})
     assert gnu is not None

@@ -31,7 +31,7 @@ PACKAGES = (
     " liblzma5 libmount1 libnuma1 libpcre2-8-0 libpython3.11-minimal libpython3.11-stdlib libselinux1 libsmartcols1"
     " libtinfo6 libuuid1 numactl python3-psutil python3.11-minimal util-linux zlib1g"
 )
-WHEELS = "defusedxml iniconfig markdown-it-py mdurl packaging pluggy py-libnuma pyelftools pygments pytest<8.4 rich<15"
+WHEELS = "defusedxml iniconfig markdown-it-py mdurl packaging pluggy py-libnuma pygments pytest<8.4 rich<15"
 """What the project and its tests need; pure Python, so they fit each architecture."""
 UNUSED = (
     "usr/lib/*/gconv usr/lib/python3.11/ensurepip usr/lib/python3.11/idlelib usr/lib/python3.11/lib2to3"

@@ -21,11 +21,10 @@ from ompaffinity.openmp.detect import (
     RuntimeLibrary,
     expected_runtimes,
     family_of_file,
-    find_library,
     loaded_runtimes,
-    preloaded_files,
     probe_runtimes,
 )
+from ompaffinity.openmp.library_path import find_library, preloaded_files
 from ompaffinity.openmp.variables import environment_messages
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest

@@ -8,9 +8,7 @@ import threading
 import pytest
 
 from ompaffinity import proc
-from ompaffinity.bind import pages
 from ompaffinity.errors import RequestError
-from ompaffinity.proof import observe
 from ompaffinity.proof.observe import observe_process
 
 
@@ -57,11 +55,9 @@ def test_what_may_not_be_read_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
             raise PermissionError(13, "Permission denied", path)
         return open(path, *arguments, **keywords)  # type: ignore[call-overload]
 
-    for module in (observe, pages, proc):
-        monkeypatch.setattr(module, "open", refuse, raising=False)
-    monkeypatch.setattr(observe, "runtimes_of_process", lambda pid: refuse(f"/proc/{pid}/maps"))
+    monkeypatch.setattr(proc, "open", refuse, raising=False)
     state = observe_process(os.getpid())
-    assert (state.environment, state.memory, state.runtimes) == (None, None, ())
+    assert (state.environment, state.memory, state.runtimes, state.runtimes_known) == (None, None, (), False)
     assert len(state.problems) == 3
     assert all("Permission denied" in problem for problem in state.problems)
 

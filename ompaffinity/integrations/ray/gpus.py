@@ -11,11 +11,15 @@ import os
 from typing import TYPE_CHECKING
 
 from ompaffinity.devices.live import live_gpus
-from ompaffinity.errors import RequestError
 from ompaffinity.launch.gpus import options_of_own_gpu
 from ompaffinity.messages import Message
 from ompaffinity.openmp.variables import BINDING_VARIABLES
-from ompaffinity.placement.document import PLACEMENT_VARIABLE, placement_document, placement_of
+from ompaffinity.placement.document import (
+    PLACEMENT_VARIABLE,
+    gpu_placements_from_document,
+    placement_document,
+)
+from ompaffinity.placement.fields import Source, decode_document
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import requested
 from ompaffinity.placement.union import union_of
@@ -86,14 +90,10 @@ def _planned(text: str | None, node_id: str) -> dict[str, RankPlacement]:
     """Return {PCI address: placement} of this node, nothing where no plan says any."""
     if text is None:
         return {}
-    try:
-        table = json.loads(text)
-        if table["node_id"] != node_id:
-            # Inherited from an actor of another node.
-            return {}
-        return {str(address): placement_of(document) for address, document in table["by_gpu"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise RequestError(f"{GPU_VARIABLE} does not hold placements ({type(error).__name__}: {error})") from None
+    source = Source(GPU_VARIABLE, "does not hold placements", "unset it, or start the actor again with actor_options")
+    planned_for, placements = gpu_placements_from_document(decode_document(text, source), source)
+    # A table of another node was inherited from an actor there.
+    return placements if planned_for == node_id else {}
 
 
 def _part(topology: Topology, own: GPU) -> tuple[RankPlacement, tuple[Message, ...]]:

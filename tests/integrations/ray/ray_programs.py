@@ -35,7 +35,7 @@ class Worker:
     def team(self) -> int:
         import ctypes
 
-        from ompaffinity.openmp.detect import find_library
+        from ompaffinity.openmp.library_path import find_library
         from ompaffinity.openmp.team import in_each_thread
 
         path = find_library("libgomp.so.1", os.environ)
