@@ -141,7 +141,7 @@ def test_rejects_archives_that_cannot_be_unpacked(tmp_path: Path, names: tuple[s
 
 
 @given(st.binary(max_size=40))
-def test_private_folders_have_the_files_of_the_archive(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_private_folders_have_the_archived_files(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     folder = tmp_path_factory.getbasetemp() / "private"
     ArchiveTree({"sys/a/b": content}).write_to(str(folder))
     assert (folder / "sys/a/b").read_bytes() == content

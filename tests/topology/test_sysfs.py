@@ -181,7 +181,9 @@ def test_reads_kinds_from_the_pmus_of_hybrids(pmus: dict[str, str], kinds: list[
     ],
 )
 @pytest.mark.parametrize("name", ["cpu_capacity", "cpufreq/cpuinfo_max_freq"])
-def test_reads_kinds_from_capacities_or_frequencies(capacities: tuple[int, ...], kinds: list[str | None], name: str) -> None:
+def test_reads_kinds_from_capacity_or_frequency(
+    capacities: tuple[int, ...], kinds: list[str | None], name: str
+) -> None:
     files = small_machine(**{f"cpu{cpu}/{name}": str(value) for cpu, value in enumerate(capacities)})
     assert [cpu.kind for cpu in read(files).cpus] == kinds
 
