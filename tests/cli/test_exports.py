@@ -46,7 +46,7 @@ def gpu_plan(*nodes: int, **request: Any) -> Plan:
 
 
 @given(topologies(), requests())
-def test_no_cpu_is_given_twice_and_none_that_a_rank_may_not_use(topology: Any, request: PlacementRequest) -> None:
+def test_own_cpus_are_disjoint_and_within_the_affinity(topology: Any, request: PlacementRequest) -> None:
     try:
         plan = make_plan(topology, request)
     except Exception:  # noqa: BLE001
@@ -57,7 +57,7 @@ def test_no_cpu_is_given_twice_and_none_that_a_rank_may_not_use(topology: Any, r
         assert {*placement.cpus, *placement.helper_cpus} <= cpus <= set(placement.affinity)
 
 
-def test_each_rank_has_its_line() -> None:
+def test_exports_one_line_per_rank() -> None:
     plan = plan_for(TWO, 2)
     assert lines_of(export(plan, "numactl")) == [
         "numactl --physcpubind=1,3,5-7 --membind=0",
@@ -76,7 +76,7 @@ def test_each_rank_has_its_line() -> None:
     assert "cpunodebind" not in "".join(export(plan, form) for form in EXPORTS)
 
 
-def test_a_form_that_sets_variables_gives_all_cpus_that_these_name() -> None:
+def test_formats_with_variables_export_the_whole_affinity() -> None:
     plan = plan_for("core:2 pu:1", 2)
     assert plan.ranks[1].affinity == (0, 1)
     assert lines_of(export(plan, "docker"))[1].startswith("--cpuset-cpus=0-1 ")
@@ -94,7 +94,7 @@ def test_a_form_that_sets_variables_gives_all_cpus_that_these_name() -> None:
         ("preferred-many", " --preferred-many=0-1", "", None),
     ],
 )
-def test_memory_policies(policy: str, numactl: str, slurm: str, systemd: str | None) -> None:
+def test_exports_each_memory_policy(policy: str, numactl: str, slurm: str, systemd: str | None) -> None:
     plan = plan_for(TWO, 1, span="machine", memory_policy=policy)
     (line,) = lines_of(export(plan, "numactl"))
     assert line.partition("5-7,9,11,13-15")[2] == numactl or line.endswith(numactl)
@@ -106,7 +106,7 @@ def test_memory_policies(policy: str, numactl: str, slurm: str, systemd: str | N
         assert (f"NUMAPolicy={systemd}" in export(plan, "systemd").splitlines()) == (systemd is not None)
 
 
-def test_servers_words() -> None:
+def test_exports_the_formats_of_servers() -> None:
     plan = plan_for(TWO, 2, bind=((3, 1, 5), (8, 9)))
     assert export(plan, "vllm").splitlines() == [
         "export VLLM_CPU_OMP_THREADS_BIND='3,1,5|8-9'",
@@ -121,7 +121,7 @@ def test_servers_words() -> None:
     assert again.ranks == plan.ranks
 
 
-def test_what_there_are_no_words_for() -> None:
+def test_rejects_plans_that_a_format_cannot_express() -> None:
     unbound = plan_for(TWO, 2, bind="none")
     for form in ("slurm", "rankfile", "vllm", "sglang"):
         with pytest.raises(RequestError, match="is not bound"):
@@ -129,7 +129,7 @@ def test_what_there_are_no_words_for() -> None:
     assert export(unbound, "numactl") == "# rank 0, not bound\n# rank 1, not bound\n"
     with pytest.raises(RequestError, match="GPU 0 has no rank"):
         export(gpu_plan(0, 1)._replace(ranks=gpu_plan(0, 1).ranks[1:]), "vllm")
-    with pytest.raises(RequestError, match="several memory nodes"):
+    with pytest.raises(RequestError, match="one memory node per GPU"):
         export(gpu_plan(0, span="machine"), "sglang")
 
 
