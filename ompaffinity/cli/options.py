@@ -293,6 +293,6 @@ WITH_COMMAND = ("verify", "exec", "run", "compare")
 
 
 def flags_of(verb: str, fields: Iterable[str]) -> str:
-    """Return the flags of a verb's fields for a message: ``--pid, --tp``; ``-- COMMAND`` for the field ``"command"``."""
+    """Return the flags of a verb's fields for a message: ``--pid, --tp``, ``-- COMMAND`` for ``"command"``."""
     flags = {option.field: option.flag for option in VERBS[verb]} | {"command": "-- COMMAND"}
     return ", ".join(sorted(flags[field] for field in fields))

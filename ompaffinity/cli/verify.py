@@ -37,8 +37,8 @@ def _live_verdict(values: dict[str, Any]) -> Verdict:
     conflicting = values.keys() & {*PlacementRequest._fields, "library", "command", "seconds"}
     if conflicting:
         raise RequestError(
-            f"--pid checks live workers and cannot be combined with {flags_of('verify', conflicting)}; omit it, or name the plan"
-            " of the workers with --plan FILE"
+            f"--pid checks live workers and cannot be combined with {flags_of('verify', conflicting)}; omit it, or name"
+            " the plan of the workers with --plan FILE"
         )
     return verify_processes(values["pids"], saved_placements(values["plan"]) if "plan" in values else None)
 

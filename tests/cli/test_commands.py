@@ -1,4 +1,4 @@
-"""The command line as a user meets it: output, exit status, one line for every mistake."""
+"""The command line: output, exit status, and one line for every error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line completed in a shell: by bash itself."""
+"""The completion script, run by bash."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ needs_shtab = pytest.mark.skipif(
 
 
 def completed(*words: str) -> list[str]:
-    """Return what bash offers for the last of these words."""
+    """Return the completions of bash for the last of these words."""
     script = run_command("completion", "--shell", "bash").stdout
     line = " ".join(f"'{word}'" for word in words)
     program = f"""{script}

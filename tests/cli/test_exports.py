@@ -1,4 +1,4 @@
-"""A plan in other tools' words, each read by the tool itself where it is installed."""
+"""Export formats, each read by its own tool where it is installed."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_exports_one_line_per_rank() -> None:
         "numactl --physcpubind=1,3,5-7 --membind=0",
         "numactl --physcpubind=9,11,13-15 --membind=1",
     ]
-    # One alone is for "$(...)": no comment before it.
+    # A single rank is for "$(...)", so it has no comment before it.
     assert export(plan, "taskset", 1) == "taskset --cpu-list 9,11,13-15\n"
     assert export(plan, "slurm") == "--cpu-bind=mask_cpu:0xEA,0xEA00 --mem-bind=map_mem:0,1\n"
     assert lines_of(export(plan, "rankfile")) == [
@@ -116,7 +116,7 @@ def test_exports_the_formats_of_servers() -> None:
     gpus = gpu_plan(0, 0, 1)
     assert export(gpus, "vllm") == "--numa-bind --numa-bind-nodes 0 0 1 --numa-bind-cpus 0-3 4-7 8-15\n"
     assert export(gpus, "sglang") == "--numa-node 0 0 1\n"
-    # vLLM takes its own list back, and so do we.
+    # The exported list gives the same plan again.
     again = make_plan(synthetic(TWO), PlacementRequest(bind=((3, 1, 5), (8, 9)), tensor_parallel_size=2))
     assert again.ranks == plan.ranks
 
@@ -147,7 +147,7 @@ def test_numactl_and_taskset_bind_as_planned(form: str) -> None:
 
 @needs("hwloc-calc")
 @given(st.sets(st.integers(0, 200), min_size=1))
-def test_hwloc_reads_its_masks(cpus: set[int]) -> None:
+def test_hwloc_reads_the_exported_mask(cpus: set[int]) -> None:
     command = [
         "hwloc-calc",
         "-i",
@@ -162,7 +162,7 @@ def test_hwloc_reads_its_masks(cpus: set[int]) -> None:
 
 
 @needs("systemd-analyze")
-def test_systemd_reads_its_unit(tmp_path: Path) -> None:
+def test_systemd_reads_the_exported_unit(tmp_path: Path) -> None:
     unit = tmp_path / "rank.service"
     text = export(plan_for(TWO, 2, memory_policy="bind"), "systemd", 0)
     unit.write_text(f"{text}ExecStart=/bin/true\n")
@@ -204,7 +204,7 @@ def test_open_mpi_binds_by_the_rankfile(tmp_path: Path) -> None:
     assert not planned[0] & planned[1]
 
 
-def test_a_shell_reads_its_commands() -> None:
+def test_a_shell_reads_the_exported_environment() -> None:
     text = export(plan_for(TWO, 1), "env")
     program = f"{text}\n{shlex.quote(sys.executable)} -c 'import os; print(os.environ[\"OMP_PLACES\"])'"
     done = subprocess.run(
@@ -213,7 +213,7 @@ def test_a_shell_reads_its_commands() -> None:
     assert done.stdout.strip() == "{1,14,15},{3},{5},{7},{9},{11},{13}" or done.stdout.startswith("{")
 
 
-def test_every_form_on_the_command_line() -> None:
+def test_plan_prints_every_format() -> None:
     for form in EXPORTS:
         done = run_command("plan", "--synthetic", TWO, "--tp", "2", "--format", form)
         assert (done.returncode, done.stderr) == (0, "")

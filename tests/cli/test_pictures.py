@@ -30,7 +30,7 @@ needs_drawsvg = pytest.mark.skipif(
 
 
 def planned(topology: Topology, ranks: int) -> Plan:
-    """Plan for so many ranks, or for as many as there is room for."""
+    """Plan for `ranks` ranks, or for one if the machine is too small."""
     request = PlacementRequest(tensor_parallel_size=ranks)
     try:
         return make_plan(topology, request)
@@ -111,7 +111,7 @@ def test_shows_rank_numbers_with_more_ranks_than_colours(tmp_path: Path) -> None
     topology = synthetic("package:12 numa:1 core:2 pu:1")
     root = drawn(topology, planned(topology, 12), tmp_path)
     texts = Counter(text.text for text in root.iter(f"{SVG}text"))
-    # Its two cores, and the legend.
+    # The label is on the two cores of the rank and in the legend.
     assert texts["r11"] == 3
 
 

@@ -1,4 +1,4 @@
-"""What the verbs print is what the schemas in docs/ say: every key of it, and no other."""
+"""The documents that the verbs print match the schemas in docs/, key by key."""
 
 from __future__ import annotations
 
