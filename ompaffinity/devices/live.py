@@ -34,7 +34,7 @@ def live_gpus(
 
     environment = os.environ if environ is None else environ
     with DirectoryTree("/") as tree:
-        return read_gpus(tree, topology, environment, ask_drivers=True, user_nodes=user_nodes, whole_bus=whole_bus)
+        return read_gpus(tree, topology, environment, query_drivers=True, user_nodes=user_nodes, whole_bus=whole_bus)
 
 
 def read_gpus(
@@ -42,7 +42,7 @@ def read_gpus(
     topology: Topology,
     environ: Mapping[str, str],
     *,
-    ask_drivers: bool = False,
+    query_drivers: bool = False,
     user_nodes: tuple[int, ...] | None = None,
     whole_bus: bool = False,
 ) -> GPUList:
@@ -53,7 +53,7 @@ def read_gpus(
     known = pci_gpus(tree)
     answers: dict[str, list[Answer]] = {}
     libraries: dict[str, str] = {}
-    for vendor, view in _views(tree, topology) if ask_drivers else ():
+    for vendor, view in _views(tree, topology) if query_drivers else ():
         libraries[vendor] = view.problem or "ok"
         reported = {device.address for device in view.gpus}
         # In a container the PCI bus shows the whole machine; the driver shows the GPUs of the container. Partitions of

@@ -28,7 +28,7 @@ needs_amdsmi = pytest.mark.skipif(
 PROGRAM = """
 import json, sys
 from tests.devices.test_devices import seen
-found = seen(sys.argv[1], json.loads(sys.argv[2]), ask_drivers=True)
+found = seen(sys.argv[1], json.loads(sys.argv[2]), query_drivers=True)
 rows = [[d.address, list(d.nodes), d.source, d.uuid, [a.detail for a in d.answers]] for d in found.gpus]
 print(json.dumps([rows, [message.code for message in found.messages], found.libraries["amd"]]))
 """

@@ -62,10 +62,10 @@ def gpu(
     write(root, {f"{PCI}/{address}/{name}": text for name, text in files.items()})
 
 
-def seen(root: Path, environ: dict[str, str] | None = None, *, ask_drivers: bool = False) -> Any:
+def seen(root: Path, environ: dict[str, str] | None = None, *, query_drivers: bool = False) -> Any:
     with DirectoryTree(str(root)) as tree:
         topology = read_sysfs(tree, architecture="x86_64", machine="test")
-        return read_gpus(tree, topology, environ or {}, ask_drivers=ask_drivers)
+        return read_gpus(tree, topology, environ or {}, query_drivers=query_drivers)
 
 
 def test_reads_the_node_of_each_gpu_from_sysfs(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_settles_a_gpu_without_any_source() -> None:
 PROGRAM = """
 import json, sys
 from tests.devices.test_devices import seen
-found = seen(sys.argv[1], json.loads(sys.argv[2]), ask_drivers=True)
+found = seen(sys.argv[1], json.loads(sys.argv[2]), query_drivers=True)
 rows = [[d.number, d.address, list(d.nodes), d.source, d.own_node, d.name, d.uuid] for d in found.gpus]
 print(json.dumps([rows, [message.code for message in found.messages], found.libraries]))
 """
@@ -353,7 +353,7 @@ def test_falls_back_to_sysfs_without_nvidia_ml_py(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, "pynvml", None)
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:1a:00.0", 1, "4-7")
-    found = seen(tmp_path, ask_drivers=True)
+    found = seen(tmp_path, query_drivers=True)
     assert [device.nodes for device in found.gpus] == [(1,)]
     assert "not installed" in found.libraries["nvidia"]
     topology = load_topology(synthetic="numa:1 core:1 pu:1", architecture="x86_64")
