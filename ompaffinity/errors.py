@@ -1,29 +1,29 @@
-"""Every exception that the package raises on purpose, under one base class.
+"""Every exception class of the package, under one base class.
 
-The command line turns each of them into one line on stderr and exit status 2.
+The command line prints each of them as one line on stderr and exits with status 2.
 """
 
 import errno
 
 
 class OMPAffinityError(Exception):
-    """Base class: bad input, an unreadable machine, or a request that cannot be met."""
+    """Base class: invalid input, an unreadable machine, or a request that cannot be met."""
 
 
 class IDListError(OMPAffinityError, ValueError):
-    """A list of CPUs or nodes is not of the form ``0-3,8``."""
+    """A list of CPUs or nodes does not have the form ``0-3,8``."""
 
 
 class TopologyError(OMPAffinityError):
-    """A machine, live or recorded, could not be read."""
+    """A live or recorded machine cannot be read."""
 
 
 class RequestError(OMPAffinityError, ValueError):
-    """What was asked for makes no sense on any machine."""
+    """The request is invalid on every machine."""
 
 
 class PlacementError(OMPAffinityError):
-    """The request is sound, but this machine cannot meet it."""
+    """The request is valid, but this machine cannot meet it."""
 
 
 class NoMemoryNodeError(PlacementError):
@@ -31,11 +31,11 @@ class NoMemoryNodeError(PlacementError):
 
 
 class CapacityError(OMPAffinityError):
-    """There is less memory for a rank than was asked for."""
+    """A rank has less memory than requested."""
 
 
 class StartMethodError(OMPAffinityError, RuntimeError):
-    """A worker was to be started in a way that cannot be bound; `code` is the message code."""
+    """The start method of a worker cannot be bound; `code` is the message code."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(f"{code}: {message}")
@@ -43,7 +43,7 @@ class StartMethodError(OMPAffinityError, RuntimeError):
 
 
 class BindingError(OMPAffinityError, RuntimeError):
-    """The kernel refused to bind CPUs or memory, or did not do what it was told; `code` is the message code."""
+    """The kernel rejected a CPU mask or memory policy, or did not apply it; `code` is the message code."""
 
     code = "affinity-not-permitted"
 

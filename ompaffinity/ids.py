@@ -1,7 +1,6 @@
 """Linux id lists and masks: ``"0-3,8"`` and ``"00000000,0000010f"`` to ids and back.
 
-The two forms are described in the kernel's Documentation/admin-guide/cputopology.rst and
-cpuset(7) ("List format", "Mask format").
+Sources: the kernel's Documentation/admin-guide/cputopology.rst; cpuset(7) ("List format", "Mask format").
 """
 
 from __future__ import annotations
@@ -14,19 +13,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 MAX_ID = 2**16 - 1
-"""The largest CPU or node number that is believed; Linux stops at 8191 (NR_CPUS_RANGE_END on x86)."""
+"""The largest CPU or node number that is accepted; the limit of Linux is 8191 (NR_CPUS_RANGE_END on x86)."""
 
 MAX_DIGITS = len(str(MAX_ID))
 
 
 def parse_id_list(text: str) -> list[int]:
-    """Return the ids named by `text`, sorted and without duplicates.
+    """Return the ids in `text`, sorted and without duplicates.
 
-    Accepts what the kernel prints (``"0-3,8"``, empty for no ids), blanks around numbers, and
-    a stride (``"0-14:2"``).
+    Accepts the format of the kernel (``"0-3,8"``, empty for no ids), spaces around numbers, and a stride
+    (``"0-14:2"``).
 
     Raises:
-        IDListError: anything else, a range that runs backwards, or an id above `MAX_ID`.
+        IDListError: invalid format, a descending range, or an id above `MAX_ID`.
     """
     ids = parse_ordered_id_list(text)
     ids.sort()
@@ -34,7 +33,7 @@ def parse_id_list(text: str) -> list[int]:
 
 
 def parse_ordered_id_list(text: str) -> list[int]:
-    """Return the ids named by `text` in the order written, each one once.
+    """Return the ids in `text` in the order written, without duplicates.
 
     Raises:
         IDListError: as `parse_id_list`.
@@ -50,7 +49,7 @@ def parse_ordered_id_list(text: str) -> list[int]:
         else:
             ids += _span(part, text)
             if len(ids) > 2 * MAX_ID:
-                raise IDListError(f"the id list {_quoted(text)} names more ids than there can be")
+                raise IDListError(f"the id list {_quoted(text)} has more than {2 * MAX_ID} ids; ids are 0 to {MAX_ID}")
     return ids if len(set(ids)) == len(ids) else list(dict.fromkeys(ids))
 
 
@@ -61,12 +60,12 @@ def _span(part: str, text: str) -> Iterable[int]:
     first = _number(first_text, part, text)
     if not dash:
         if colon:
-            raise IDListError(f"a stride needs a range, as in 0-14:2, but {_quoted(part)} has none")
+            raise IDListError(f"{_quoted(part)} has a stride without a range; write a range, as in 0-14:2")
         return (first,)
     last = _number(last_text, part, text)
     stride = _number(stride_text, part, text) if colon else 1
     if last < first:
-        raise IDListError(f"the range {_quoted(part)} runs backwards; write it as {last}-{first}")
+        raise IDListError(f"the range {_quoted(part)} is descending; write it as {last}-{first}")
     if stride == 0:
         raise IDListError(f"the stride of {_quoted(part)} is 0; it must be at least 1")
     return range(first, last + 1, stride)
@@ -78,24 +77,24 @@ def parse_mask(text: str) -> list[int]:
     Words after the first have 32 bits; the first may be shorter.
 
     Raises:
-        IDListError: not such a mask.
+        IDListError: invalid format, or an id above `MAX_ID`.
     """
     words = text.strip().split(",")
     if any(len(word) != 8 for word in words[1:]) or not 1 <= len(words[0]) <= 8:
-        raise IDListError(f"{_quoted(text)} is not a CPU mask of 32-bit words")
+        raise IDListError(f"{_quoted(text)} is not a mask of 32-bit words; write it as in 00000000,0000010f")
     try:
         mask = bytes.fromhex("".join(words).rjust(8 * len(words), "0"))
     except ValueError:
-        raise IDListError(f"{_quoted(text)} is not a hexadecimal CPU mask") from None
+        raise IDListError(f"{_quoted(text)} is not a hexadecimal mask; write it as in 00000000,0000010f") from None
     bits = int.from_bytes(mask, "big")
     if bits.bit_length() > MAX_ID + 1:
-        raise IDListError(f"a CPU mask of {bits.bit_length()} bits is longer than any machine's")
+        raise IDListError(f"the mask has {bits.bit_length()} bits; at most {MAX_ID + 1} are supported")
     digits = f"{bits:b}"[::-1]
     return [position for position, digit in enumerate(digits) if digit == "1"]
 
 
 def format_id_list(ids: Iterable[int]) -> str:
-    """Return `ids` as the kernel prints them: ascending, ranges folded, ``""`` for none."""
+    """Return `ids` in the list format of the kernel: ascending, with ranges, ``""`` for none."""
     parts = []
     start = previous = None
     for number in sorted(set(ids)):

@@ -153,7 +153,7 @@ DEVICE_SOURCES_DISAGREE = Template(
 DEVICE_ORDER_UNKNOWN = Template(
     "device-order-unknown",
     WARNING,
-    "the GPUs differ, and CUDA numbers the fastest first, in an order that only CUDA knows; the plan numbers them by"
+    "the GPUs differ, and CUDA numbers the fastest first, in an order that is unknown here; the plan numbers them by"
     " PCI address; set CUDA_DEVICE_ORDER=PCI_BUS_ID for the processes that use them",
 )
 DEVICE_LIST_CUT = Template(

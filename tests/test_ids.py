@@ -86,5 +86,5 @@ def test_any_text_is_read_or_refused(text: str) -> None:
 
 
 def test_the_mistake_is_an_ordinary_value_error_too() -> None:
-    with pytest.raises(ValueError, match=r"'3-1' runs backwards; write it as 1-3"):
+    with pytest.raises(ValueError, match=r"'3-1' is descending; write it as 1-3"):
         parse_id_list("3-1")

@@ -1,4 +1,4 @@
-"""``compare``: what a plan gains, measured with the user's own command."""
+"""``compare``: measure the gain of a plan with the user's own command."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ompaffinity.cli.options import flags_of
 from ompaffinity.cli.parse import parse_command_line
 from ompaffinity.errors import InterruptedBySignalError, OMPAffinityError, PlacementError, RequestError
 from ompaffinity.measure.runs import metric_of
@@ -23,13 +24,15 @@ if TYPE_CHECKING:
     from ompaffinity.bind.manager import OMPProcessManager
     from ompaffinity.messages import Message
 
+MAX_NAME_LENGTH = 40
+
 
 def run_compare(values: dict[str, Any]) -> int:
-    """Measure the command under the variants, and print what differs; after a signal, what was measured before it."""
+    """Measure the command with each variant, and print the differences; after a signal, those measured before it."""
     if "command" not in values:
-        raise RequestError("compare needs a command; write ompaffinity compare -- python benchmark.py")
+        raise RequestError("the command is missing; write ompaffinity compare -- python benchmark.py")
     if "lower" in values and "metric" not in values:
-        raise RequestError("--lower is about --metric; seconds are better the fewer they are anyway")
+        raise RequestError("--lower requires --metric; omit --lower, fewer seconds are always better")
     settings = Settings(
         command=values["command"],
         metric=metric_of(values["metric"]) if "metric" in values else None,
@@ -38,13 +41,13 @@ def run_compare(values: dict[str, Any]) -> int:
         precision=values.get("precision", 0.02),
     )
     if settings.budget_seconds < 1:
-        raise RequestError(f"--budget is {settings.budget_seconds}; it must be a number of seconds")
+        raise RequestError(f"--budget is {settings.budget_seconds}; it must be at least 1 second")
     if "svg" in values:
         from ompaffinity.cli.plot import check_plots
 
         check_plots(values["svg"])
-    asked = {name: values[name] for name in PlacementRequest._fields if name in values}
-    managers, left_out, messages = _managers(asked, values.get("variants"))
+    request = {name: values[name] for name in PlacementRequest._fields if name in values}
+    managers, left_out, messages = _managers(request, values.get("variants"))
     try:
         with _progress() as progress:
             comparison = compare_variants(managers, settings, progress)
@@ -67,31 +70,33 @@ def run_compare(values: dict[str, Any]) -> int:
 
 
 def variants_of(texts: Iterable[str]) -> list[Variant]:
-    """Return the variants that were named: by a name of ours, or as ``NAME=--option value ...`` of a plan's options.
+    """Return the variants of `texts`: predefined names, or ``NAME=--option value ...`` with planning options.
 
     Raises:
-        RequestError: a name that is none, or is given twice, or options that are not a plan's.
+        RequestError: a name is unknown or repeated, or an option is not a planning option.
     """
-    found: dict[str, Variant] = {}
+    variants: dict[str, Variant] = {}
     for text in texts:
         name, equals, flags = text.partition("=")
         if equals:
-            variant = Variant(_named(name), flags, PLAN, _request(name, flags), flags)
+            variant = Variant(_new_name(name), flags, PLAN, _request(name, flags), flags)
         elif name in VARIANTS:
             variant = VARIANTS[name]
         else:
             raise RequestError(
                 f"--variant is {text!r}; it must be one of {', '.join(VARIANTS)}, or NAME='--option value ...'"
             )
-        if variant.name in found:
-            raise RequestError(f"--variant names {variant.name!r} twice")
-        found[variant.name] = variant
-    return [*found.values()]
+        if variant.name in variants:
+            raise RequestError(f"--variant has {variant.name!r} twice; use each name once")
+        variants[variant.name] = variant
+    return [*variants.values()]
 
 
-def _named(name: str) -> str:
-    if not (name and name.isprintable() and len(name) <= 40) or name in VARIANTS:
-        raise RequestError(f"--variant {name!r}=...: give it a name of its own, of at most 40 letters")
+def _new_name(name: str) -> str:
+    if not (name and name.isprintable() and len(name) <= MAX_NAME_LENGTH) or name in VARIANTS:
+        raise RequestError(
+            f"--variant has the name {name[:80]!r}; use a new name of 1 to {MAX_NAME_LENGTH} printable characters"
+        )
     return name
 
 
@@ -102,53 +107,61 @@ def _request(name: str, flags: str) -> dict[str, Any]:
     except (ValueError, OMPAffinityError) as error:
         raise RequestError(f"--variant {name}: {error}") from None
     except SystemExit:
-        raise RequestError(f"--variant {name}: {flags!r} asks for help; give options of a plan") from None
-    strange = values.keys() - set(PlacementRequest._fields)
-    if strange:
-        raise RequestError(f"--variant {name}: {', '.join(sorted(strange))} is no option of a plan")
+        raise RequestError(f"--variant {name}: {flags!r} requests help; use planning options only") from None
+    unsupported = values.keys() - set(PlacementRequest._fields)
+    if unsupported:
+        raise RequestError(
+            f"--variant {name}: {flags_of('verify', unsupported)} is not a planning option; use those of plan --help"
+        )
     return values
 
 
 def _managers(
-    asked: dict[str, Any], named: list[str] | None
+    request: dict[str, Any], named: list[str] | None
 ) -> tuple[dict[str, tuple[Variant, OMPProcessManager]], dict[str, str], list[Message]]:
-    """Return what starts each variant, which of the usual ones would start the same as another, and the messages."""
+    """Return {name: variant and its manager}, {omitted variant: reason}, and the messages.
+
+    A variant is omitted if it starts the ranks in the same way as an earlier one.
+    """
     chosen = [VARIANTS[name] for name in USUAL] if named is None else variants_of(named)
     if len(chosen) == 1 and chosen[0].name != "none":
         chosen.insert(0, VARIANTS["none"])
-    found: dict[str, tuple[Variant, OMPProcessManager]] = {}
-    sets: dict[tuple[object, ...], str] = {}
+    managers: dict[str, tuple[Variant, OMPProcessManager]] = {}
+    names: dict[tuple[object, ...], str] = {}
     left_out: dict[str, str] = {}
     messages: dict[Message, None] = {}
     logger = logging.getLogger("ompaffinity")
     before = logger.disabled
-    # Each message would be told once per variant; here they are told once.
+    # Without this, each message would be logged once per variant.
     logger.disabled = True
     try:
         for variant in chosen:
             try:
-                manager = variant_manager(variant, asked)
+                manager = variant_manager(variant, request)
             except (RequestError, PlacementError) as error:
                 if named is not None or variant.name in ("none", "plan"):
                     raise
-                left_out[variant.name] = f"it cannot be had: {error}"
+                left_out[variant.name] = f"not available: {error}"
                 continue
             messages.update(dict.fromkeys(message for message in manager.messages if message.level == "warning"))
-            same = sets.setdefault(what_it_sets(manager), variant.name)
-            if same != variant.name:
-                left_out[variant.name] = f"it starts the ranks as {same} does"
+            first = names.setdefault(what_it_sets(manager), variant.name)
+            if first != variant.name:
+                left_out[variant.name] = f"starts the ranks in the same way as {first}"
             else:
-                found[variant.name] = (variant, manager)
+                managers[variant.name] = (variant, manager)
     finally:
         logger.disabled = before
-    if len(found) < 2:
-        raise RequestError(f"there is nothing to compare {next(iter(found))} with: what was named starts the same here")
-    return found, left_out, [*messages]
+    if len(managers) < 2:
+        raise RequestError(
+            f"all variants start the ranks in the same way as {next(iter(managers))} on this machine; name another"
+            " --variant"
+        )
+    return managers, left_out, [*messages]
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[str, float], object]]:
-    """Yield what shows the progress: on a terminal only, and on standard error."""
+    """Yield a function that shows the progress on stderr, if that is a terminal."""
     if not sys.stderr.isatty():
         yield lambda _text, _done: None
         return

@@ -1,4 +1,4 @@
-"""``doctor``: what stands in the way here, and the fix."""
+"""``doctor``: what prevents or weakens binding on this machine, and the fix."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def run_doctor(values: dict[str, Any]) -> int:
-    """Print what each check says; 1 if there is a problem (under --strict also with a warning), else 0."""
+    """Print the result of each check; return 1 if there is a problem (with --strict also for a warning), else 0."""
     diagnosis = diagnose(os.environ, values.get("python"))
     if values.get("json"):
         sys.stdout.write(json.dumps(diagnosis.to_document()) + "\n")

@@ -1,4 +1,4 @@
-"""A plan in the words of other tools: what binds a rank where something else than ompaffinity starts it.
+"""Export formats: the options and files of other tools that bind the ranks of a plan.
 
 Sources: numactl(8), taskset(1), srun(1), Open MPI's mpirun(1) ("Rankfiles"), systemd.exec(5), docker-run(1),
 hwloc(7) ("Bitmasks"), the documentation of vLLM and SGLang.
@@ -29,20 +29,20 @@ HWLOC_BITS = 32
 
 
 def export(plan: Plan, form: str, rank: int | None = None) -> str:
-    """Return the plan, or one rank of it, in another tool's form.
+    """Return the plan, or one rank of it, in an export format.
 
     Raises:
-        RequestError: the form has no words for it.
+        RequestError: the format cannot express the plan.
     """
     chosen = [placement for placement in plan.ranks if rank is None or placement.rank == rank]
     return EXPORTS[form](plan, chosen)
 
 
 def own_cpus(plan: Plan, placement: RankPlacement) -> tuple[int, ...]:
-    """Return the CPUs of a rank that no other one has OpenMP threads or helpers on, and its own.
+    """Return the CPUs of a rank and those of its affinity that no other rank uses for OpenMP or helper threads.
 
-    Where a rank has no CPU for helper threads, its affinity is wider: the variables of OpenMP keep its team apart then,
-    and this is for the forms that set none.
+    The affinity of a rank without helper CPUs includes CPUs of other ranks; OpenMP variables bind its team. Formats
+    without these variables need this narrower set.
     """
     others = {
         cpu
@@ -56,9 +56,9 @@ def own_cpus(plan: Plan, placement: RankPlacement) -> tuple[int, ...]:
 def _per_rank(
     line: Callable[[Plan, RankPlacement], Iterable[str]], *, file: bool = False
 ) -> Callable[[Plan, list[RankPlacement]], str]:
-    """Return what writes lines for each rank, after a comment that names it.
+    """Return a writer of lines for each rank, after a comment with its number.
 
-    One rank alone that is no `file` but the beginning of a command has none, so that it can be used as it is.
+    A single rank has no comment unless the format is a `file`, so that its line can be used as the start of a command.
     """
 
     def write(plan: Plan, ranks: list[RankPlacement]) -> str:
@@ -79,7 +79,7 @@ def _shell(plan: Plan, placement: RankPlacement) -> Iterable[str]:
 
 
 def _numactl(plan: Plan, placement: RankPlacement) -> Iterable[str]:
-    # Never --cpunodebind: it widens an outside mask to the whole node.
+    # --cpunodebind is not used, because it widens an inherited mask to the whole node.
     words = ["numactl", f"--physcpubind={format_id_list(own_cpus(plan, placement))}"]
     if placement.memory_policy != "none":
         nodes = placement.nodes[:1] if placement.memory_policy == "preferred" else placement.nodes
@@ -96,7 +96,7 @@ def _systemd(plan: Plan, placement: RankPlacement) -> Iterable[str]:
     yield "[Service]"
     yield f"CPUAffinity={format_id_list(placement.affinity)}"
     if placement.memory_policy == "preferred-many":
-        raise RequestError("systemd knows no policy of several preferred nodes; say --memory-policy preferred")
+        raise RequestError("systemd does not support the policy preferred-many; use --memory-policy preferred")
     if placement.memory_policy != "none":
         nodes = placement.nodes[:1] if placement.memory_policy == "preferred" else placement.nodes
         yield f"NUMAPolicy={SYSTEMD_POLICIES[placement.memory_policy]}"
@@ -107,7 +107,7 @@ def _systemd(plan: Plan, placement: RankPlacement) -> Iterable[str]:
 
 
 def _in_unit(value: str) -> str:
-    """Return a value as it stands in double quotes of a unit file (systemd.exec(5), systemd.unit(5) "Specifiers")."""
+    """Return a value escaped for double quotes in a unit file (systemd.exec(5), systemd.unit(5) "Specifiers")."""
     return value.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
 
 
@@ -124,7 +124,7 @@ def _hwloc(plan: Plan, placement: RankPlacement) -> Iterable[str]:
 
 
 def hwloc_mask(cpus: Iterable[int]) -> str:
-    """Return CPUs as hwloc writes a bitmask: words of 32 bits, the highest first, each in hexadecimal digits."""
+    """Return CPUs as a bitmask of hwloc: hexadecimal words of 32 bits, the highest first."""
     bits = mask_of(cpus)
     words: list[str] = []
     while bits or not words:
@@ -142,8 +142,8 @@ def mask_of(ids: Iterable[int]) -> int:
 
 
 def _slurm(plan: Plan, ranks: list[RankPlacement]) -> str:
-    """Options of srun for all tasks of a node, in the order of their local ids."""
-    _check_bound("srun's list of masks", ranks)
+    """Return the options of srun for all tasks of a node, in the order of their local ids."""
+    _check_bound("slurm", ranks)
     masks = [f"0x{mask_of(own_cpus(plan, placement)):X}" for placement in ranks]
     words = [f"--cpu-bind=mask_cpu:{','.join(masks)}"]
     if all(placement.memory_policy == "bind" for placement in ranks):
@@ -155,8 +155,8 @@ def _slurm(plan: Plan, ranks: list[RankPlacement]) -> str:
 
 
 def _rankfile(plan: Plan, ranks: list[RankPlacement]) -> str:
-    """A rankfile of Open MPI for ranks on this host."""
-    _check_bound("a rankfile", ranks)
+    """Return a rankfile of Open MPI for ranks on this host."""
+    _check_bound("rankfile", ranks)
     lines = ["# mpirun --mca rmaps_rank_file_physical 1 --rankfile FILE ..."]
     lines += [
         f"rank {placement.rank}=localhost slot={format_id_list(own_cpus(plan, placement))}" for placement in ranks
@@ -165,8 +165,8 @@ def _rankfile(plan: Plan, ranks: list[RankPlacement]) -> str:
 
 
 def _vllm(plan: Plan, ranks: list[RankPlacement]) -> str:
-    """The variables of vLLM's CPU backend, or the options of its GPU workers."""
-    _check_bound("vLLM's list", ranks)
+    """Return the variables of vLLM's CPU backend, or the options of its GPU workers."""
+    _check_bound("vllm", ranks)
     if any(placement.gpu is not None for placement in ranks):
         nodes, cpus = _by_gpu(plan, ranks)
         return f"--numa-bind --numa-bind-nodes {nodes} --numa-bind-cpus {cpus}\n"
@@ -174,14 +174,14 @@ def _vllm(plan: Plan, ranks: list[RankPlacement]) -> str:
     lines = [f"export VLLM_CPU_OMP_THREADS_BIND={quote(lists)}"]
     used = sorted({node for placement in ranks for node in placement.nodes})
     if used and any(placement.memory_policy != "none" for placement in ranks):
-        # vLLM splits it at the commas, and knows no ranges.
+        # vLLM splits the value at commas and does not support ranges.
         lines.append(f"export CPU_VISIBLE_MEMORY_NODES={','.join(map(str, used))}")
     return "\n".join(lines) + "\n"
 
 
 def _sglang(plan: Plan, ranks: list[RankPlacement]) -> str:
-    """The variables of SGLang's CPU backend, or the option of its GPU workers."""
-    _check_bound("SGLang's list", ranks)
+    """Return the variables of SGLang's CPU backend, or the option of its GPU workers."""
+    _check_bound("sglang", ranks)
     if any(placement.gpu is not None for placement in ranks):
         return f"--numa-node {_by_gpu(plan, ranks)[0]}\n"
     lists = "|".join(_in_order(placement.cpus) for placement in ranks)
@@ -189,12 +189,15 @@ def _sglang(plan: Plan, ranks: list[RankPlacement]) -> str:
 
 
 def _by_gpu(plan: Plan, ranks: list[RankPlacement]) -> tuple[str, str]:
-    """Return the nodes and the CPU lists of all GPUs in order, as words of a command line."""
+    """Return the nodes and the CPU lists of all GPUs in order, each as words of a command line."""
     placed = {placement.gpu: placement for placement in ranks if placement.gpu is not None}
     missing = set(range(max(placed) + 1)) - placed.keys()
     if missing or any(len(placement.nodes) != 1 for placement in placed.values()):
-        what = f"GPU {format_id_list(missing)} has no rank" if missing else "a rank has several memory nodes, or none"
-        raise RequestError(f"one node per GPU is what is to be named, but {what}")
+        if missing:
+            raise RequestError(f"GPU {format_id_list(missing)} has no rank; plan a rank for each GPU for this format")
+        raise RequestError(
+            "this format requires one memory node per GPU, but a rank has several or none; use --span node"
+        )
     ordered = [placed[device] for device in sorted(placed)]
     nodes = " ".join(str(placement.nodes[0]) for placement in ordered)
     return nodes, " ".join(format_id_list(own_cpus(plan, placement)) for placement in ordered)
@@ -204,10 +207,13 @@ def _in_order(cpus: tuple[int, ...]) -> str:
     return format_id_list(cpus) if list(cpus) == sorted(cpus) else ",".join(map(str, cpus))
 
 
-def _check_bound(what: str, ranks: list[RankPlacement]) -> None:
+def _check_bound(form: str, ranks: list[RankPlacement]) -> None:
     unbound = [placement.rank for placement in ranks if not placement.bound]
     if unbound:
-        raise RequestError(f"rank {format_id_list(unbound)} is not bound, and {what} has a place for every rank")
+        raise RequestError(
+            f"rank {format_id_list(unbound)} is not bound, but --format {form} requires CPUs for every rank; bind it,"
+            " or use --format numactl"
+        )
 
 
 EXPORTS: dict[str, Callable[[Plan, list[RankPlacement]], str]] = {

@@ -1,18 +1,18 @@
-"""What ``--help`` says of each verb."""
+"""The texts of ``--help`` for each verb."""
 
 from __future__ import annotations
 
 SUMMARIES = {
-    "plan": "dry run: what each rank would get, and why everything else is left out",
-    "topology": "what was read: CPUs, nodes, limits",
-    "devices": "the GPUs that this process sees, and the NUMA nodes that they are next to",
-    "verify": "proof: start an OpenMP team per rank, or look at live workers, and compare what the kernel says",
-    "inspect": "where the threads and the pages of live processes are, and what is wrong with that",
-    "compare": "what the plan gains: run a command with and without it, interleaved, and compare",
-    "doctor": "what on this machine stands in the way of binding, and the fix",
-    "completion": "print what completes these commands in a shell",
-    "exec": "bind this process by the rank that its launcher gave it, then become the command after --",
-    "run": "start the ranks here, bound from birth: the command after -- once per rank",
+    "plan": "dry run: show the placement of each rank, and the CPUs left out with the reason",
+    "topology": "show the CPUs, NUMA nodes, limits and devices of a machine, or record them",
+    "devices": "show the visible GPUs and their NUMA nodes, with the source of each answer",
+    "verify": "check a plan against the kernel's data: start an OpenMP team per rank, or check live workers",
+    "inspect": "show where the threads and pages of live processes are, and report misplacements",
+    "compare": "measure the gain of the plan: run a command with and without it, interleaved",
+    "doctor": "check what prevents or weakens binding on this machine, and show the fix",
+    "completion": "print a completion script for a shell",
+    "exec": "bind this process by the launcher's rank variables, then exec the command after --",
+    "run": "start the command after -- once per rank on this machine, each rank bound before it starts",
 }
 EXAMPLES = {
     "devices": """examples:
@@ -35,8 +35,9 @@ EXAMPLES = {
   ompaffinity compare --metric 'tokens/s: ([0-9.]+)' --budget 600 -- python benchmark.py
   ompaffinity compare --variant none --variant plan --variant all='--threads-per-core all' -- ./benchmark
 
-variants: none (nothing set), threads (OMP_NUM_THREADS alone), mask (taskset), plan (as asked for), thread, team, smt,
-no-smt, no-reserve, span, spread, memory-none, memory-bind, memory-interleave, active, brief, passive
+variants: none (nothing set), threads (OMP_NUM_THREADS only), mask (affinity mask only), plan (the planning options),
+and the plan with one option changed: thread, team, smt, no-smt, no-reserve, span, spread, memory-none, memory-bind,
+memory-interleave, active, brief, passive
 """,
     "completion": """examples:
   eval "$(ompaffinity completion --shell bash)"

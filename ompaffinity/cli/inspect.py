@@ -1,4 +1,4 @@
-"""``inspect``: live processes, bound by anybody."""
+"""``inspect``: the placement of live processes, bound by any tool."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 def run_inspect(values: dict[str, Any]) -> int:
-    """Print what the kernel says of the processes; 1 under --strict if something is wrong, else 0."""
+    """Print what the kernel reports about the processes; return 1 with --strict if there are findings, else 0."""
     if ("pids" in values) == bool(values.get("all")):
-        raise RequestError("name the processes to look at (inspect PID...), or give --all for every bound one")
+        problem = "both process ids and --all are given" if "pids" in values else "no process is given"
+        raise RequestError(f"{problem}; name processes (inspect PID...), or use --all for every bound process")
     topology = load_topology()
     inspection = inspect_all(topology) if values.get("all") else inspect_processes(topology, values["pids"])
     if values.get("json"):

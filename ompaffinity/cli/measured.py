@@ -19,12 +19,12 @@ STYLES = {"faster": "bold green", "slower": "bold red"}
 
 
 def print_comparison(comparison: Comparison, messages: Iterable[Message]) -> None:
-    """Print a row per variant, the advice, and what the figures are worth."""
+    """Print a row per variant, the advice, and the limits of the measurement."""
     console = new_console()
     settings = comparison.settings
     figure = "seconds" if settings.metric is None else "figure"
     baseline = comparison.results[0].variant.name
-    table = new_table("variant", "what", figure, f"speed, {baseline} = 1", "verdict", right=(figure,))
+    table = new_table("variant", "settings", figure, f"speed, {baseline} = 1", "verdict", right=(figure,))
     for result in comparison.results:
         table.add_row(
             result.variant.name,
@@ -39,14 +39,14 @@ def print_comparison(comparison: Comparison, messages: Iterable[Message]) -> Non
         text = f"incomplete: ended by signal {comparison.interrupted_by} after {comparison.rounds} rounds"
         console.print(Text(text, "bold"))
     rounds = (
-        f"{comparison.rounds} rounds, {len(comparison.counted)} of them count; medians, with intervals of the ratios"
-        " that all hold at once in 95 % of all cases"
+        f"{comparison.rounds} rounds, {len(comparison.counted)} of them used; medians, with simultaneous 95 %"
+        " confidence intervals of the ratios"
     )
     console.print(Text(rounds, "dim"))
     if not comparison.quiet:
-        console.print(Text("others were busy meanwhile, in too many rounds to leave these out: take it with care"))
+        console.print(Text("other processes used the CPUs in too many rounds to exclude these: treat with caution"))
     if not comparison.narrow and comparison.interrupted_by is None:
-        console.print(Text("the budget was spent before the intervals were narrow; raise --budget for more", "dim"))
+        console.print(Text("the intervals are wider than --precision; raise --budget for more rounds", "dim"))
     for name, reason in comparison.left_out.items():
         console.print(Text(f"left out {name}: {reason}", "dim"))
     print_messages(messages)

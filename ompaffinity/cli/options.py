@@ -1,8 +1,8 @@
-"""Every option of every verb in one table; what the parser, the help and the docs are made from."""
+"""Every option of every verb in one table, from which the parser and the help are generated."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.placement.architecture import ARCHITECTURES
 from ompaffinity.placement.request import (
@@ -16,6 +16,8 @@ from ompaffinity.placement.request import (
 )
 from ompaffinity.topology.source import SOURCES
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 SHELLS = ("bash", "zsh", "tcsh")
 SEVERAL_VALUES = ("pids", "numbers", "lists")
 EXPORT_FORMATS = (*("env", "numactl", "taskset", "slurm", "rankfile", "systemd", "docker", "hwloc", "vllm", "sglang"),)
@@ -23,10 +25,10 @@ FORMATS = ("table", "json", *EXPORT_FORMATS)
 
 
 class Option(NamedTuple):
-    """One option, or without leading dashes an argument.
+    """One option, or a positional argument if `flag` has no leading dashes.
 
-    `kind` says how its text is read: a flag, a number, one of `choices`, an id list, or text.
-    An option of the kind ``"files"`` may be given several times, one of `SEVERAL_VALUES` takes several values.
+    `kind` selects the parser of its value: a flag, a number, one of `choices`, an id list, or text.
+    An option of the kind ``"files"`` can be repeated; an option of one of `SEVERAL_VALUES` has several values.
     """
 
     flag: str
@@ -42,22 +44,22 @@ MACHINE_OPTIONS = (
         "--machine",
         "machine",
         "text",
-        "a recorded machine: a capture, a directory or tar with sys/, lscpu -J output, hwloc XML (default: this one)",
+        "recorded machine: a capture, a directory or tar with sys/, lscpu -J output, hwloc XML (default: this machine)",
         metavar="PATH",
     ),
     Option(
         "--synthetic",
         "synthetic",
         "text",
-        "an invented machine in hwloc's language: 'package:2 numa:2 core:8 pu:2'",
+        "synthetic machine, in hwloc's syntax: 'package:2 numa:2 core:8 pu:2'",
         metavar="TEXT",
     ),
-    Option("--arch", "architecture", "choice", "architecture of a machine that does not say", ARCHITECTURES),
+    Option("--arch", "architecture", "choice", "architecture, where the machine does not report it", ARCHITECTURES),
     Option(
         "--source",
         "source",
         "choice",
-        "which reader (default auto: sysfs, which lscpu completes here where it is lacking)",
+        "source of the topology (default auto: sysfs, completed by lscpu on this machine)",
         SOURCES,
     ),
 )
@@ -65,21 +67,23 @@ PLAN_OPTIONS = (
     Option("--tp", "tensor_parallel_size", "number", "tensor-parallel ranks (default 1)"),
     Option("--pp", "pipeline_parallel_size", "number", "pipeline-parallel ranks (default 1)"),
     Option("--dp", "data_parallel_size", "number", "data-parallel ranks (default 1)"),
-    Option("--cpus", "cpus", "ids", "plan within these CPUs only: 0-15,32", metavar="LIST"),
-    Option("--nodes", "nodes", "ids", "plan within these NUMA nodes only: 0,2", metavar="LIST"),
-    Option("--avoid", "avoid", "files", "keep off the cores that another plan (--json) holds", metavar="PLAN.json"),
+    Option("--cpus", "cpus", "ids", "restrict the plan to these CPUs: 0-15,32 (default: all allowed)", metavar="LIST"),
+    Option("--nodes", "nodes", "ids", "restrict the plan to these NUMA nodes: 0,2 (default: all)", metavar="LIST"),
+    Option(
+        "--avoid", "avoid", "files", "exclude the cores of another plan (plan --json); repeatable", metavar="PLAN.json"
+    ),
     Option(
         "--bind",
         "bind",
         "bind",
-        "auto, none, or one CPU list per rank, order kept: '0-6:2|8-14:2' (default auto)",
+        "auto, none, or one CPU list per rank in thread order: '0-6:2|8-14:2' (default auto)",
         metavar="auto|none|LISTS",
     ),
     Option(
         "--threads-per-core",
         "threads_per_core",
         "threads",
-        "SMT siblings per core: auto (by architecture), all, or a number",
+        "SMT siblings per core: auto, all, or a number (default auto: by architecture)",
         metavar="auto|all|N",
     ),
     Option("--kinds", "kinds", "choice", "cores of hybrid chips to use (default performance)", KINDS),
@@ -87,72 +91,72 @@ PLAN_OPTIONS = (
         "--reserve",
         "reserve",
         "auto-number",
-        "cores kept from the OpenMP threads, in all (default auto: by architecture)",
+        "cores without OpenMP threads, in total (default auto: by architecture)",
         metavar="auto|N",
     ),
-    Option("--reserve-per-rank", "reserve_per_rank", "number", "cores kept from the OpenMP threads, per rank"),
-    Option("--kv-transfer", "kv_transfer", "flag", "keep one more core per rank for KV-cache transfer"),
+    Option("--reserve-per-rank", "reserve_per_rank", "number", "cores without OpenMP threads, per rank"),
+    Option("--kv-transfer", "kv_transfer", "flag", "reserve one more core per rank for KV-cache transfer"),
     Option(
         "--distribute",
         "distribute",
         "choice",
-        "which nodes when there are more than ranks (default close)",
+        "nodes to use if there are more nodes than ranks (default close)",
         DISTRIBUTIONS,
     ),
-    Option("--span", "span", "choice", "what a rank may use if there are more nodes than ranks (default node)", SPANS),
-    Option("--oversubscribe", "oversubscribe", "flag", "let ranks share CPUs if there are more ranks than CPUs"),
+    Option("--span", "span", "choice", "extent of a rank if there are more nodes than ranks (default node)", SPANS),
+    Option("--oversubscribe", "oversubscribe", "flag", "allow ranks to share CPUs if there are more ranks than CPUs"),
     Option(
         "--runtime",
         "runtime",
         "choice",
-        "whose variables: GNU, Intel/LLVM, or standard OpenMP (default auto: standard)",
+        "OpenMP runtime of the workers: GNU, Intel/LLVM, or standard variables (default auto)",
         RUNTIMES,
     ),
     Option(
         "--granularity",
         "granularity",
         "choice",
-        "one CPU per thread, or a team that floats within the rank's CPUs",
+        "one CPU per thread, or a team that floats within the rank's CPUs (default auto)",
         GRANULARITIES,
     ),
     Option(
         "--wait-policy",
         "wait_policy",
         "choice",
-        "how idle threads wait; brief: a moment, then sleep (default keep: leave it to the user)",
+        "how idle threads wait: spin (active), spin briefly (brief), sleep (passive) (default keep: unchanged)",
         WAIT_POLICIES,
     ),
     Option(
         "--memory-policy",
         "memory_policy",
         "choice",
-        "memory policy of a rank (default auto: by the nodes it uses)",
+        "memory policy of each rank (default auto: by the number of its nodes)",
         MEMORY_POLICIES,
     ),
     Option(
         "--utilization",
         "utilization",
         "fraction",
-        "tell each rank's memory budget: this part of what it shares with the others, as in 0.9",
+        "memory budget per rank, as a fraction of its share: 0.9",
         metavar="F",
     ),
-    Option("--numa-bind", "numa_bind", "flag", "GPU ranks: each next to its GPU"),
+    Option("--numa-bind", "numa_bind", "flag", "GPU ranks: bind each rank next to its GPU"),
     Option(
         "--numa-bind-nodes",
         "numa_bind_nodes",
         "numbers",
-        "GPU ranks: the NUMA node of each GPU, by hand: 0 0 1 1",
+        "GPU ranks: NUMA node of each GPU, instead of the detected one: 0 0 1 1",
         metavar="N",
     ),
     Option(
         "--numa-bind-cpus",
         "numa_bind_cpus",
         "lists",
-        "GPU ranks: the CPUs of each GPU's rank, by hand: 0-3 4-7",
+        "GPU ranks: CPUs of each GPU's rank, instead of those next to the GPU: 0-3 4-7",
         metavar="LIST",
     ),
-    Option("--gpus", "gpus", "gpus", "GPU ranks: the GPU of each rank (default 0, 1, ...): 2,3", metavar="LIST"),
-    Option("--share", "share", "flag", "GPU ranks: those next to one node share all of it"),
+    Option("--gpus", "gpus", "gpus", "GPU ranks: GPU of each rank: 2,3 (default 0, 1, ...)", metavar="LIST"),
+    Option("--share", "share", "flag", "GPU ranks: the ranks of a NUMA node share all its CPUs"),
 )
 OUTPUT_OPTIONS = (Option("--json", "json", "flag", "print JSON"),)
 TOPOLOGY_OPTIONS = (
@@ -160,25 +164,25 @@ TOPOLOGY_OPTIONS = (
         "--capture",
         "capture",
         "text",
-        "record the machine in this file, for --machine elsewhere (-: print)",
+        "record the machine in this file, for --machine on any computer (-: standard output)",
         metavar="FILE",
     ),
-    Option("--label", "label", "text", "name of the machine in the record (default: live)", metavar="TEXT"),
+    Option("--label", "label", "text", "name of the machine in the capture (default live)", metavar="TEXT"),
 )
 PLAN_OUTPUT_OPTIONS = (
-    Option("--ray", "ray", "text", "plan over the nodes of a Ray cluster: auto, or HOST:PORT", metavar="ADDRESS"),
+    Option("--ray", "ray", "text", "plan for the nodes of a Ray cluster: auto, or HOST:PORT", metavar="ADDRESS"),
     *OUTPUT_OPTIONS,
     Option(
         "--format",
         "format",
         "choice",
-        "table (default), json, or the plan in another tool's words: " + ", ".join(EXPORT_FORMATS),
+        "table, json, or an export format: " + ", ".join(EXPORT_FORMATS) + " (default table)",
         FORMATS,
         metavar="FORM",
     ),
-    Option("--map", "map", "flag", "print a small map of the machine and the ranks above the table"),
+    Option("--map", "map", "flag", "print a map of the machine and the ranks above the table"),
     Option("--svg", "svg", "text", "draw the machine and the ranks in this file", metavar="FILE"),
-    Option("--rank", "rank", "number", "this rank only", metavar="R"),
+    Option("--rank", "rank", "number", "print this rank only (default: all)", metavar="R"),
     Option("--strict", "strict", "flag", "exit with status 1 if there is a warning"),
 )
 
@@ -187,43 +191,46 @@ VERIFY_OPTIONS = (
         "--library",
         "library",
         "text",
-        "form the teams with this OpenMP runtime: a file, or a name such as libgomp.so.1 (default: what workers load)",
+        "OpenMP runtime of the teams: a file, or a name such as libgomp.so.1 (default: the one that workers load)",
         metavar="FILE",
     ),
     Option(
         "--pid",
         "pids",
         "pids",
-        "start nothing; look at these live workers, by what they were started with",
+        "check these live workers against the placements that they were started with; start nothing",
         metavar="PID",
     ),
-    Option("--seconds", "seconds", "number", "with a command: look at it for so long at most (default 30)"),
-    Option("--plan", "plan", "text", "with --pid: compare them with the ranks of this plan (--json)", metavar="FILE"),
+    Option("--seconds", "seconds", "number", "with a command: maximum time to observe it, in seconds (default 30)"),
+    Option("--plan", "plan", "text", "with --pid: check against the ranks of this plan (plan --json)", metavar="FILE"),
     *OUTPUT_OPTIONS,
     Option("--strict", "strict", "flag", "exit with status 1 if there is a warning"),
 )
 
 INSPECT_OPTIONS = (
-    Option("PID", "pids", "pids", "the processes to look at", metavar="PID"),
-    Option("--all", "all", "flag", "every process that is bound to fewer CPUs than there are"),
+    Option("PID", "pids", "pids", "processes to inspect", metavar="PID"),
+    Option("--all", "all", "flag", "inspect every process that is bound to a subset of the online CPUs"),
     *OUTPUT_OPTIONS,
-    Option("--strict", "strict", "flag", "exit with status 1 if something is wrong"),
+    Option("--strict", "strict", "flag", "exit with status 1 if there is a finding"),
 )
 
 EXEC_OPTIONS = (
+    Option("--local-rank", "local_rank", "number", "rank of this process on this machine (default: from the launcher)"),
     Option(
-        "--local-rank", "local_rank", "number", "which rank of this machine this is (default: what the launcher says)"
+        "--local-world-size",
+        "local_world_size",
+        "number",
+        "number of ranks on this machine (default: from the launcher)",
     ),
-    Option("--local-world-size", "local_world_size", "number", "how many ranks there are on this machine"),
-    Option("--override", "override", "flag", "use all CPUs of the cpuset, whatever mask the launcher has set"),
-    Option("--strict", "strict", "flag", "do not start the command if there is a warning: status 1"),
+    Option("--override", "override", "flag", "ignore the inherited affinity mask; use all CPUs of the cpuset"),
+    Option("--strict", "strict", "flag", "if there is a warning, exit with status 1 and do not start the command"),
 )
 
 RUN_OPTIONS = (
-    Option("--override", "override", "flag", "use all CPUs of the cpuset, whatever mask this process has"),
-    Option("--log-dir", "log_dir", "text", "write what the ranks print into files there, not here", metavar="DIR"),
-    Option("--grace", "grace", "number", "seconds between SIGTERM and SIGKILL when a rank has failed (default 10)"),
-    Option("--strict", "strict", "flag", "start nothing if there is a warning: status 1"),
+    Option("--override", "override", "flag", "ignore the inherited affinity mask; use all CPUs of the cpuset"),
+    Option("--log-dir", "log_dir", "text", "write the output of each rank to a file in this directory", metavar="DIR"),
+    Option("--grace", "grace", "number", "seconds between SIGTERM and SIGKILL after a rank fails (default 10)"),
+    Option("--strict", "strict", "flag", "if there is a warning, exit with status 1 and start no rank"),
 )
 
 COMPARE_OPTIONS = (
@@ -231,20 +238,20 @@ COMPARE_OPTIONS = (
         "--variant",
         "variants",
         "files",
-        "try this binding: a name, or NAME='--option value ...'; may be repeated, and the first one is what the others"
-        " are compared with (default: the usual ones)",
+        "binding to measure: a name, or NAME='--option value ...'; repeatable, the first one is the baseline (default:"
+        " the usual variants)",
         metavar="NAME",
     ),
     Option(
         "--metric",
         "metric",
         "text",
-        "a figure from the output, by a regular expression with one group: 'tokens/s: ([0-9.]+)' (default: seconds)",
+        "figure in the output, as a regular expression with one group: 'tokens/s: ([0-9.]+)' (default: seconds)",
         metavar="REGEX",
     ),
     Option("--lower", "lower", "flag", "a smaller figure of --metric is better (default: a larger one)"),
-    Option("--budget", "budget", "number", "spend so many seconds at most (default 300)"),
-    Option("--precision", "precision", "fraction", "stop when every ratio is known to this (0.02)", metavar="F"),
+    Option("--budget", "budget", "number", "maximum duration in seconds (default 300)"),
+    Option("--precision", "precision", "fraction", "stop at this precision of every ratio (default 0.02)", metavar="F"),
     *OUTPUT_OPTIONS,
     Option("--svg", "svg", "text", "draw the result in this file", metavar="FILE"),
 )
@@ -260,14 +267,14 @@ DOCTOR_OPTIONS = (
         "--python",
         "python",
         "text",
-        "look for OpenMP runtimes in this interpreter's environment (default: the one that runs)",
+        "interpreter whose environment is searched for OpenMP runtimes (default: the current one)",
         metavar="PATH",
     ),
     *OUTPUT_OPTIONS,
-    Option("--strict", "strict", "flag", "exit with status 1 for a warning, too"),
+    Option("--strict", "strict", "flag", "exit with status 1 if there is a problem or a warning"),
 )
 
-COMPLETION_OPTIONS = (Option("--shell", "shell", "choice", "the shell to complete in", SHELLS),)
+COMPLETION_OPTIONS = (Option("--shell", "shell", "choice", "shell of the completion script", SHELLS),)
 
 VERBS: dict[str, tuple[Option, ...]] = {
     "plan": (*PLAN_OPTIONS, *MACHINE_OPTIONS, *PLAN_OUTPUT_OPTIONS),
@@ -282,4 +289,10 @@ VERBS: dict[str, tuple[Option, ...]] = {
     "run": (*PLAN_OPTIONS, *RUN_OPTIONS),
 }
 WITH_COMMAND = ("verify", "exec", "run", "compare")
-"""Verbs that take a command after ``--``."""
+"""Verbs with a command after ``--``."""
+
+
+def flags_of(verb: str, fields: Iterable[str]) -> str:
+    """Return the flags of a verb's fields for a message: ``--pid, --tp``, ``-- COMMAND`` for ``"command"``."""
+    flags = {option.field: option.flag for option in VERBS[verb]} | {"command": "-- COMMAND"}
+    return ", ".join(sorted(flags[field] for field in fields))

@@ -12,22 +12,22 @@ from ompaffinity.cli.values import option_value
 from ompaffinity.errors import RequestError
 
 FILES = ("FILE", "PATH", "DIR", "PLAN.json")
-"""What the help calls an option's value that is a file."""
+"""The metavars of options whose value is a path."""
 
 
 def parse_command_line(arguments: list[str]) -> tuple[str, dict[str, Any]]:
-    """Return the verb and the values of the options that were given.
+    """Return the verb and {field: value} of the options in the command line.
 
     Raises:
-        RequestError: the command line is not understood.
-        SystemExit: help or the version was asked for, and printed.
+        RequestError: the command line is invalid.
+        SystemExit: the help or the version was requested, and is printed.
     """
     command: tuple[str, ...] | None = None
     if arguments and arguments[0] in WITH_COMMAND and "--" in arguments:
         cut = arguments.index("--")
         arguments, command = arguments[:cut], tuple(arguments[cut + 1 :])
         if not command:
-            raise RequestError(f"there is no command after --; write ompaffinity {arguments[0]} -- python worker.py")
+            raise RequestError(f"no command follows --; write ompaffinity {arguments[0]} -- python worker.py")
     texts = vars(make_parser().parse_args(arguments))
     verb = texts.pop("verb")
     options = {option.field: option for option in VERBS[verb]}
@@ -41,17 +41,18 @@ class _Parser(argparse.ArgumentParser):
 
 
 def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of every command line, made from the table of options; its errors are RequestErrors."""
+    """Return the parser of the command line, generated from the table of options; it raises RequestError on errors."""
     parser = _Parser(
         prog="ompaffinity",
-        description="Decide which CPUs and which memory each worker gets, and tell the OpenMP runtime.",
-        epilog="Exit status: 0 done, 1 a warning under --strict, 2 bad input or a request that cannot be met.",
+        description="Plan, bind and verify the CPUs and the memory of inference workers and their OpenMP threads.",
+        epilog="Exit status: 0 done; 1 a check failed, or a warning with --strict; 2 invalid input or a request that"
+        " cannot be met.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"ompaffinity {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
     for verb, options in VERBS.items():
-        parser_of_verb = verbs.add_parser(
+        verb_parser = verbs.add_parser(
             verb,
             help=SUMMARIES[verb],
             description=f"{SUMMARIES[verb][0].upper()}{SUMMARIES[verb][1:]}.",
@@ -62,7 +63,7 @@ def make_parser() -> argparse.ArgumentParser:
         for option in options:
             keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": option.help}
             if not option.flag.startswith("-"):
-                parser_of_verb.add_argument(option.field, nargs="*", metavar=option.metavar, **keywords)
+                verb_parser.add_argument(option.field, nargs="*", metavar=option.metavar, **keywords)
                 continue
             keywords["dest"] = option.field
             if option.kind == "flag":
@@ -73,7 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
                 if option.kind == "files":
                     keywords["action"] = "append"
                 keywords["metavar"] = option.metavar or "|".join(option.choices) or "N"
-            added = parser_of_verb.add_argument(option.flag, **keywords)
-            # For shtab, which completes them.
+            added = verb_parser.add_argument(option.flag, **keywords)
+            # Read by `run_completion`.
             vars(added)["completes"] = "file" if option.metavar in FILES else option.choices
     return parser

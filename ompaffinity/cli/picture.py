@@ -1,8 +1,9 @@
-"""The picture of a plan: the machine as lstopo draws it, each rank in its colour. Drawn by drawsvg (the extra [svg]).
+"""The picture of a plan: the machine in the style of lstopo, one colour per rank, drawn with drawsvg (extra [svg]).
 
-Boxes in boxes: packages, NUMA nodes, L3 caches, cores, CPUs. The colours are Okabe and Ito's, which the colour-blind
-tell apart, and each rank's number stands on its cores besides; helper CPUs are hatched, and what is left out is grey,
-with the reason as its tooltip. A machine of more than `MAX_CPUS` is folded: one box for the like cores of a cache.
+The boxes are nested: packages, NUMA nodes, L3 caches, cores, CPUs. The colours are those of Okabe and Ito, which
+colour-blind readers can distinguish; with more ranks than colours each CPU shows the number of its rank. Helper CPUs
+are hatched. CPUs left out are grey, with the reason as tooltip. Above `MAX_CPUS` CPUs, one box represents all CPUs of a
+cache with the same use.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ if TYPE_CHECKING:
 
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#999933")
 DARK_COLOURS = ("#0072b2", "#d55e00")
-"""White letters are read better on these."""
-MAX_CPUS, MOST_DISTANCES = 512, 8
+"""The colours that need white letters."""
+MAX_CPUS, MAX_DISTANCES = 512, 8
 CELL, GAP, HEAD, LETTER = 22, 4, 16, 6.2
-WIDE, MOST_LETTERS = 2.0, 24
+WIDE, MAX_LETTERS = 2.0, 24
 STYLE = """
 .ground { fill: #ffffff } .word { fill: #222222; font: 11px sans-serif } .small { font-size: 9px }
 .package { fill: #f2f2f2; stroke: #888888 } .node { fill: #ffffff; stroke: #666666 }
@@ -41,7 +42,7 @@ STYLE = """
 
 
 class Box(NamedTuple):
-    """Something of a size, and what draws it at a place: called with (drawing, x, y)."""
+    """A size in pixels, and the function that draws it: called with (drawing, x, y)."""
 
     width: float
     height: float
@@ -49,11 +50,11 @@ class Box(NamedTuple):
 
 
 class Use(NamedTuple):
-    """What a CPU is used for: by a rank (None: by none), as a helper or not, in words, and by which other ranks."""
+    """The use of a CPU: its rank (None: left out), whether as helper CPU, a description, and other ranks on it."""
 
     rank: int | None
     helper: bool
-    words: str
+    text: str
     others: tuple[int, ...] = ()
 
 
@@ -66,7 +67,7 @@ def write_picture(topology: Topology, plan: Plan, path: str) -> None:
     try:
         import drawsvg as svg
     except ImportError:
-        raise RequestError("--svg needs drawsvg; install it with: pip install 'ompaffinity[svg]'") from None
+        raise RequestError("--svg requires drawsvg; install it with: pip install 'ompaffinity[svg]'") from None
     painter = _Painter(svg, topology, plan)
     machine, legend = painter.machine(), painter.legend()
     title = f"{topology.machine} ({topology.architecture})"
@@ -83,29 +84,31 @@ def write_picture(topology: Topology, plan: Plan, path: str) -> None:
     try:
         drawing.save_svg(path)
     except OSError as error:
-        raise RequestError(f"--svg {path} cannot be written: {error.strerror}") from None
+        raise RequestError(
+            f"--svg {path} cannot be written ({error.strerror}); name a file in a writable folder"
+        ) from None
 
 
 def uses(plan: Plan) -> dict[int, Use]:
-    """Return what each CPU is used for."""
-    found: dict[int, Use] = {}
+    """Return {cpu: its use} of a plan."""
+    use_of: dict[int, Use] = {}
     for group in plan.left_out:
-        found.update(dict.fromkeys(group.cpus, Use(None, False, f"{group.reason}: {group.detail}")))
+        use_of.update(dict.fromkeys(group.cpus, Use(None, False, f"{group.reason}: {group.detail}")))
     for placement in plan.ranks:
-        mine = [(cpu, True, f"rank {placement.rank}, helper threads") for cpu in placement.helper_cpus]
-        mine += [(cpu, False, f"rank {placement.rank}, thread {thread}") for thread, cpu in enumerate(placement.cpus)]
-        for cpu, helper, words in mine:
-            first = found.get(cpu)
+        own = [(cpu, True, f"rank {placement.rank}, helper threads") for cpu in placement.helper_cpus]
+        own += [(cpu, False, f"rank {placement.rank}, thread {thread}") for thread, cpu in enumerate(placement.cpus)]
+        for cpu, helper, text in own:
+            first = use_of.get(cpu)
             if first is None or first.rank is None:
-                found[cpu] = Use(placement.rank, helper, words)
+                use_of[cpu] = Use(placement.rank, helper, text)
             else:
                 others = (*first.others, placement.rank)
-                found[cpu] = Use(first.rank, first.helper and helper, f"{first.words}; {words}", others)
-    return found
+                use_of[cpu] = Use(first.rank, first.helper and helper, f"{first.text}; {text}", others)
+    return use_of
 
 
 class _Painter:
-    """Makes the boxes of one picture."""
+    """Creates the boxes of one picture."""
 
     def __init__(self, svg: Any, topology: Topology, plan: Plan) -> None:
         self._svg, self._topology, self._plan = svg, topology, plan
@@ -117,48 +120,47 @@ class _Painter:
 
     def machine(self) -> Box:
         boxes = [self._level(self._topology.cpus, self._levels())]
-        bare = [node for node in self._topology.nodes if not node.cpus]
-        if bare:
-            memory = [self._node(self._word(""), node) for node in bare]
-            boxes.append(_flow(memory))
+        without_cpus = [node for node in self._topology.nodes if not node.cpus]
+        if without_cpus:
+            boxes.append(_flow([self._node(self._line(""), node) for node in without_cpus]))
         return _flow(boxes)
 
     def legend(self) -> Box:
         rows = []
         for placement in self._plan.ranks:
-            what = "not bound"
+            threads = "not bound"
             if placement.bound:
                 helpers = f", helpers {format_id_list(placement.helper_cpus)}" if placement.helper_cpus else ""
                 count = len(placement.cpus)
-                what = f"{count} {'thread' if count == 1 else 'threads'}{helpers}"
+                threads = f"{count} {'thread' if count == 1 else 'threads'}{helpers}"
             memory = f", memory {placement.memory_policy} {format_id_list(placement.nodes)}" if placement.nodes else ""
             gpu = f", GPU {placement.gpu}" if placement.gpu is not None else ""
             mark = self._cell(str(placement.rank), Use(placement.rank, False, ""), CELL)
-            rows.append(_beside([mark, self._word(f"rank {placement.rank}{gpu}: {what}{memory}")]))
+            rows.append(_beside([mark, self._line(f"rank {placement.rank}{gpu}: {threads}{memory}")]))
         for group in self._plan.left_out:
             use = Use(None, False, group.detail)
-            words = f"{group.reason}: {len(group.cpus)} {'CPU' if len(group.cpus) == 1 else 'CPUs'}"
-            rows.append(_beside([self._cell("", use, CELL), self._word(words)]))
-        return _flow(rows, wide=4.0) if rows else self._word("")
+            text = f"{group.reason}: {len(group.cpus)} {'CPU' if len(group.cpus) == 1 else 'CPUs'}"
+            rows.append(_beside([self._cell("", use, CELL), self._line(text)]))
+        return _flow(rows, wide=4.0) if rows else self._line("")
 
     def _levels(self) -> tuple[str, ...]:
-        """Return the levels above the caches, the outermost first: a node goes around what it has several of."""
+        """Return the levels above the caches, outermost first: nodes come before a level that they have several of."""
         outer = ["drawer", "book", "package"]
-        for place, level in enumerate(outer):
+        for index, level in enumerate(outer):
             groups: dict[int, set[int]] = {}
             for cpu in self._topology.cpus:
                 groups.setdefault(cpu.numa_node, set()).add(getattr(cpu, level))
-            if any(len(found) > 1 for node, found in groups.items() if node != UNKNOWN):
-                return (*outer[:place], "numa_node", *outer[place:])
+            if any(len(numbers) > 1 for node, numbers in groups.items() if node != UNKNOWN):
+                return (*outer[:index], "numa_node", *outer[index:])
         return (*outer, "numa_node")
 
     def _level(self, members: Sequence[LogicalCPUInfo], levels: tuple[str, ...]) -> Box:
-        """Return the groups of the outermost level, the others inside of it; a level that is not told is left out."""
+        """Return the groups of the outermost level with the other levels inside; unknown levels get no frame."""
         if not levels:
             return self._caches(members)
         boxes = []
-        for number, of_group in _groups(members, lambda cpu: getattr(cpu, levels[0])):
-            inside = self._level(of_group, levels[1:])
+        for number, group in _groups(members, lambda cpu: getattr(cpu, levels[0])):
+            inside = self._level(group, levels[1:])
             if number != UNKNOWN and levels[0] == "numa_node":
                 inside = self._node(inside, self._topology.node(number))
             elif number != UNKNOWN:
@@ -167,16 +169,16 @@ class _Painter:
         return _flow(boxes)
 
     def _node(self, inside: Box, node: MemoryNodeInfo) -> Box:
-        """Return a node's frame: with its distances where there are few, and as its tooltip."""
-        if node.distances and 1 < len(node.distances) <= MOST_DISTANCES:
-            far = self._word(f"distances {' '.join(map(str, node.distances.values()))}", small=True)
-            inside = _rows([far, inside], 1, 0)
-        return self._framed(inside, _node_words(node), "node", _distances(node))
+        """Return the frame of a node, with its distances as tooltip, and as text if there are at most MAX_DISTANCES."""
+        if node.distances and 1 < len(node.distances) <= MAX_DISTANCES:
+            distances = self._line(f"distances {' '.join(map(str, node.distances.values()))}", small=True)
+            inside = _rows([distances, inside], 1, 0)
+        return self._framed(inside, _node_title(node), "node", _distances(node))
 
     def _caches(self, members: Sequence[LogicalCPUInfo]) -> Box:
         boxes = []
-        for number, of_cache in _groups(members, lambda cpu: cpu.l3):
-            inside = self._folded_cores(of_cache) if self._folded else self._cores(of_cache)
+        for number, group in _groups(members, lambda cpu: cpu.l3):
+            inside = self._folded_cores(group) if self._folded else self._cores(group)
             boxes.append(inside if number == UNKNOWN else self._framed(inside, "L3", "l3"))
         return _flow(boxes)
 
@@ -191,25 +193,26 @@ class _Painter:
         return _flow(boxes)
 
     def _folded_cores(self, members: Sequence[LogicalCPUInfo]) -> Box:
-        alike: dict[Use, list[int]] = {}
+        by_use: dict[Use, list[int]] = {}
         for cpu in members:
-            alike.setdefault(self._use_of_many(cpu), []).append(cpu.id)
+            by_use.setdefault(self._folded_use(cpu), []).append(cpu.id)
         boxes = []
-        for use, cpus in alike.items():
-            words = format_id_list(cpus)
-            if len(words) > MOST_LETTERS:
-                words = f"{len(cpus)} CPUs, {cpus[0]} to {cpus[-1]}"
-            label = words if use.rank is None else f"r{use.rank}: {words}"
+        for use, cpus in by_use.items():
+            text = format_id_list(cpus)
+            if len(text) > MAX_LETTERS:
+                text = f"{len(cpus)} CPUs, {cpus[0]} to {cpus[-1]}"
+            label = text if use.rank is None else f"r{use.rank}: {text}"
             boxes.append(self._cell(label, use, LETTER * len(label) + 2 * GAP))
         return _rows(boxes, 1, 2)
 
     def _use(self, cpu: LogicalCPUInfo) -> Use:
         return self._uses.get(cpu.id, Use(None, False, "not used"))
 
-    def _use_of_many(self, cpu: LogicalCPUInfo) -> Use:
+    def _folded_use(self, cpu: LogicalCPUInfo) -> Use:
+        """Return the use of a CPU without its thread number, equal for all CPUs of a box."""
         use = self._use(cpu)
-        words = f"rank {use.rank}{', helpers' * use.helper}"
-        return use if use.rank is None else Use(use.rank, use.helper, words, use.others)
+        text = f"rank {use.rank}{', helpers' * use.helper}"
+        return use if use.rank is None else Use(use.rank, use.helper, text, use.others)
 
     def _cell(self, label: str, use: Use, width: float, *, off: bool = False) -> Box:
         svg = self._svg
@@ -220,18 +223,18 @@ class _Painter:
             else:
                 fill = self._hatching(use.rank) if use.helper else COLOURS[use.rank % len(COLOURS)]
                 shape = svg.Rectangle(round(x, 1), round(y, 1), width, CELL, fill=fill)
-            shape.append_title(f"CPU {label}: {use.words}" if use.words else label)
+            shape.append_title(f"CPU {label}: {use.text}" if use.text else label)
             drawing.append(shape)
             style = "on" if use.rank is None or use.helper or not _is_dark(use.rank) else "light"
             style += " grey" if use.rank is None else ""
-            # More ranks than colours: each cell says whose it is.
+            # With more ranks than colours each cell shows the number of its rank.
             lines = [label]
             if use.rank is not None and (self._numbered or use.others):
                 lines.append(
                     f"r{','.join(map(str, (use.rank, *use.others)[:2]))}{'...' if len(use.others) > 1 else ''}"
                 )
-            for place, line in enumerate(lines):
-                down = y + CELL / 2 + 3 if len(lines) == 1 else y + 9 + 10 * place
+            for index, line in enumerate(lines):
+                down = y + CELL / 2 + 3 if len(lines) == 1 else y + 9 + 10 * index
                 middle = (round(x + width / 2, 1), round(down, 1))
                 drawing.append(svg.Text(line, 9, *middle, text_anchor="middle", class_=style, pointer_events="none"))
 
@@ -249,7 +252,7 @@ class _Painter:
             self._hatched[rank] = pattern
         return self._hatched[rank]
 
-    def _word(self, text: str, *, small: bool = False) -> Box:
+    def _line(self, text: str, *, small: bool = False) -> Box:
         style = "word small" if small else "word"
 
         def draw(drawing: Any, x: float, y: float) -> None:
@@ -287,7 +290,7 @@ def _is_dark(rank: int) -> bool:
     return COLOURS[rank % len(COLOURS)] in DARK_COLOURS
 
 
-def _node_words(node: MemoryNodeInfo) -> str:
+def _node_title(node: MemoryNodeInfo) -> str:
     size = "" if node.total_memory <= 0 else f", {node.total_memory / 2**30:.0f} GiB"
     none = ", no memory" if node.has_memory is False else ""
     return f"node {node.id}{size}{none}"
@@ -296,18 +299,18 @@ def _node_words(node: MemoryNodeInfo) -> str:
 def _distances(node: MemoryNodeInfo) -> str:
     if not node.distances:
         return f"node {node.id}: distances unknown"
-    said = ", ".join(f"{distance} to node {other}" for other, distance in node.distances.items())
-    return f"node {node.id}: {said}"
+    distances = ", ".join(f"{distance} to node {other}" for other, distance in node.distances.items())
+    return f"node {node.id}: {distances}"
 
 
 def _groups(
     cpus: Iterable[LogicalCPUInfo], key: Callable[[LogicalCPUInfo], int]
 ) -> list[tuple[int, list[LogicalCPUInfo]]]:
-    """Return (number, CPUs) of each group, by number, the unknown one last."""
-    found: dict[int, list[LogicalCPUInfo]] = {}
+    """Return (number, CPUs) of each group, by first CPU, the unknown one last."""
+    groups: dict[int, list[LogicalCPUInfo]] = {}
     for cpu in cpus:
-        found.setdefault(key(cpu), []).append(cpu)
-    return sorted(found.items(), key=lambda item: (item[0] == UNKNOWN, item[1][0].id))
+        groups.setdefault(key(cpu), []).append(cpu)
+    return sorted(groups.items(), key=lambda item: (item[0] == UNKNOWN, item[1][0].id))
 
 
 def _beside(boxes: Sequence[Box]) -> Box:
@@ -315,15 +318,15 @@ def _beside(boxes: Sequence[Box]) -> Box:
 
 
 def _flow(boxes: Sequence[Box], wide: float = WIDE) -> Box:
-    """Arrange boxes in rows so that the whole is about `wide` times as wide as it is high."""
+    """Arrange boxes in rows so that the result is about `wide` times as wide as high."""
     candidates = (_rows(boxes, columns, GAP) for columns in range(1, len(boxes) + 1))
     return min(candidates, key=lambda box: abs(box.width / max(box.height, 1) - wide))
 
 
 def _rows(boxes: Sequence[Box], columns: int, gap: float) -> Box:
-    """Arrange boxes in so many columns, each as wide as its widest box."""
+    """Arrange boxes in `columns` columns, each as wide as its widest box."""
     rows = [boxes[start : start + columns] for start in range(0, len(boxes), columns)]
-    widths = [max(row[place].width for row in rows if place < len(row)) for place in range(len(rows[0]))]
+    widths = [max(row[column].width for row in rows if column < len(row)) for column in range(len(rows[0]))]
     heights = [max(box.height for box in row) for row in rows]
 
     def draw(drawing: Any, x: float, y: float) -> None:

@@ -1,4 +1,4 @@
-"""The plot of ``compare``: a line per variant, with its interval. Drawn by drawsvg (the extra ``[svg]``)."""
+"""The plot of ``compare``: a line per variant with its interval, drawn with drawsvg (the extra ``[svg]``)."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
 
 WIDTH, ROW, RIGHT, TOP, LETTER = 600, 30, 60, 60, 7.5
 INK, PALE, COLOURS = "#444444", "#bbbbbb", {"faster": "#0072b2", "slower": "#d55e00"}
-"""Okabe and Ito's blue and vermilion, which colour-blind readers tell apart."""
+"""Blue and vermilion of Okabe and Ito, distinguishable for colour-blind readers."""
 
 
 def check_plots(path: str) -> None:
-    """Refuse at once what cannot be drawn at the end.
+    """Check before the measurement that the plot can be written after it.
 
     Raises:
-        RequestError: drawsvg is not installed, or there is no folder for the file.
+        RequestError: drawsvg is not installed, or the folder of the file is not writable.
     """
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder) or not os.access(folder, os.W_OK) or os.path.isdir(path):
-        raise RequestError(f"--svg {path} cannot be written: look at its folder")
+        raise RequestError(f"--svg {path} cannot be written; name a file in a writable folder")
     try:
         import drawsvg  # noqa: F401
     except ImportError:
-        raise RequestError("--svg needs drawsvg; install it with: pip install 'ompaffinity[svg]'") from None
+        raise RequestError("--svg requires drawsvg; install it with: pip install 'ompaffinity[svg]'") from None
 
 
 def write_plot(comparison: Comparison, path: str) -> None:
@@ -57,9 +57,10 @@ def write_plot(comparison: Comparison, path: str) -> None:
     drawing.append(svg.Rectangle(0, 0, width, height, fill="white"))
     baseline = comparison.results[0].variant.name
     drawing.append(
-        svg.Text(f"Speed relative to {baseline}: medians, intervals that all hold with 95 %", 15, 15, 25, fill=INK)
+        svg.Text(f"Speed relative to {baseline}: medians, simultaneous 95 % intervals", 15, 15, 25, fill=INK)
     )
-    rounds = f"{len(comparison.counted)} rounds{'' if comparison.quiet else ', disturbed'}; right is faster"
+    load = "" if comparison.quiet else ", with load of other processes"
+    rounds = f"{len(comparison.counted)} rounds{load}; right is faster"
     drawing.append(svg.Text(rounds, 12, 15, 43, fill=INK))
     drawing.append(svg.Line(place(1), TOP - 8, place(1), height - 28, stroke=PALE))
     for tick in sorted({low, 1.0, high}):

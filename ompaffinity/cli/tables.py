@@ -1,4 +1,4 @@
-"""Tables for people, drawn by rich: colour on a terminal only, NO_COLOR obeyed, 80 columns in a pipe."""
+"""Tables drawn with rich: colour only on a terminal and without NO_COLOR, 80 columns in a pipe."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LEVEL_STYLES = {"warning": "bold yellow", "note": "cyan"}
 
 
 def print_plan(topology: Topology, plan: Plan, rank: int | None = None) -> None:
-    """Print one row per rank, the CPUs left out with the reason, and what else there is to say."""
+    """Print one row per rank, the CPUs left out with the reason, and the messages."""
     console = new_console()
     console.print(_machine_line(topology))
     console.print(f"variables for {_RUNTIME_NAMES[plan.runtime]}, {_GRANULARITY_NAMES[plan.granularity]}", style="dim")
@@ -57,7 +57,7 @@ def print_plan(topology: Topology, plan: Plan, rank: int | None = None) -> None:
 
 
 def print_cluster_plan(plan: ClusterPlan, rank: int | None = None) -> None:
-    """Print one row per rank of a cluster, with its node, and what else there is to say."""
+    """Print one row per rank of a cluster, with its node, and the messages."""
     console = new_console()
     machines = _counted(len(plan.hosts), "machine")
     console.print(Text(f"{_counted(len(plan.ranks), 'rank')} on {machines} of the cluster", style="bold"))
@@ -126,14 +126,14 @@ _GRANULARITY_NAMES = {"thread": "each thread on its own CPU", "team": "a team th
 
 
 def print_devices(found: GPUList, topology: Topology) -> None:
-    """Print one row per GPU, with what every source says of its node."""
+    """Print one row per GPU, with the answer of every source about its node."""
     console = new_console()
     if not found.gpus:
-        console.print("no GPU is seen here")
+        console.print("no GPU is visible to this process")
     else:
-        table = new_table("GPU", "name", "PCI address", "node", "near CPUs", "by", "the sources say", right=("GPU",))
+        table = new_table("GPU", "name", "PCI address", "node", "near CPUs", "source", "all sources", right=("GPU",))
         for device in found.gpus:
-            said = "; ".join(
+            answers = "; ".join(
                 f"{answer.source} {'?' if answer.nodes is None else format_id_list(answer.nodes)}"
                 for answer in device.answers
             )
@@ -143,24 +143,22 @@ def print_devices(found: GPUList, topology: Topology) -> None:
                 device.address,
                 format_id_list(device.nodes) or "?",
                 format_id_list(device.near_cpus(topology)) or "unknown",
-                device.source or "nobody",
-                said or "nothing",
+                device.source or "unknown",
+                answers or "none",
             )
         console.print(table)
-    for vendor, answer in found.libraries.items():
-        if answer != "ok" and any(device.vendor == vendor for device in found.gpus):
-            console.print(Text(f"note: the library for {vendor} says nothing: {answer}", style="cyan"))
+    for vendor, state in found.libraries.items():
+        if state != "ok" and any(device.vendor == vendor for device in found.gpus):
+            console.print(Text(f"note: the driver library of {vendor} is not available: {state}", style="cyan"))
     print_messages(found.messages)
 
 
 def print_verdict(verdict: Verdict) -> None:
-    """Print one row per OpenMP thread, and each difference as a sentence with its likely cause."""
+    """Print one row per OpenMP thread, each difference with its likely cause, and the verdict."""
     from ompaffinity.proof.verdict import difference_in_words
 
     console = new_console()
-    threads = new_table(
-        "rank", "pid", "thread", "the plan says", "the kernel says", "", right=("rank", "pid", "thread")
-    )
+    threads = new_table("rank", "pid", "thread", "planned CPUs", "actual CPUs", "", right=("rank", "pid", "thread"))
     for rank in verdict.ranks:
         for thread in rank.threads:
             kernel = "no such thread" if thread.cpus is None else format_id_list(thread.cpus)
@@ -176,25 +174,23 @@ def print_verdict(verdict: Verdict) -> None:
             console.print(Text(f"note: rank {rank.rank}: {note}", style="cyan"))
         console.print(Text(f"rank {rank.rank}: {_memory_line(rank)}", style="dim"))
         if rank.runtime_says is not None:
-            said = ", ".join(
+            report = ", ".join(
                 f"{thread} on {format_id_list(cpus)}" for thread, cpus in sorted(rank.runtime_says.items())
             )
-            console.print(Text(f"rank {rank.rank}: its OpenMP runtime says of its threads: {said}", style="dim"))
+            console.print(Text(f"rank {rank.rank}: threads reported by the OpenMP runtime: {report}", style="dim"))
     print_messages(verdict.messages)
     count = _counted(len(verdict.ranks), "rank")
     if verdict.holds:
-        console.print(Text(f"The plan holds: {count}, every thread where it belongs.", style="bold green"))
+        console.print(Text(f"The plan holds: {count}, every thread on its planned CPUs.", style="bold green"))
     else:
-        broken = sum(not rank.holds for rank in verdict.ranks)
-        console.print(Text(f"The plan does not hold for {broken} of {count}.", style="bold red"))
+        failed = sum(not rank.holds for rank in verdict.ranks)
+        console.print(Text(f"The plan does not hold for {failed} of {count}.", style="bold red"))
 
 
 def print_inspection(inspection: Inspection) -> None:
-    """Print one row per group of like threads of each process, its memory, and what is wrong."""
+    """Print one row per process and affinity mask, with the process's memory, and the findings."""
     console = new_console()
-    table = new_table(
-        "pid", "command", "threads", "running", "may run on", "memory", right=("pid", "threads", "running")
-    )
+    table = new_table("pid", "command", "threads", "running", "affinity", "memory", right=("pid", "threads", "running"))
     for process in inspection.processes:
         groups: dict[tuple[int, ...], list[str]] = {}
         for thread in process.state.threads:
@@ -215,15 +211,15 @@ def print_inspection(inspection: Inspection) -> None:
             console.print(Text(f"note: process {process.state.pid}: {note}", style="cyan"))
     if inspection.unseen:
         numbers = format_id_list(inspection.unseen)
-        console.print(Text(f"note: process {numbers} may not be looked at, or ended meanwhile", style="cyan"))
+        console.print(Text(f"note: process {numbers} cannot be read, or has ended", style="cyan"))
     if not inspection.findings:
-        console.print(Text("Nothing wrong was found.", style="bold green"))
+        console.print(Text("No problem found.", style="bold green"))
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:
-    """Print one row per check: how it is, what was found, and the fix."""
+    """Print one row per check: its level, what was found, and the fix."""
     console = new_console()
-    table = new_table("", "check", "what was found, and what to do about it")
+    table = new_table("", "check", "result and fix")
     styles = {"ok": "green", "warning": "bold yellow", "problem": "bold red"}
     for check in diagnosis.checks:
         text = Text(check.message)
@@ -236,19 +232,19 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
         count = _counted(len(diagnosis.problems), "problem")
         console.print(Text(f"{count}: workers cannot be bound as planned here.", style="bold red"))
     else:
-        console.print(Text("Nothing keeps workers from being bound.", style="bold green"))
+        console.print(Text("Workers can be bound as planned.", style="bold green"))
 
 
 def _memory_line(rank: RankVerdict) -> str:
     if rank.bytes_by_node is None:
-        return "where its pages are is not known"
+        return "the nodes of its pages are unknown"
     pages = ", ".join(f"{size / 2**20:.0f} MiB on node {node}" for node, size in sorted(rank.bytes_by_node.items()))
     return f"memory policy {rank.policy}, {pages or 'no pages'}"
 
 
 def new_console(*, stderr: bool = False) -> Console:
-    """Return where tables are printed: the width of the terminal, 80 columns in a pipe."""
-    # With COLUMNS=0 rich would print nothing.
+    """Return a console with the width of the terminal, or 80 columns in a pipe."""
+    # With COLUMNS=0 rich prints nothing, hence the minimum width.
     columns, lines = shutil.get_terminal_size((80, 24))
     return Console(
         stderr=stderr,
@@ -257,7 +253,7 @@ def new_console(*, stderr: bool = False) -> Console:
         emoji=False,
         width=max(columns, 40),
         height=lines,
-        # A message is one line, however long: the terminal wraps it.
+        # A message is one line of any length, which the terminal wraps.
         soft_wrap=stderr,
     )
 
@@ -270,7 +266,7 @@ def print_messages(messages: Iterable[Message]) -> None:
 
 
 def new_table(*columns: str, right: Iterable[str] = ()) -> Table:
-    """Return an empty table with these columns, of which those in `right` are aligned right."""
+    """Return an empty table with these columns; those in `right` are right-aligned."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -333,7 +329,7 @@ def _limit_lines(topology: Topology) -> Iterable[tuple[str, str]]:
 
 
 def _ordered(cpus: tuple[int, ...]) -> str:
-    """Fold ascending CPUs; an order that the user chose is shown as it is."""
+    """Return ascending CPUs as an id list with ranges, and CPUs in another order one by one."""
     return format_id_list(cpus) if list(cpus) == sorted(cpus) else ",".join(map(str, cpus))
 
 

@@ -1,4 +1,4 @@
-"""The small map of a plan for terminals: a letter per CPU, a row per NUMA node; readable without colour, too."""
+"""The map of a plan for terminals: a letter per CPU, a row per NUMA node, readable without colour."""
 
 from __future__ import annotations
 
@@ -21,29 +21,28 @@ LETTERS = "0123456789abcdefghijklmnopqrstuvwxyz"
 HELPER, SHARED, LEFT_OUT, OFFLINE = "+", "*", ".", "-"
 COLOURS = ("bright_yellow", "cyan", "green", "magenta", "bright_blue", "red", "bright_cyan", "yellow")
 LEGEND = (
-    f"{LETTERS[0]} to {LETTERS[9]}, {LETTERS[10]} to {LETTERS[-1]} and from {LETTERS[0]} again: the ranks' threads;"
-    f" {HELPER} helper CPUs; {SHARED} of several ranks; {LEFT_OUT} left out; {OFFLINE} off line; a group per core,"
-    " | between L3 caches"
+    f"{LETTERS[0]} to {LETTERS[9]}, {LETTERS[10]} to {LETTERS[-1]}, then {LETTERS[0]} again: OpenMP threads of a rank;"
+    f" {HELPER} helper CPU; {SHARED} shared by ranks; {LEFT_OUT} left out; {OFFLINE} offline; one group per core, |"
+    " between L3 caches"
 )
 
 
 def print_map(topology: Topology, plan: Plan) -> None:
-    """Print a row for each NUMA node of each package."""
+    """Print one row per NUMA node of each package."""
     console = new_console()
     table = new_table("package", "node", "CPUs", right=("package", "node"))
-    places: dict[tuple[int, int], list[LogicalCPUInfo]] = {}
+    nodes: dict[tuple[int, int], list[LogicalCPUInfo]] = {}
     for cpu in topology.cpus:
-        places.setdefault((cpu.package, cpu.numa_node), []).append(cpu)
-    known = uses(plan)
-    for (package, node), members in sorted(places.items(), key=lambda item: item[1][0].id):
+        nodes.setdefault((cpu.package, cpu.numa_node), []).append(cpu)
+    use_of = uses(plan)
+    for (package, node), members in sorted(nodes.items(), key=lambda item: item[1][0].id):
         letters = Text()
-        for place, cache in enumerate(_groups(members, "l3")):
-            letters.append(" | " if place else "", "dim")
+        for index, cache in enumerate(_groups(members, "l3")):
+            letters.append(" | " if index else "", "dim")
             for number, core in enumerate(_groups(cache, "physical_core")):
                 letters.append(" " if number else "")
                 for cpu in core:
-                    use = known.get(cpu.id)
-                    letters.append(*_letter(cpu, use))
+                    letters.append(*_letter(cpu, use_of.get(cpu.id)))
         table.add_row(_number(package), _number(node), letters)
     console.print(table)
     console.print(Text(LEGEND, "dim"))
@@ -51,7 +50,7 @@ def print_map(topology: Topology, plan: Plan) -> None:
 
 
 def _letter(cpu: LogicalCPUInfo, use: Use | None) -> tuple[str, str]:
-    """Return the letter of a CPU, and its style."""
+    """Return the letter of a CPU and its style."""
     if use is None or use.rank is None:
         return (LEFT_OUT if cpu.online else OFFLINE), "dim"
     if use.others:
@@ -60,13 +59,13 @@ def _letter(cpu: LogicalCPUInfo, use: Use | None) -> tuple[str, str]:
 
 
 def _groups(cpus: Sequence[LogicalCPUInfo], level: str) -> list[list[LogicalCPUInfo]]:
-    """Return the CPUs of each group; a CPU that the machine says nothing of stands alone among cores."""
-    found: dict[object, list[LogicalCPUInfo]] = {}
+    """Return the CPUs of each group; a CPU with an unknown core is a core of its own."""
+    groups: dict[object, list[LogicalCPUInfo]] = {}
     for cpu in cpus:
         number = getattr(cpu, level)
         alone = number == UNKNOWN and level == "physical_core"
-        found.setdefault((cpu.id, "alone") if alone else number, []).append(cpu)
-    return sorted(found.values(), key=lambda group: group[0].id)
+        groups.setdefault((cpu.id, "alone") if alone else number, []).append(cpu)
+    return sorted(groups.values(), key=lambda group: group[0].id)
 
 
 def _number(number: int) -> str:

@@ -1,4 +1,4 @@
-"""The texts of options as values: each kind of the table in `options` read strictly."""
+"""Strict parsers of option values, one for each kind in the table of `options`."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def option_value(option: Option, text: Any) -> Any:
-    """Return what an option's text (of the kinds ``"files"`` and `SEVERAL_VALUES`: list of texts) stands for.
+    """Return the value of an option's text (a list of texts for the kinds ``"files"`` and `SEVERAL_VALUES`).
 
     Raises:
-        RequestError: the text is not of the option's kind.
+        RequestError: the text is not valid for the option's kind.
     """
     if option.kind in ("text", "files"):
         return text
@@ -33,7 +33,7 @@ def option_value(option: Option, text: Any) -> Any:
         except IDListError as error:
             raise RequestError(f"{option.flag}: {error}") from None
         if not ids:
-            raise RequestError(f"{option.flag} names nothing; leave it out to plan with everything")
+            raise RequestError(f"{option.flag} is empty; omit it to plan without this restriction")
         return ids
     if option.kind in _READERS:
         return _READERS[option.kind](option, text)
@@ -52,7 +52,7 @@ def option_value(option: Option, text: Any) -> Any:
 
 def _fraction(option: Option, text: str) -> float:
     try:
-        # float() would take nan, underscores and digits of every script, too.
+        # float() also accepts nan, underscores and digits of every script.
         plain = text.isascii() and "_" not in text
         number = float(text) if plain else 0.0
     except ValueError:
@@ -64,26 +64,26 @@ def _fraction(option: Option, text: str) -> float:
 
 def _process_number(option: Option, word: str) -> int:
     if not (word.isascii() and word.isdigit() and len(word) < 10 and int(word) > 0):
-        raise RequestError(f"{option.flag} is {word!r}; it must be process numbers")
+        raise RequestError(f"{option.flag} has {word!r}; it must be a list of process ids")
     return int(word)
 
 
 def _numbers(option: Option, words: list[str]) -> tuple[int, ...]:
-    strange = [word for word in words if not (word.isascii() and word.isdigit() and len(word) < 10)]
-    if strange:
-        raise RequestError(f"{option.flag} has {strange[0]!r} in it; it must be numbers, as in 0 0 1 1")
+    invalid = [word for word in words if not (word.isascii() and word.isdigit() and len(word) < 10)]
+    if invalid:
+        raise RequestError(f"{option.flag} has {invalid[0]!r}; it must be a list of numbers, as in 0 0 1 1")
     return tuple(map(int, words))
 
 
 def _gpus(option: Option, text: str) -> tuple[int, ...]:
     try:
-        # Part by part, for one that is named twice is a mistake.
-        found = tuple(gpu for part in text.split(",") for gpu in parse_ordered_id_list(part))
+        # Each part is parsed on its own, so that repeated GPUs are kept and rejected later.
+        gpus = tuple(gpu for part in text.split(",") for gpu in parse_ordered_id_list(part))
     except IDListError as error:
         raise RequestError(f"{option.flag}: {error}") from None
-    if not found:
-        raise RequestError(f"{option.flag} names nothing; leave it out for the first ones")
-    return found
+    if not gpus:
+        raise RequestError(f"{option.flag} is empty; omit it to use GPU 0, 1, ...")
+    return gpus
 
 
 _READERS: dict[str, Callable[[Option, Any], Any]] = {

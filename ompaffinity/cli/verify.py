@@ -1,4 +1,4 @@
-"""``verify``: the proof."""
+"""``verify``: check a plan against the kernel's data."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.bind.plan_files import saved_placements
+from ompaffinity.cli.options import flags_of
 from ompaffinity.errors import RequestError
 from ompaffinity.placement.request import AUTO, PlacementRequest
 from ompaffinity.proof.verify import library_to_probe, verify_plan, verify_processes
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def run_verify(values: dict[str, Any]) -> int:
-    """Print the verdict; 1 if something differs, or under --strict with a warning, else 0."""
+    """Print the verdict; return 1 if something differs, or with --strict for a warning, else 0."""
     verdict = _live_verdict(values) if "pids" in values else _probed_verdict(values)
     if values.get("json"):
         sys.stdout.write(json.dumps(verdict.to_document()) + "\n")
@@ -33,27 +34,27 @@ def run_verify(values: dict[str, Any]) -> int:
 
 
 def _live_verdict(values: dict[str, Any]) -> Verdict:
-    void = sorted(values.keys() & {*PlacementRequest._fields, "library", "command", "seconds"})
-    if void:
+    conflicting = values.keys() & {*PlacementRequest._fields, "library", "command", "seconds"}
+    if conflicting:
         raise RequestError(
-            f"--pid looks at workers that run already, so {', '.join(void)} cannot be met beside it; leave it out,"
-            " or give the plan that they should follow with --plan FILE"
+            f"--pid checks live workers and cannot be combined with {flags_of('verify', conflicting)}; omit it, or name"
+            " the plan of the workers with --plan FILE"
         )
     return verify_processes(values["pids"], saved_placements(values["plan"]) if "plan" in values else None)
 
 
 def _probed_verdict(values: dict[str, Any]) -> Verdict:
     if "plan" in values:
-        raise RequestError("--plan is what live workers are compared with; name them with --pid")
+        raise RequestError("--plan requires --pid; name the live workers to check with --pid PID...")
     request = {name: values[name] for name in PlacementRequest._fields if name in values}
     strict = bool(values.get("strict"))
     if "command" in values:
         return _command_verdict(values, OMPProcessManager(strict=strict, **request))
     if "seconds" in values:
-        raise RequestError("--seconds is for a command; write it after --")
-    asked = request.get("runtime", AUTO)
-    family, library = library_to_probe(asked, os.environ, values.get("library"))
-    if asked == AUTO:
+        raise RequestError("--seconds requires a command; write it after --")
+    runtime = request.get("runtime", AUTO)
+    family, library = library_to_probe(runtime, os.environ, values.get("library"))
+    if runtime == AUTO:
         request["runtime"] = family
     return verify_plan(OMPProcessManager(strict=strict, **request), library)
 
@@ -62,7 +63,7 @@ def _command_verdict(values: dict[str, Any], manager: OMPProcessManager) -> Verd
     from ompaffinity.proof.command import verify_command
 
     if "library" in values:
-        raise RequestError("--library is for a team of our own; the command after -- loads what it loads")
+        raise RequestError("--library cannot be combined with a command, which loads its own runtime; omit --library")
     seconds = values.get("seconds", 30)
     if seconds < 1:
         raise RequestError(f"--seconds is {seconds}; it must be at least 1")

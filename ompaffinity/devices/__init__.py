@@ -1,1 +1,1 @@
-"""READ: which GPUs this process sees, and which NUMA node each one is next to."""
+"""READ: the GPUs that are visible to this process, and the NUMA nodes next to each."""

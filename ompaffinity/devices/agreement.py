@@ -1,4 +1,4 @@
-"""Which of several sources is believed of where a GPU is, and what to say where they differ. Pure."""
+"""The NUMA node of a GPU from several sources, and the messages where they differ. Pure."""
 
 from __future__ import annotations
 
@@ -18,21 +18,24 @@ USER = "user"
 
 
 TRUST = (USER, "sysfs", "nvml-memory", "nvml-cpu", "amdsmi", "own-memory", "bridge", "local-cpus")
-"""The sources, the most trusted first. The user knows best (--numa-bind-nodes). sysfs is what the firmware says (_PXM);
-where it says nothing, the driver may know; the node of a GPU's own memory is near, but not the same."""
+"""The sources in order of precedence.
+
+The user (--numa-bind-nodes) overrides all others. sysfs has the value of the firmware (_PXM); where that is unset, the
+driver may have one. The node of a GPU's own memory is near the GPU's CPU node, but not equal to it.
+"""
 
 
 class Settled(NamedTuple):
-    """Where a GPU is: the nodes with CPUs that it is next to (none: unknown), and who says so."""
+    """The NUMA nodes with CPUs that are local to a GPU (none: unknown), and the source that reports them."""
 
     nodes: tuple[int, ...]
     source: str | None
 
 
 def settle(label: str, answers: Iterable[Answer], topology: Topology) -> tuple[Settled, list[Message]]:
-    """Return the answer of the most trusted source that has one, and the messages: unknown, or sources that differ.
+    """Return the first known answer in order of precedence, and messages about unknown nodes or differing sources.
 
-    Each GPU is settled by itself. A machine with one CPU node needs no source. `label` names the GPU in messages.
+    Each GPU is settled independently. A machine with one CPU node needs no source. `label` names the GPU in messages.
     """
     ordered = sorted(answers, key=lambda answer: TRUST.index(answer.source))
     known = [answer for answer in ordered if answer.nodes]
@@ -43,12 +46,12 @@ def settle(label: str, answers: Iterable[Answer], topology: Topology) -> tuple[S
         reason = "; ".join(f"{answer.source}: {answer.detail}" for answer in ordered) or "no source reports it"
         return Settled((), None), [DEVICE_NODE_UNKNOWN(gpu=label, reason=reason)]
     first = known[0]
-    believed = set(first.nodes or ())
-    others = [answer for answer in known[1:] if not believed & set(answer.nodes or ())]
+    used = set(first.nodes or ())
+    others = [answer for answer in known[1:] if not used & set(answer.nodes or ())]
     if not others:
         return Settled(first.nodes or (), first.source), []
     all_answers = ", ".join(f"{answer.source} {format_id_list(answer.nodes or ())}" for answer in (first, *others))
-    # The user gets what the user named; the other sources are for information.
+    # The user's choice is used in any case, so the difference is only a note.
     level = NOTE if first.source == USER else WARNING
-    found = DEVICE_SOURCES_DISAGREE(level=level, gpu=label, answers=all_answers, source=first.source)
-    return Settled(first.nodes or (), first.source), [found]
+    message = DEVICE_SOURCES_DISAGREE(level=level, gpu=label, answers=all_answers, source=first.source)
+    return Settled(first.nodes or (), first.source), [message]

@@ -1,9 +1,9 @@
-"""AMD's GPUs by amdsmi (the extra ``[amd]``), asked in a child process.
+"""AMD GPUs from amdsmi (the extra ``[amd]``), queried in a child process.
 
-Importing amdsmi prints to standard output and raises KeyError where its library is missing, and its shutdown ends it
-for every user in the process; none of that reaches the caller this way. Asked is
-``amdsmi_get_gpu_topo_numa_affinity``, and not ``amdsmi_topo_get_numa_node_number``: that is a number of the driver's
-own topology, and was uninitialised memory in some releases. Source: the AMD SMI Python API reference.
+The child process isolates the caller: importing amdsmi prints to standard output and raises KeyError where its library
+is missing, and its shutdown affects every user in the process. The node comes from
+``amdsmi_get_gpu_topo_numa_affinity``. ``amdsmi_topo_get_numa_node_number`` returns a number of the driver's own
+topology, and uninitialised memory in some releases. Source: the AMD SMI Python API reference.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from ompaffinity.topology.model import Topology
     from ompaffinity.topology.tree import Tree
 
-ASK_SECONDS = 30
+TIMEOUT_SECONDS = 30
 MARK = "ompaffinity-amdsmi:"
 PROGRAM = f"""
 import sys
-# What lies in the current directory is not what is asked for.
+# Never import modules from the current directory.
 sys.path = [folder for folder in sys.path if folder]
 import json
 found = []
@@ -58,21 +58,21 @@ print({MARK!r} + json.dumps(answer, default=str))
 
 
 def read_amdsmi(tree: Tree, topology: Topology) -> DriverView:
-    """Return what amdsmi says of every GPU of this machine, whatever is visible."""
+    """Return what amdsmi reports about every GPU of this machine, visible or not."""
     from importlib.util import find_spec
 
     if find_spec("amdsmi") is None:
         return DriverView(problem="amdsmi is not installed (the extra [amd])")
-    # It is asked of the driver, not of what this process may see.
+    # Query all GPUs of the driver, not only those visible to this process.
     environment = {name: value for name, value in os.environ.items() if not name.endswith("_VISIBLE_DEVICES")}
     try:
-        # This interpreter and a program of ours: no shell.
+        # The argv list runs this interpreter with a constant program, without a shell.
         done = subprocess.run(  # noqa: S603
             [sys.executable, "-c", PROGRAM],
             capture_output=True,
             text=True,
             errors="replace",
-            timeout=ASK_SECONDS,
+            timeout=TIMEOUT_SECONDS,
             check=False,
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -81,12 +81,12 @@ def read_amdsmi(tree: Tree, topology: Topology) -> DriverView:
         return DriverView(problem=str(error))
     line = next((line for line in done.stdout.splitlines() if line.startswith(MARK)), None)
     if line is None:
-        return DriverView(problem=f"amdsmi does not answer (status {done.returncode})")
+        return DriverView(problem=f"amdsmi printed no result (status {done.returncode})")
     try:
         answer = json.loads(line.removeprefix(MARK))
         return DriverView(problem=answer["problem"]) if "problem" in answer else _view(answer["gpus"], tree, topology)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        return DriverView(problem=f"amdsmi's answer is damaged ({type(error).__name__}: {error})")
+        return DriverView(problem=f"the result of amdsmi is invalid ({type(error).__name__}: {error})")
 
 
 def _view(rows: list[dict[str, Any]], tree: Tree, topology: Topology) -> DriverView:
@@ -95,9 +95,9 @@ def _view(rows: list[dict[str, Any]], tree: Tree, topology: Topology) -> DriverV
         address = pci_address(str(row.get("address", "")))
         if address is None:
             continue
-        # HIP's own form, which its variables take, where the library tells it.
+        # The form that HIP_VISIBLE_DEVICES accepts, where the library reports it.
         uuid = _field(row, "numbers", "hip_uuid") or str(row.get("uuid", ""))
-        # amdsmi's own order is not HIP's.
+        # The order of amdsmi differs from the order of HIP.
         number = _field(row, "numbers", "hip_id")
         order = int(number) if number.isdigit() else -1
         devices.append(PhysicalGPU(address, AMD, _field(row, "board", "market_name"), uuid, order=order))

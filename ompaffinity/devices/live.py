@@ -1,4 +1,4 @@
-"""The GPUs as this process sees them, each with the NUMA nodes that it is next to and what every source says."""
+"""The GPUs visible to this process, each with its local NUMA nodes and the answer of every source."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def live_gpus(
     user_nodes: tuple[int, ...] | None = None,
     whole_bus: bool = False,
 ) -> GPUList:
-    """Return the GPUs that this process (or one with `environ`) sees; the drivers' libraries are asked, too.
+    """Return the GPUs visible to this process (or to one with `environ`), from sysfs and the drivers' libraries.
 
-    `user_nodes` are the NUMA nodes that the user says, one per GPU; `whole_bus` adds the GPUs that the driver hides.
+    `user_nodes` are the NUMA nodes that the user names, one per GPU; `whole_bus` adds the GPUs that the driver hides.
     """
     from ompaffinity.topology.tree import DirectoryTree
 
-    seen_by = os.environ if environ is None else environ
+    environment = os.environ if environ is None else environ
     with DirectoryTree("/") as tree:
-        return read_gpus(tree, topology, seen_by, ask_drivers=True, user_nodes=user_nodes, whole_bus=whole_bus)
+        return read_gpus(tree, topology, environment, query_drivers=True, user_nodes=user_nodes, whole_bus=whole_bus)
 
 
 def read_gpus(
@@ -42,49 +42,49 @@ def read_gpus(
     topology: Topology,
     environ: Mapping[str, str],
     *,
-    ask_drivers: bool = False,
+    query_drivers: bool = False,
     user_nodes: tuple[int, ...] | None = None,
     whole_bus: bool = False,
 ) -> GPUList:
-    """Return the GPUs of a machine's files as a process with `environ` sees them.
+    """Return the GPUs in `tree` that are visible to a process with `environ`.
 
-    With `whole_bus` also those that the bus shows and the driver hides from this process.
+    `whole_bus` adds the GPUs that the PCI bus shows and the driver hides from this process.
     """
     known = pci_gpus(tree)
     answers: dict[str, list[Answer]] = {}
     libraries: dict[str, str] = {}
-    for vendor, view in _views(tree, topology) if ask_drivers else ():
+    for vendor, view in _views(tree, topology) if query_drivers else ():
         libraries[vendor] = view.problem or "ok"
-        told = {device.address for device in view.gpus}
-        # The bus of a container shows the whole machine; the driver shows what is this process's. Parts of an AMD GPU
-        # share its address.
+        reported = {device.address for device in view.gpus}
+        # In a container the PCI bus shows the whole machine; the driver shows the GPUs of the container. Partitions of
+        # an AMD GPU share its address.
         hidden = vendor if view.complete and not whole_bus else None
-        known = [device for device in known if device.address not in told and device.vendor != hidden]
+        known = [device for device in known if device.address not in reported and device.vendor != hidden]
         known += view.gpus
         answers.update(view.answers)
     visible, messages = visible_gpus(known, environ)
-    found = []
+    gpus = []
     for index, device in enumerate(visible):
-        said = pci_answers(tree, topology, device.address)
-        known_sources = {answer.source for answer in said}
-        said += [answer for answer in answers.get(device.address, ()) if answer.source not in known_sources]
-        found.append(settled(index, device, said, topology, user_nodes))
-    return GPUList.of(found, messages, libraries)
+        device_answers = pci_answers(tree, topology, device.address)
+        sources = {answer.source for answer in device_answers}
+        device_answers += [answer for answer in answers.get(device.address, ()) if answer.source not in sources]
+        gpus.append(settled(index, device, device_answers, topology, user_nodes))
+    return GPUList.of(gpus, messages, libraries)
 
 
 def settled(
     index: int,
     device: PhysicalGPU,
-    said: Iterable[Answer],
+    answers: Iterable[Answer],
     topology: Topology,
     user_nodes: tuple[int, ...] | None = None,
 ) -> GPU:
-    """Return a GPU with where it is, of all that the sources say; the user, if asked, is believed before them."""
-    answers = [*said]
+    """Return a GPU with the nodes that follow from the answers; `user_nodes` override them."""
+    all_answers = [*answers]
     if user_nodes is not None and index < len(user_nodes):
-        answers.insert(0, Answer(USER, (user_nodes[index],), "--numa-bind-nodes", user_nodes[index]))
-    home, messages = settle(f"GPU {index} ({device.address})", answers, topology)
-    own = next((answer.named for answer in answers if answer.source == "own-memory"), None)
+        all_answers.insert(0, Answer(USER, (user_nodes[index],), "--numa-bind-nodes", user_nodes[index]))
+    home, messages = settle(f"GPU {index} ({device.address})", all_answers, topology)
+    own = next((answer.named for answer in all_answers if answer.source == "own-memory"), None)
     return GPU(
         number=index,
         address=device.address,
@@ -94,14 +94,14 @@ def settled(
         nodes=home.nodes,
         source=home.source,
         own_node=own,
-        answers=tuple(answers),
+        answers=tuple(all_answers),
         messages=tuple(messages),
         parts=device.parts,
     )
 
 
 def _views(tree: Tree, topology: Topology) -> list[tuple[str, DriverView]]:
-    """Ask the drivers' libraries, also where the bus shows nothing, for containers hide it."""
+    """Query the drivers' libraries, also where the PCI bus shows no GPU: containers may hide the bus."""
     from ompaffinity.devices.amdsmi import read_amdsmi
     from ompaffinity.devices.nvml import read_nvml
 

@@ -1,4 +1,4 @@
-"""A GPU, a list of GPUs, and where each one is. Records only."""
+"""A GPU, a list of GPUs, and the NUMA nodes of each. Records only."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 class GPU(NamedTuple):
-    """A GPU: its number in this process (from 0), its PCI address, the CPU nodes it is next to, and who says so.
+    """A GPU: its number in this process (from 0), its PCI address, and its local NUMA nodes with CPUs.
 
-    `nodes` is empty where nothing tells; `source` is then None. `own_node` is the NUMA node that its memory is, if it
-    is one. `answers` are those of all sources, `messages` what there is to say of this one, `parts` the UUIDs of its
-    MIG instances.
+    `nodes` is empty where they are unknown; `source`, which names where they come from, is then None. `own_node` is
+    the NUMA node of the GPU's own memory, None if it has none. `answers` are those of all sources, `messages` those
+    about this GPU, `parts` the UUIDs of its MIG instances.
     """
 
     number: int
@@ -37,15 +37,15 @@ class GPU(NamedTuple):
     parts: tuple[str, ...] = ()
 
     def near_cpus(self, topology: Topology) -> tuple[int, ...]:
-        """Return the CPUs on line next to it, ascending; none where its nodes are not known."""
+        """Return the online CPUs of its nodes, ascending; none where its nodes are unknown."""
         return tuple(sorted(cpu for node in self.nodes for cpu in topology.node(node).cpus))
 
     def to_document(self, topology: Topology) -> dict[str, Any]:
-        """Return it as plain values, ready for JSON."""
+        """Return the record as plain values, ready for JSON."""
         return self.to_record(topology) | {"uuid": self.uuid}
 
     def to_record(self, topology: Topology) -> dict[str, Any]:
-        """Return it as a capture of the machine holds it: without what is a serial number."""
+        """Return the record of a capture: as `to_document`, without the UUID, which is a serial number."""
         return {
             "index": self.number,
             "address": self.address,
@@ -68,7 +68,7 @@ class GPU(NamedTuple):
 
 
 class GPUList(NamedTuple):
-    """The GPUs by their numbers in this process, the messages, and what each driver library said of itself."""
+    """The GPUs in the order of their numbers, the messages, and {vendor: state of its driver library or ``"ok"``}."""
 
     gpus: tuple[GPU, ...]
     messages: tuple[Message, ...] = ()
@@ -78,10 +78,10 @@ class GPUList(NamedTuple):
     def of(
         cls, gpus: Iterable[GPU], messages: Iterable[Message] = (), libraries: Mapping[str, str] | None = None
     ) -> GPUList:
-        """Return the list of these GPUs, with what there is to say of all of them and of each."""
-        found = tuple(gpus)
-        told = (*messages, *(message for device in found for message in device.messages))
-        return cls(found, told, dict(libraries or {}))
+        """Return the list of these GPUs, with `messages` and those of each GPU."""
+        listed = tuple(gpus)
+        all_messages = (*messages, *(message for device in listed for message in device.messages))
+        return cls(listed, all_messages, dict(libraries or {}))
 
     def to_document(self, topology: Topology) -> dict[str, Any]:
         """Return the ``ompaffinity.devices/1`` document: plain values, ready for JSON."""
@@ -95,9 +95,9 @@ class GPUList(NamedTuple):
 
 
 class GPUHome(NamedTuple):
-    """Where a GPU is: the NUMA nodes with CPUs that it is next to (none: not known), and what there is to say of it.
+    """The local NUMA nodes with CPUs of a GPU (none: unknown), and the messages about them.
 
-    Of one that is `quiet` nothing is said: it is in the plan to be left its part, and its rank is somebody else's.
+    A `quiet` GPU belongs to a rank of another process: the plan keeps its part free and reports nothing about it.
     """
 
     nodes: tuple[int, ...] = ()
@@ -107,4 +107,4 @@ class GPUHome(NamedTuple):
 
 
 class NoGPUsError(TopologyError):
-    """A record of a form that does not tell of GPUs."""
+    """A recorded machine in a format without GPUs."""

@@ -1,7 +1,7 @@
-"""NVIDIA's GPUs by NVML, through nvidia-ml-py (the extra ``[nvidia]``). CUDA is not initialised.
+"""NVIDIA GPUs from NVML, through nvidia-ml-py (the extra ``[nvidia]``). CUDA is not initialised.
 
-Source: the NVML API reference. What a function does not say, for the driver is old, the board does not support it or
-the GPU is lost, is left out: each GPU and each question for itself.
+A query fails where the driver is old, the board does not support it or the GPU is lost. A failed query only omits its
+own answer. Source: the NVML API reference.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ WORD_BITS = 64
 
 
 class DriverView(NamedTuple):
-    """What a vendor's library says: its GPUs, {address: answers}, and why it says nothing (None: it does).
+    """What a vendor's library reports: its GPUs, {PCI address: answers}, and why it failed (None: it did not).
 
-    `complete`: these are all GPUs that there are for this process, whatever the bus shows (a container's are fewer).
+    `complete`: these are all GPUs of this process, also where the PCI bus shows more (containers).
     """
 
     gpus: tuple[PhysicalGPU, ...] = ()
@@ -36,7 +36,7 @@ class DriverView(NamedTuple):
 
 
 def read_nvml(tree: Tree, topology: Topology) -> DriverView:
-    """Return what NVML says of every GPU of this machine, whatever is visible."""
+    """Return what NVML reports about every GPU of this machine, visible or not."""
     try:
         import pynvml
     except ImportError:
@@ -58,18 +58,18 @@ def _read(nvml: Any, tree: Tree, topology: Topology) -> DriverView:
     devices, answers = [], {}
     count = nvml.nvmlDeviceGetCount()
     for index in range(count):
-        handle = _asked(nvml, "nvmlDeviceGetHandleByIndex", index)
+        handle = _query(nvml, "nvmlDeviceGetHandleByIndex", index)
         if handle is None:
             continue
-        address = pci_address(_text(_asked(nvml, "nvmlDeviceGetPciInfo", handle, field="busId")))
+        address = pci_address(_text(_query(nvml, "nvmlDeviceGetPciInfo", handle, field="busId")))
         if address is None:
             continue
         devices.append(
             PhysicalGPU(
                 address,
                 NVIDIA,
-                _text(_asked(nvml, "nvmlDeviceGetName", handle)),
-                _text(_asked(nvml, "nvmlDeviceGetUUID", handle)),
+                _text(_query(nvml, "nvmlDeviceGetName", handle)),
+                _text(_query(nvml, "nvmlDeviceGetUUID", handle)),
                 tuple(_parts(nvml, handle)),
             )
         )
@@ -79,41 +79,41 @@ def _read(nvml: Any, tree: Tree, topology: Topology) -> DriverView:
 
 def _parts(nvml: Any, handle: Any) -> Iterable[str]:
     """Yield the UUIDs of the MIG instances of a GPU."""
-    mode = _asked(nvml, "nvmlDeviceGetMigMode", handle)
+    mode = _query(nvml, "nvmlDeviceGetMigMode", handle)
     if not mode or not mode[0]:
         return
-    for place in range(_asked(nvml, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0):
-        part = _asked(nvml, "nvmlDeviceGetMigDeviceHandleByIndex", handle, place)
-        uuid = None if part is None else _asked(nvml, "nvmlDeviceGetUUID", part)
+    for index in range(_query(nvml, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0):
+        part = _query(nvml, "nvmlDeviceGetMigDeviceHandleByIndex", handle, index)
+        uuid = None if part is None else _query(nvml, "nvmlDeviceGetUUID", part)
         if uuid is not None:
             yield _text(uuid)
 
 
 def _answers(nvml: Any, handle: Any, tree: Tree, topology: Topology) -> Iterable[Answer]:
-    """Yield NVML's memory affinity, its CPU affinity and the GPU's own node. A mask of all nodes tells nothing."""
+    """Yield the memory affinity, the CPU affinity and the GPU's own node. A mask of all nodes has no information."""
     with_cpus = cpu_nodes(topology)
     if not with_cpus:
         return
     words = max(node.id for node in topology.nodes) // WORD_BITS + 1
     scope = getattr(nvml, "NVML_AFFINITY_SCOPE_NODE", 0)
-    mask = _asked(nvml, "nvmlDeviceGetMemoryAffinity", handle, words, scope)
+    mask = _query(nvml, "nvmlDeviceGetMemoryAffinity", handle, words, scope)
     if mask is not None:
         nodes = _bits(mask)
         near = tuple(node for node in with_cpus if node in nodes)
         yield located("nvml-memory", "memory affinity is that", near, topology)
     words = max(cpu.id for cpu in topology.cpus) // WORD_BITS + 1
-    mask = _asked(nvml, "nvmlDeviceGetCpuAffinity", handle, words)
+    mask = _query(nvml, "nvmlDeviceGetCpuAffinity", handle, words)
     if mask is not None:
         cpus = _bits(mask)
         near = tuple(node for node in with_cpus if cpus & set(topology.node(node).cpus))
         yield located("nvml-cpu", "CPU affinity is that", near, topology)
-    own = _asked(nvml, "nvmlDeviceGetNumaNodeId", handle)
+    own = _query(nvml, "nvmlDeviceGetNumaNodeId", handle)
     if own is not None:
         yield own_memory(own, tree, topology)
 
 
-def _asked(nvml: Any, function: str, *arguments: Any, field: str | None = None) -> Any:
-    """Return the answer of a function, None where the driver, the board or this binding has none."""
+def _query(nvml: Any, function: str, *arguments: Any, field: str | None = None) -> Any:
+    """Return the result of a function, None where the driver, the board or this binding does not support it."""
     try:
         answer = getattr(nvml, function)(*arguments)
     except (nvml.NVMLError, AttributeError):
@@ -122,9 +122,9 @@ def _asked(nvml: Any, function: str, *arguments: Any, field: str | None = None) 
 
 
 def _bits(words: Iterable[int]) -> set[int]:
-    return {place * WORD_BITS + bit for place, word in enumerate(words) for bit in range(WORD_BITS) if word >> bit & 1}
+    return {index * WORD_BITS + bit for index, word in enumerate(words) for bit in range(WORD_BITS) if word >> bit & 1}
 
 
 def _text(value: object) -> str:
-    """Return text that older bindings give as bytes."""
+    """Return text; older bindings return bytes."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value or "")

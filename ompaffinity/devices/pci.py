@@ -1,4 +1,4 @@
-"""GPUs and other accelerators by sysfs alone: any vendor, no driver library.
+"""GPUs and other accelerators from sysfs: any vendor, no driver library.
 
 Sources: Documentation/ABI/testing/sysfs-bus-pci (class, vendor, numa_node, local_cpulist), sysfs-devices-node and
 Documentation/admin-guide/mm/numaperf.rst (access0, access1), PCI Code and ID Assignment (classes), the NVIDIA driver's
@@ -26,20 +26,20 @@ DISPLAYS = ("0300", "0302", "0380")
 """VGA, 3D and other display controllers."""
 ACCELERATORS, CO_PROCESSORS = "1200", "0b40"
 COMPUTE = (("8086", "225"), ("1bcf", ""))
-"""Co-processors that run programs, by vendor and how the device number begins: Xeon Phi, NEC's Vector Engine. The rest
-are engines for encryption and compression (Intel's QuickAssist)."""
+"""Co-processors that run programs, by vendor and prefix of the device number: Xeon Phi, NEC's Vector Engine. Others
+are engines for encryption and compression (Intel QuickAssist)."""
 VENDORS = {"10de": NVIDIA, "1002": AMD, "8086": INTEL}
 NO_GPUS = ("1a03", "102b", "1013", "18ca", "19e5")
-"""Makers of management controllers' display chips (ASPEED, Matrox, Cirrus, XGI, Huawei): nobody computes there."""
+"""Vendors of display chips in management controllers, which run no programs: ASPEED, Matrox, Cirrus, XGI, Huawei."""
 MAX_BRIDGES = 32
 NO_DISTANCE = (0, 255)
-"""ACPI 6.5, 5.2.17: 255 is unreachable; 0 is not a distance."""
+"""ACPI 6.5, 5.2.17: 255 means unreachable; 0 is invalid."""
 
 
 class Answer(NamedTuple):
-    """What one source says of where a GPU is: `nodes` are NUMA nodes with CPUs that it is next to, None: it cannot say.
+    """What one source reports: `nodes` are the local NUMA nodes with CPUs of a GPU, None if the source has none.
 
-    `detail` says what was read, in a few words, and `named` which node, where it was a single one.
+    `detail` describes what was read, and `named` is the node, where the source names a single one.
     """
 
     source: str
@@ -49,44 +49,44 @@ class Answer(NamedTuple):
 
 
 def pci_address(text: str) -> str | None:
-    """Return a PCI address as sysfs writes it (``0000:1a:00.0``) from any spelling, None if it is none."""
-    found = re.fullmatch(r"(?:([0-9a-fA-F]{1,8}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})(?:\.([0-7]))?", text.strip())
-    if found is None:
+    """Return a PCI address in the form of sysfs (``0000:1a:00.0``), None if `text` is not a PCI address."""
+    match = re.fullmatch(r"(?:([0-9a-fA-F]{1,8}):)?([0-9a-fA-F]{2}):([0-9a-fA-F]{2})(?:\.([0-7]))?", text.strip())
+    if match is None:
         return None
-    return f"{int(found[1] or '0', 16):04x}:{found[2]}:{found[3]}.{found[4] or '0'}".lower()
+    return f"{int(match[1] or '0', 16):04x}:{match[2]}:{match[3]}.{match[4] or '0'}".lower()
 
 
 def pci_gpus(tree: Tree) -> list[PhysicalGPU]:
-    """Return the GPUs and accelerators that the PCI bus shows, by address."""
-    found = []
+    """Return the GPUs and accelerators on the PCI bus, by address."""
+    gpus = []
     for name in tree.names(PCI_ROOT):
         address = pci_address(name)
         kind = (read_text(tree, f"{PCI_ROOT}/{name}/class") or "").removeprefix("0x")[:4]
-        # A virtual function is the physical one's again.
+        # A virtual function repeats its physical function.
         if address is None or "physfn" in tree.names(f"{PCI_ROOT}/{name}"):
             continue
-        number = (read_text(tree, f"{PCI_ROOT}/{name}/vendor") or "").removeprefix("0x")
-        if not number and tree.names(f"{NVIDIA_ROOT}/{name}"):
-            number = "10de"
+        vendor = (read_text(tree, f"{PCI_ROOT}/{name}/vendor") or "").removeprefix("0x")
+        if not vendor and tree.names(f"{NVIDIA_ROOT}/{name}"):
+            vendor = "10de"
         model = (read_text(tree, f"{PCI_ROOT}/{name}/device") or "").removeprefix("0x")
-        if not computes(kind, number, model):
+        if not computes(kind, vendor, model):
             continue
-        name_of = f"{number}:{model}" if model else ""
-        found.append(PhysicalGPU(address, VENDORS.get(number, OTHER), name_of, display=kind in DISPLAYS))
-    return found
+        gpu_name = f"{vendor}:{model}" if model else ""
+        gpus.append(PhysicalGPU(address, VENDORS.get(vendor, OTHER), gpu_name, display=kind in DISPLAYS))
+    return gpus
 
 
 def computes(kind: str, vendor: str, model: str) -> bool:
-    """Return whether a device of this class, vendor and number (hexadecimal) is a GPU, or something like it."""
+    """Return whether a device of this class, vendor and number (hexadecimal) is a GPU or an accelerator."""
     if kind in DISPLAYS:
         return vendor not in NO_GPUS
     if kind == CO_PROCESSORS:
-        return any(vendor == maker and model.startswith(begin) for maker, begin in COMPUTE)
+        return any(vendor == maker and model.startswith(prefix) for maker, prefix in COMPUTE)
     return kind == ACCELERATORS
 
 
 def pci_answers(tree: Tree, topology: Topology, address: str) -> list[Answer]:
-    """Return what sysfs says of where the GPU at a PCI address is: its own node, its CPUs, its parent bridges."""
+    """Return what sysfs reports about the GPU at a PCI address: its node, its local CPUs, its bridges, its memory."""
     folder = f"{PCI_ROOT}/{address}"
     answers = []
     node = read_number(tree, f"{folder}/numa_node")
@@ -95,7 +95,7 @@ def pci_answers(tree: Tree, topology: Topology, address: str) -> list[Answer]:
         answers.append(Answer("sysfs", nodes, f"numa_node {node}", None if node < 0 else node))
     local = _local_cpus(tree, folder)
     if local:
-        near = tuple(found for found in cpu_nodes(topology) if local & set(topology.node(found).cpus))
+        near = tuple(node for node in cpu_nodes(topology) if local & set(topology.node(node).cpus))
         answers.append(located("local-cpus", "its CPUs are those", near, topology))
     bridge = _bridge_node(tree, folder)
     if bridge is not None:
@@ -108,18 +108,18 @@ def pci_answers(tree: Tree, topology: Topology, address: str) -> list[Answer]:
 
 
 def located(source: str, what: str, near: tuple[int, ...], topology: Topology) -> Answer:
-    """Return the answer of a source that names CPU nodes: all of several is what it says where it knows nothing."""
+    """Return the answer of a source that names CPU nodes: all of several nodes means unknown."""
     detail = f"{what} of node {format_id_list(near) or 'none'}"
     return Answer(source, near if informs(topology, near) else None, detail)
 
 
 def own_memory(node: int, tree: Tree, topology: Topology) -> Answer:
-    """Return the answer that follows from the node that a GPU's own memory is."""
+    """Return the answer that follows from the node of a GPU's own memory."""
     return Answer("own-memory", nearest_cpu_nodes(tree, topology, node), f"its memory is node {node}", node)
 
 
 def _bridge_node(tree: Tree, folder: str) -> int | None:
-    """Return the node of the nearest bridge above a device that has one; the links of sysfs lead there."""
+    """Return the node of the nearest bridge above a device that has one, found by the links in sysfs."""
     above = f"{folder}/.."
     for _ in range(MAX_BRIDGES):
         if read_text(tree, f"{above}/class") is None:
@@ -132,17 +132,17 @@ def _bridge_node(tree: Tree, folder: str) -> int | None:
 
 
 def _own_memory_node(tree: Tree, address: str) -> int | None:
-    """Return the NUMA node that the memory of an NVIDIA GPU is, None where it is none."""
+    """Return the NUMA node of an NVIDIA GPU's own memory, None where it has none."""
     text = read_text(tree, f"{NVIDIA_ROOT}/{address}/numa_status") or ""
-    found = re.search(r"^Node:\s*([0-9]{1,5})\s*$", text, re.MULTILINE)
-    return None if found is None else int(found[1])
+    match = re.search(r"^Node:\s*([0-9]{1,5})\s*$", text, re.MULTILINE)
+    return None if match is None else int(match[1])
 
 
 def nearest_cpu_nodes(tree: Tree, topology: Topology, node: int) -> tuple[int, ...] | None:
-    """Return the nodes with CPUs that are nearest to a node: itself if it has some; None where nothing tells.
+    """Return the nodes with CPUs that are nearest to a node: the node itself if it has CPUs; None where unknown.
 
-    A node without CPUs (a GPU's memory) names the CPU nodes that reach it best under ``access1`` (CPUs only), else
-    ``access0`` (any initiator, so that only CPU nodes count), else by the SLIT distances.
+    For a node without CPUs (a GPU's memory) these are the nodes with CPUs among its best initiators in ``access1``
+    (CPUs only), else in ``access0`` (any initiator), else those at the smallest SLIT distance.
     """
     with_cpus = cpu_nodes(topology)
     if node in with_cpus:
@@ -151,22 +151,22 @@ def nearest_cpu_nodes(tree: Tree, topology: Topology, node: int) -> tuple[int, .
         return None
     for access in ("access1", "access0"):
         initiators = numbered(tree.names(f"{NODE_ROOT}/node{node}/{access}/initiators"), "node")
-        near = tuple(found for found in initiators if found in with_cpus)
+        near = tuple(initiator for initiator in initiators if initiator in with_cpus)
         if near:
             return near
-    told = topology.node(node).distances
-    distances = {found: told[found] for found in with_cpus if told.get(found, 0) not in NO_DISTANCE}
-    near = tuple(found for found in distances if distances[found] == min(distances.values()))
+    row = topology.node(node).distances
+    distances = {other: row[other] for other in with_cpus if row.get(other, 0) not in NO_DISTANCE}
+    near = tuple(other for other in distances if distances[other] == min(distances.values()))
     return near if near and informs(topology, near) else None
 
 
 def cpu_nodes(topology: Topology) -> tuple[int, ...]:
-    """Return the nodes that have CPUs on line."""
+    """Return the nodes with online CPUs."""
     return tuple(node.id for node in topology.nodes if node.cpus)
 
 
 def informs(topology: Topology, nodes: tuple[int, ...]) -> bool:
-    """Return whether these CPU nodes tell where something is: not all of several."""
+    """Return whether these CPU nodes locate a device: all of several nodes do not."""
     every = cpu_nodes(topology)
     return bool(nodes) and (len(every) == 1 or len(nodes) < len(every))
 

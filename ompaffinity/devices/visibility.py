@@ -1,6 +1,6 @@
-"""Which physical GPUs a process sees, and under which numbers: told by the variables that it was started with.
+"""Which physical GPUs are visible to a process, and under which numbers, from its environment variables.
 
-Nothing here asks a driver, and nothing initialises CUDA or HIP in the caller. Sources: CUDA C++ Programming Guide
+This module queries no driver and initialises neither CUDA nor HIP. Sources: CUDA C++ Programming Guide
 (Environment Variables), NVIDIA's MIG User Guide (Device Enumeration), ROCm's documentation (GPU isolation techniques),
 the Level Zero specification (Affinity Mask).
 """
@@ -24,12 +24,12 @@ NUMBER = re.compile(r"\s*([+-]?)([0-9]{1,9})")
 
 
 class PhysicalGPU(NamedTuple):
-    """A GPU as its driver, or the PCI bus, tells it.
+    """A GPU as its driver or the PCI bus reports it.
 
-    `address` is that of sysfs (``0000:1a:00.0``, the domain as long as it must be), `uuid` as the vendor writes it
-    (``GPU-8932f937-...``), and `parts` are the UUIDs of its MIG instances. Empty where it is not known. `order` is the
-    number that the vendor's runtime gives it when it sees all (HIP's), -1 where that is not known; `display` says that
-    it is one, and of another vendor perhaps no more than that.
+    `address` has the form of sysfs (``0000:1a:00.0``; the domain may have more digits), `uuid` the form of the vendor
+    (``GPU-8932f937-...``), and `parts` are the UUIDs of its MIG instances. Unknown texts are empty. `order` is its
+    number in the vendor's runtime (HIP) if all GPUs are visible, -1 where unknown. `display`: the PCI class is a
+    display controller, which may not be able to compute.
     """
 
     address: str
@@ -44,31 +44,30 @@ class PhysicalGPU(NamedTuple):
 def visible_gpus(
     devices: Sequence[PhysicalGPU], environ: Mapping[str, str]
 ) -> tuple[tuple[PhysicalGPU, ...], tuple[Message, ...]]:
-    """Return the GPUs in the order of their numbers in a process with this environment, and what there is to say.
+    """Return the GPUs in the order of their numbers in a process with this environment, and the messages.
 
-    `devices` are all GPUs of the machine; each vendor's are numbered by PCI address, or as its runtime is known to.
-    A machine with GPUs of several vendors lists NVIDIA's, AMD's, Intel's, then the others, of which displays count only
-    where there is nothing else.
+    `devices` are all GPUs of the machine. Each vendor's GPUs are numbered by `order` where known, else by PCI address.
+    NVIDIA comes first, then AMD, Intel and the others. Displays of other vendors count only if there is no other GPU.
     """
-    found: list[PhysicalGPU] = []
+    visible: list[PhysicalGPU] = []
     messages: list[Message] = []
-    for vendor, chosen in ((NVIDIA, _cuda), (AMD, _rocm), (INTEL, _level_zero)):
+    for vendor, selected in ((NVIDIA, _cuda), (AMD, _rocm), (INTEL, _level_zero)):
         members = sorted((device for device in devices if device.vendor == vendor), key=_by_address)
         if all(device.order >= 0 for device in members):
             members.sort(key=lambda device: device.order)
         if members:
-            found += chosen(members, environ, messages)
+            visible += selected(members, environ, messages)
             if vendor == NVIDIA:
-                # HIP reads CUDA's variable, too; where there are GPUs of both it is meant for CUDA.
+                # HIP also reads CUDA_VISIBLE_DEVICES; on a machine with GPUs of both vendors it applies to CUDA.
                 environ = {name: value for name, value in environ.items() if name != CUDA_LIST}
     only_displays = all(device.vendor == OTHER and device.display for device in devices)
     others = [device for device in devices if device.vendor == OTHER and (only_displays or not device.display)]
-    found += sorted(others, key=_by_address)
-    return tuple(found), tuple(messages)
+    visible += sorted(others, key=_by_address)
+    return tuple(visible), tuple(messages)
 
 
 def by_address(address: str) -> tuple[int, ...]:
-    """Return what PCI addresses are sorted by."""
+    """Return the sort key of a PCI address."""
     return tuple(int(number, 16) for number in re.split("[:.]", address))
 
 
@@ -85,29 +84,29 @@ def _cuda(devices: list[PhysicalGPU], environ: Mapping[str, str], messages: list
 
 
 def _rocm(devices: list[PhysicalGPU], environ: Mapping[str, str], messages: list[Message]) -> Sequence[PhysicalGPU]:
-    """ROCr chooses first and numbers anew; HIP chooses among these, and reads CUDA's variable if it has none."""
-    left: Sequence[PhysicalGPU] = devices
+    """Select with ROCR_VISIBLE_DEVICES, renumber, then select with HIP's list, or CUDA's where HIP's is unset."""
+    remaining: Sequence[PhysicalGPU] = devices
     text = environ.get(ROCR_LIST)
     if text is not None:
-        left = _selected(ROCR_LIST, text, left, messages)
+        remaining = _selected(ROCR_LIST, text, remaining, messages)
     name = HIP_LIST if HIP_LIST in environ else CUDA_LIST
     text = environ.get(name)
-    return left if text is None else _selected(name, text, left, messages)
+    return remaining if text is None else _selected(name, text, remaining, messages)
 
 
 def _level_zero(
     devices: list[PhysicalGPU], environ: Mapping[str, str], messages: list[Message]
 ) -> Sequence[PhysicalGPU]:
-    """The mask filters and never reorders; ``0.1`` is a tile of device 0."""
+    """Select with ZE_AFFINITY_MASK, which filters and never reorders; ``0.1`` is a tile of device 0."""
     text = environ.get(ZE_MASK)
     if not (text and text.strip()):
         return devices
     wanted = set()
-    for part in text.split(","):
-        number = part.strip().partition(".")[0]
+    for entry in text.split(","):
+        number = entry.strip().partition(".")[0]
         if not (number.isascii() and number.isdigit() and len(number) < 9 and int(number) < len(devices)):
             messages.append(
-                DEVICE_LIST_CUT(variable=ZE_MASK, value=text, entry=part.strip(), consequence="it is left out")
+                DEVICE_LIST_CUT(variable=ZE_MASK, value=text, entry=entry.strip(), consequence="it is ignored")
             )
             continue
         wanted.add(int(number))
@@ -115,58 +114,58 @@ def _level_zero(
 
 
 def _selected(name: str, text: str, devices: Sequence[PhysicalGPU], messages: list[Message]) -> list[PhysicalGPU]:
-    """Return the devices that a list names, up to the first entry that names none; none if it names one twice."""
-    words = [word.strip() for word in text.split(",")] if text.strip() else []
-    find = _finder(words[0] if words else "")
-    found: list[PhysicalGPU] = []
-    named: set[object] = set()
-    for word in words:
-        hit = find(word, devices)
-        if hit is None:
-            if word != "-1":
+    """Return the devices in a list, up to the first entry without a device; none if a device is listed twice."""
+    entries = [entry.strip() for entry in text.split(",")] if text.strip() else []
+    find = _finder(entries[0] if entries else "")
+    selected: list[PhysicalGPU] = []
+    keys: set[object] = set()
+    for entry in entries:
+        match = find(entry, devices)
+        if match is None:
+            if entry != "-1":
                 messages.append(
-                    DEVICE_LIST_CUT(variable=name, value=text, entry=word, consequence="the list ends before it")
+                    DEVICE_LIST_CUT(variable=name, value=text, entry=entry, consequence="the list ends before it")
                 )
             break
-        device, key = hit
-        if key in named:
+        device, key = match
+        if key in keys:
             messages.append(DEVICE_LISTED_TWICE(variable=name, value=text))
             return []
-        named.add(key)
-        found.append(device)
-    return found
+        keys.add(key)
+        selected.append(device)
+    return selected
 
 
 def _finder(
     first: str,
 ) -> Callable[[str, Sequence[PhysicalGPU]], tuple[PhysicalGPU, object] | None]:
-    """Return how the entries are read: the first one tells, and another kind ends the list."""
+    """Return the reader of all entries, by the kind of the first one; an entry of another kind ends the list."""
     if first.startswith("MIG-"):
         return _by_part
     return _by_uuid if first.startswith("GPU-") else _by_number
 
 
-def _by_number(word: str, devices: Sequence[PhysicalGPU]) -> tuple[PhysicalGPU, object] | None:
-    """As strtol reads: ``1gpu2`` is 1."""
-    match = NUMBER.match(word)
+def _by_number(entry: str, devices: Sequence[PhysicalGPU]) -> tuple[PhysicalGPU, object] | None:
+    """Read a number as strtol(3) does: ``1gpu2`` is 1."""
+    match = NUMBER.match(entry)
     if match is None or match[1] == "-" or int(match[2]) >= len(devices):
         return None
     return devices[int(match[2])], int(match[2])
 
 
-def _by_uuid(word: str, devices: Sequence[PhysicalGPU]) -> tuple[PhysicalGPU, object] | None:
-    """By the UUID or as much of it as only one GPU has."""
-    if not word.startswith("GPU-"):
+def _by_uuid(entry: str, devices: Sequence[PhysicalGPU]) -> tuple[PhysicalGPU, object] | None:
+    """Read a UUID or a unique prefix of it."""
+    if not entry.startswith("GPU-"):
         return None
-    hits = [device for device in devices if device.uuid.lower().startswith(word.lower())]
-    return (hits[0], hits[0].uuid) if len(hits) == 1 else None
+    matches = [device for device in devices if device.uuid.lower().startswith(entry.lower())]
+    return (matches[0], matches[0].uuid) if len(matches) == 1 else None
 
 
-def _by_part(word: str, devices: Sequence[PhysicalGPU]) -> tuple[PhysicalGPU, object] | None:
-    """A MIG instance, by its UUID or in the form of older drivers (MIG-GPU-<uuid>/<instance>/<instance>): its GPU."""
-    old = re.fullmatch(r"MIG-(GPU-[0-9a-fA-F-]+)/[0-9]{1,3}/[0-9]{1,3}", word)
+def _by_part(entry: str, devices: Sequence[PhysicalGPU]) -> tuple[PhysicalGPU, object] | None:
+    """Return the GPU of a MIG instance: its UUID, or the form of older drivers, MIG-GPU-<uuid>/<number>/<number>."""
+    old = re.fullmatch(r"MIG-(GPU-[0-9a-fA-F-]+)/[0-9]{1,3}/[0-9]{1,3}", entry)
     if old is not None:
-        hit = _by_uuid(old[1], devices)
-        return None if hit is None else (hit[0], word)
-    hits = [(device, part) for device in devices for part in device.parts if part.lower().startswith(word.lower())]
-    return hits[0] if word.startswith("MIG-") and len(hits) == 1 else None
+        gpu = _by_uuid(old[1], devices)
+        return None if gpu is None else (gpu[0], entry)
+    matches = [(device, part) for device in devices for part in device.parts if part.lower().startswith(entry.lower())]
+    return matches[0] if entry.startswith("MIG-") and len(matches) == 1 else None

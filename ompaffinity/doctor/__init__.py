@@ -1,1 +1,1 @@
-"""What on this machine stands in the way of binding, and the fix."""
+"""Checks of this machine: what prevents or weakens binding, and how to fix it."""

@@ -1,4 +1,4 @@
-"""All checks, in the order in which they are told."""
+"""All checks, in the order of the report."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 
 class Diagnosis(NamedTuple):
-    """Every check that was made."""
+    """The results of all checks."""
 
     checks: tuple[Check, ...]
 
     @property
     def problems(self) -> tuple[Check, ...]:
-        """What keeps workers from being bound as planned."""
+        """The checks that prevent workers from being bound as planned."""
         return tuple(check for check in self.checks if check.level == PROBLEM)
 
     def to_document(self) -> dict[str, Any]:
@@ -33,16 +33,16 @@ class Diagnosis(NamedTuple):
 
 
 def diagnose(environ: Mapping[str, str], python: str | None = None) -> Diagnosis:
-    """Return what each check says here; `python` is the interpreter whose OpenMP runtimes are looked for.
+    """Run all checks on this machine; `python` is the interpreter whose environment is searched for OpenMP runtimes.
 
     Raises:
-        RequestError: `python` is no Python interpreter.
+        RequestError: `python` is not a Python interpreter.
     """
     software = tuple(software_checks(environ, python))
     try:
         topology = load_topology()
     except OMPAffinityError as error:
-        unread = Check("machine", PROBLEM, str(error), "without it nothing can be planned; is /sys mounted?")
-        return Diagnosis((unread, *software))
+        unreadable = Check("machine", PROBLEM, str(error), "mount sysfs at /sys; no plan is possible without it")
+        return Diagnosis((unreadable, *software))
     with DirectoryTree("/") as tree:
         return Diagnosis((*machine_checks(topology, tree), *memory_checks(topology, tree), *software))

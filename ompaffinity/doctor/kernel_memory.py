@@ -1,4 +1,4 @@
-"""What the kernel does with memory on its own: huge pages, and moving pages after the threads that use them.
+"""Memory settings of the kernel: huge pages and NUMA balancing.
 
 Sources: the kernel's Documentation/admin-guide/mm/hugetlbpage.rst and transhuge.rst, and
 Documentation/admin-guide/sysctl/kernel.rst (numa_balancing).
@@ -18,7 +18,7 @@ WHOLE_MACHINE = -1
 
 
 class HugePages(NamedTuple):
-    """Huge pages of one size set aside on a node (`WHOLE_MACHINE`: no nodes are known), and how many are free."""
+    """Reserved huge pages of one size on a node (`WHOLE_MACHINE`: the nodes are unknown), and how many are free."""
 
     node: int
     page_bytes: int
@@ -27,28 +27,28 @@ class HugePages(NamedTuple):
 
 
 def huge_pages(tree: Tree) -> tuple[HugePages, ...]:
-    """Return the huge pages that are set aside, by node and size; none where there are none."""
+    """Return the reserved huge pages, by node and size."""
     nodes = numbered(tree.names(NODE_ROOT), "node")
     folders = [(node, f"{NODE_ROOT}/node{node}/hugepages") for node in nodes]
-    found = []
+    reserved = []
     for node, folder in folders or [(WHOLE_MACHINE, "sys/kernel/mm/hugepages")]:
         for name in tree.names(folder):
             kibibytes = plain_number(name.removeprefix("hugepages-").removesuffix("kB"))
             total = read_number(tree, f"{folder}/{name}/nr_hugepages")
             if kibibytes and total:
                 free = read_number(tree, f"{folder}/{name}/free_hugepages") or 0
-                found.append(HugePages(node, kibibytes * 1024, total, free))
-    return tuple(found)
+                reserved.append(HugePages(node, kibibytes * 1024, total, free))
+    return tuple(reserved)
 
 
 def numa_balancing(tree: Tree) -> bool | None:
-    """Return whether the kernel moves pages after the threads that use them, None where it cannot."""
+    """Return whether the kernel migrates pages to the nodes of the threads that use them, None if unsupported."""
     value = read_number(tree, "proc/sys/kernel/numa_balancing")
     return None if value is None else value > 0
 
 
 def transparent_huge_pages(tree: Tree) -> str | None:
-    """Return when the kernel uses huge pages on its own: ``always``, ``madvise`` or ``never``; None if not known."""
+    """Return the mode of transparent huge pages: ``always``, ``madvise`` or ``never``; None if unsupported."""
     text = read_text(tree, "sys/kernel/mm/transparent_hugepage/enabled") or ""
-    chosen = text.partition("[")[2].partition("]")[0]
-    return chosen or None
+    mode = text.partition("[")[2].partition("]")[0]
+    return mode or None

@@ -1,4 +1,4 @@
-"""CPUs: what was read of them, whether this process may be bound to them, and how fast they are allowed to run."""
+"""Checks of the CPUs: what was read, whether this process can be bound to them, and their frequency governors."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 CPU_ROOT = "sys/devices/system/cpu"
 DRIVERS_THAT_SCALE = ("intel_pstate", "amd-pstate-epp", "amd_pstate_epp")
-"""With these, the governor "powersave" does not mean the lowest frequency (admin-guide/pm/intel_pstate.rst)."""
+"""With these drivers the governor "powersave" does not fix the lowest frequency (admin-guide/pm/intel_pstate.rst)."""
 
 
 def machine_checks(topology: Topology, tree: Tree) -> Iterator[Check]:
-    """Yield what there is to say of the CPUs."""
+    """Yield the checks of the CPUs."""
     present = [cpu.id for cpu in topology.cpus]
     online = [cpu.id for cpu in topology.cpus if cpu.online]
-    text = f"{topology.architecture}, {len(online)} of {len(present)} CPUs on line, read from {topology.source}"
+    text = f"{topology.architecture}, {len(online)} of {len(present)} CPUs online, read from {topology.source}"
     yield Check("machine", OK, text)
     yield _sources(topology)
     yield _lscpu(topology)
@@ -45,37 +45,38 @@ def machine_checks(topology: Topology, tree: Tree) -> Iterator[Check]:
 def _sources(topology: Topology) -> Check:
     differing = [message for message in topology.messages if message.code == "sources-disagree"]
     if differing:
-        fix = "say which is right: --source sysfs or --source lscpu"
+        fix = "select the right one with --source sysfs or --source lscpu"
         return Check("sources", WARNING, "; ".join(message.message for message in differing), fix)
-    return Check("sources", OK, "nothing that was read contradicts itself")
+    return Check("sources", OK, "the sources do not contradict each other")
 
 
 def _lscpu(topology: Topology) -> Check:
     try:
         rows = read_lscpu(topology.architecture)
     except TopologyError as error:
-        return Check("lscpu", WARNING, str(error), "install util-linux; it is needed only where sysfs is lacking")
-    ours = {cpu.id for cpu in topology.cpus if cpu.online}
-    theirs = {cpu.id for cpu in rows if cpu.online}
-    if ours != theirs:
-        text = f"lscpu knows CPU {format_id_list(theirs)}, sysfs {format_id_list(ours)}"
-        return Check("lscpu", WARNING, text, "a CPU went on or off line, or a container hides some; look again")
-    return Check("lscpu", OK, f"lscpu answers, with {len(theirs)} CPUs")
+        return Check("lscpu", WARNING, str(error), "install util-linux; required only where sysfs is incomplete")
+    in_sysfs = {cpu.id for cpu in topology.cpus if cpu.online}
+    in_lscpu = {cpu.id for cpu in rows if cpu.online}
+    if in_sysfs != in_lscpu:
+        text = f"lscpu reports CPU {format_id_list(in_lscpu)}, sysfs CPU {format_id_list(in_sysfs)}"
+        fix = "repeat the check if a CPU has just gone online or offline; a container may hide CPUs"
+        return Check("lscpu", WARNING, text, fix)
+    return Check("lscpu", OK, f"lscpu reports {len(in_lscpu)} CPUs")
 
 
 def _affinity() -> Check:
-    """Try to bind: a thread of its own sets the mask that it has."""
-    reasons: list[str | None] = ["no thread could be started to try it in"]
+    """Test whether threads can be bound: a new thread sets the mask that it already has."""
+    reasons: list[str | None] = ["no thread can be started for the test"]
 
     def work() -> None:
-        reasons[0] = set_mask(0, os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else "no such call here"
+        reasons[0] = set_mask(0, os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else "unsupported here"
 
     thread = threading.Thread(target=work)
     with suppress(RuntimeError):
         thread.start()
         thread.join()
     if reasons[0] is not None:
-        fix = "workers run unbound here; look for a seccomp profile that forbids sched_setaffinity"
+        fix = "allow sched_setaffinity in the seccomp profile; until then workers run unbound"
         return Check("affinity", PROBLEM, f"threads cannot be bound to CPUs: {reasons[0]}", fix)
     return Check("affinity", OK, "threads can be bound to CPUs")
 
@@ -83,12 +84,12 @@ def _affinity() -> Check:
 def _allowed(topology: Topology, online: list[int]) -> Check:
     allowed = topology.allowed_cpus
     if not allowed:
-        return Check("allowed CPUs", PROBLEM, "this process may use no CPU", "widen its mask or its cpuset")
+        return Check("allowed CPUs", PROBLEM, "no CPU is allowed for this process", "widen its mask or its cpuset")
     if len(allowed) < len(online):
-        text = f"this process may use CPU {format_id_list(allowed)} of {format_id_list(online)}"
-        fix = "plans stay within; a taskset, a cpuset (docker: --cpuset-cpus) or a batch system has set it"
+        text = f"CPU {format_id_list(allowed)} of {format_id_list(online)} allowed for this process"
+        fix = "plans use only these; widen the mask (taskset, batch system) or the cpuset (docker: --cpuset-cpus)"
         return Check("allowed CPUs", WARNING, text, fix)
-    return Check("allowed CPUs", OK, f"all {len(online)} CPUs that are on line")
+    return Check("allowed CPUs", OK, f"all {len(online)} online CPUs")
 
 
 def _quota(topology: Topology) -> Check:
@@ -96,17 +97,17 @@ def _quota(topology: Topology) -> Check:
     if quota is None:
         return Check("CPU quota", OK, "none")
     if quota < len(topology.allowed_cpus):
-        text = f"{quota:g} CPUs' time for {len(topology.allowed_cpus)} CPUs: threads beyond it are stopped in turns"
-        fix = "plans use that many threads; raise cpu.max (docker: --cpus), or give whole CPUs by a cpuset instead"
+        text = f"{quota:g} CPUs for {len(topology.allowed_cpus)} allowed CPUs: the kernel throttles more threads"
+        fix = "plans use that many threads; raise cpu.max (docker: --cpus), or restrict CPUs with a cpuset instead"
         return Check("CPU quota", WARNING, text, fix)
-    return Check("CPU quota", OK, f"{quota:g} CPUs' time, enough for {len(topology.allowed_cpus)} CPUs")
+    return Check("CPU quota", OK, f"{quota:g} CPUs, enough for {len(topology.allowed_cpus)} allowed CPUs")
 
 
 def _isolated(topology: Topology) -> Check:
     isolated = [cpu.id for cpu in topology.cpus if cpu.isolated]
     if isolated:
-        text = f"CPU {format_id_list(isolated)} (isolcpus): the kernel balances no load there"
-        return Check("isolated CPUs", WARNING, text, "plans leave them out; --cpus LIST uses those that it names")
+        text = f"CPU {format_id_list(isolated)} (isolcpus): excluded from the kernel's load balancing"
+        return Check("isolated CPUs", WARNING, text, "plans leave them out; name them in --cpus LIST to use them")
     return Check("isolated CPUs", OK, "none")
 
 
@@ -115,13 +116,13 @@ def _smt(topology: Topology, tree: Tree) -> Check:
     for cpu in topology.cpus:
         if cpu.online:
             cores[cpu.physical_core] = cores.get(cpu.physical_core, 0) + 1
-    most = max(cores.values(), default=1)
+    largest = max(cores.values(), default=1)
     control = read_text(tree, f"{CPU_ROOT}/smt/control")
     if len(set(cores.values())) > 1:
-        text = f"cores have {min(cores.values())} to {most} threads on line"
-        return Check("SMT", WARNING, text, "plans take that into account; was a sibling switched off by hand?")
+        text = f"cores have {min(cores.values())} to {largest} online threads"
+        return Check("SMT", WARNING, text, "plans allow for this; set offline siblings online for equal cores")
     state = f" (control: {control})" if control else ""
-    return Check("SMT", OK, f"{most} threads per core{state}" if most > 1 else f"one thread per core{state}")
+    return Check("SMT", OK, f"{largest} threads per core{state}" if largest > 1 else f"one thread per core{state}")
 
 
 def _governor(topology: Topology, tree: Tree) -> Check:
@@ -134,22 +135,20 @@ def _governor(topology: Topology, tree: Tree) -> Check:
         if name == "powersave" and driver not in DRIVERS_THAT_SCALE:
             slow.append(cpu)
     if slow:
-        text = f"CPU {format_id_list(slow)} is held at its lowest frequency (powersave)"
+        text = f"CPU {format_id_list(slow)} runs at its lowest frequency (powersave)"
         return Check("governor", WARNING, text, "cpupower frequency-set -g performance (or schedutil)")
-    return Check("governor", OK, ", ".join(sorted(names)) or "frequencies are not this system's to set")
+    return Check("governor", OK, ", ".join(sorted(names)) or "none: the guest cannot set CPU frequencies")
 
 
 def _idle(tree: Tree) -> Check:
-    """Whether a CPU that has nothing to do leaves the virtual machine (Documentation/virt/guest-halt-polling.rst)."""
+    """Check whether an idle CPU exits to the hypervisor (Documentation/virt/guest-halt-polling.rst)."""
     driver = read_text(tree, f"{CPU_ROOT}/cpuidle/current_driver") or "none"
     lines = (read_text(tree, "proc/cpuinfo") or "").splitlines()
     flags = next((line.split() for line in lines if line.startswith("flags")), [])
     if "idle=poll" in (read_text(tree, "proc/cmdline") or "").split():
-        return Check("idle CPUs", OK, "wait awake (idle=poll)")
+        return Check("idle CPUs", OK, "polling (idle=poll)")
     if driver == "none" and "hypervisor" in flags:
-        text = (
-            "a virtual machine that stops its idle CPUs: ranks that wait for each other (gloo) wait for a CPU to wake"
-        )
+        text = "this virtual machine halts idle CPUs: each wait between ranks (gloo) includes the wake-up of a CPU"
         fix = "modprobe cpuidle_haltpoll, or boot with idle=poll; ask the host for halt polling"
         return Check("idle CPUs", WARNING, text, fix)
-    return Check("idle CPUs", OK, "left to the kernel" if driver == "none" else f"left to {driver}")
+    return Check("idle CPUs", OK, "kernel default" if driver == "none" else f"cpuidle driver {driver}")

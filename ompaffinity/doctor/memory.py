@@ -1,4 +1,4 @@
-"""Memory: whether policies can be set, what limits there are, and what the kernel does on its own."""
+"""Checks of the memory: policies, limits, and the settings of the kernel."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from ompaffinity.topology.model import Topology
     from ompaffinity.topology.tree import Tree
 
-MUCH = 0.95
-"""A control group that is fuller than this leaves no room for a worker."""
+MAX_USAGE = 0.95
+"""The largest used fraction of a memory limit that leaves room for a worker."""
 
 
 def memory_checks(topology: Topology, tree: Tree) -> Iterator[Check]:
-    """Yield what there is to say of the memory. What only counts with several nodes is no problem with one."""
+    """Yield the checks of the memory. On one node a missing memory policy is a warning, on several a problem."""
     several = len(allowed_memory_nodes()) > 1
     yield _libnuma(several)
     yield _policy(several)
@@ -41,25 +41,25 @@ def _libnuma(several: bool) -> Check:
         return Check(
             "libnuma", PROBLEM if several else WARNING, str(error), "apt install libnuma1, dnf install numactl-libs"
         )
-    return Check("libnuma", OK, "libnuma and py-libnuma are there; numactl is not needed")
+    return Check("libnuma", OK, "libnuma and py-libnuma are installed; numactl is not required")
 
 
 def _policy(several: bool) -> Check:
     nodes = allowed_memory_nodes()
     if not nodes:
-        return Check("memory policy", OK, "this kernel shows no NUMA nodes, so there is none to set")
+        return Check("memory policy", OK, "none required: the kernel reports no NUMA nodes")
     granted = granted_policy("bind", nodes[:1])
     if granted.refusal is None:
         return Check("memory policy", OK, "threads can be bound to the memory of a node")
     level = PROBLEM if several else WARNING
-    text = f"bind is refused, {granted.policy} is what can be had: {granted.refusal}"
+    text = f"the kernel rejects the policy bind; workers get {granted.policy}: {granted.refusal}"
     return Check(
         "memory policy", level, text, "docker, podman: --cap-add SYS_NICE; Kubernetes: add SYS_NICE to capabilities"
     )
 
 
 def _nodes(topology: Topology) -> Check:
-    # The kernel allows nobody a node that has no memory.
+    # The kernel never allows a node without memory.
     hidden = [node.id for node in topology.nodes if not node.allowed and node.has_memory is not False]
     full = [found for node in allowed_memory_nodes() if (found := full_nodes((node,))) is not None]
     if full:
@@ -68,10 +68,11 @@ def _nodes(topology: Topology) -> Check:
             f" {found.total_bytes / 2**20:.0f} MiB"
             for found in full
         )
-        return Check("memory nodes", WARNING, text, "stop what uses it, or plan without: --nodes LIST")
+        fix = "stop the processes that use it, or exclude the node: --nodes LIST"
+        return Check("memory nodes", WARNING, text, fix)
     if hidden:
         text = f"the memory of node {format_id_list(hidden)} is not allowed"
-        return Check("memory nodes", WARNING, text, "plans do without; widen cpuset.mems (docker: --cpuset-mems)")
+        return Check("memory nodes", WARNING, text, "plans avoid it; widen cpuset.mems (docker: --cpuset-mems)")
     nodes = format_id_list(node.id for node in topology.nodes)
     return Check("memory nodes", OK, f"node {nodes}, all allowed" if nodes else "none: no NUMA information")
 
@@ -79,44 +80,43 @@ def _nodes(topology: Topology) -> Check:
 def _limit(topology: Topology, tree: Tree) -> Check:
     limit, left = topology.limits.memory_limit_bytes, memory_left(tree)
     if limit is None:
-        return Check("memory limit", OK, "no control group limits it")
-    text = f"{limit / 2**30:.1f} GiB by control group" + (f", {left / 2**30:.1f} GiB left" if left is not None else "")
-    if left is not None and left < (1 - MUCH) * limit:
-        return Check(
-            "memory limit", WARNING, text, "raise memory.max (docker: --memory), or stop what else is in the group"
-        )
+        return Check("memory limit", OK, "none")
+    text = f"{limit / 2**30:.1f} GiB (control group)" + (f", {left / 2**30:.1f} GiB left" if left is not None else "")
+    if left is not None and left < (1 - MAX_USAGE) * limit:
+        fix = "raise memory.max (docker: --memory), or stop other processes of the group"
+        return Check("memory limit", WARNING, text, fix)
     return Check("memory limit", OK, text)
 
 
 def _balancing(tree: Tree, several: bool) -> Check:
     on = numa_balancing(tree)
     if on and several:
-        text = "the kernel looks for pages to move after their threads: faults that bound workers do not need"
+        text = "on: the kernel samples page accesses, which costs page faults that bound workers do not need"
         return Check("NUMA balancing", WARNING, text, "sysctl kernel.numa_balancing=0")
-    return Check("NUMA balancing", OK, {True: "on", False: "off", None: "not in this kernel"}[on])
+    return Check("NUMA balancing", OK, {True: "on", False: "off", None: "unsupported by this kernel"}[on])
 
 
 def _transparent(tree: Tree) -> Check:
     mode = transparent_huge_pages(tree)
     if mode == "never":
         fix = "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled"
-        return Check("transparent huge pages", WARNING, "never: large tensors cost more address translation", fix)
-    return Check("transparent huge pages", OK, mode or "not in this kernel")
+        return Check("transparent huge pages", WARNING, "never: large tensors need more address translation", fix)
+    return Check("transparent huge pages", OK, mode or "unsupported by this kernel")
 
 
 def _huge(tree: Tree) -> Check:
-    found = huge_pages(tree)
-    if not found:
-        return Check("huge pages", OK, "none are set aside")
-    told, idle = [], 0
-    for pages in found:
+    reserved = huge_pages(tree)
+    if not reserved:
+        return Check("huge pages", OK, "none reserved")
+    texts, idle = [], 0
+    for pages in reserved:
         where = "" if pages.node == WHOLE_MACHINE else f"node {pages.node}: "
         kibibytes = pages.page_bytes // 1024
         size = f"{kibibytes // 1024} MiB" if kibibytes >= 1024 else f"{kibibytes} KiB"
-        told.append(f"{where}{pages.total} of {size}, {pages.free} free")
+        texts.append(f"{where}{pages.total} of {size}, {pages.free} free")
         idle += pages.free * pages.page_bytes
-    text = "; ".join(told)
+    text = "; ".join(texts)
     if idle >= 2**30:
-        fix = "workers that do not ask for them cannot use them; lower nr_hugepages if nobody does"
-        return Check("huge pages", WARNING, f"{text}: {idle / 2**30:.1f} GiB are kept from everybody else", fix)
+        fix = "lower nr_hugepages if no process requests huge pages"
+        return Check("huge pages", WARNING, f"{text}: {idle / 2**30:.1f} GiB unavailable as normal pages", fix)
     return Check("huge pages", OK, text)

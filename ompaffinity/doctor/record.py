@@ -1,4 +1,4 @@
-"""One line of the doctor's."""
+"""The result of one check."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
 
 class Check(NamedTuple):
-    """What was looked at, how it is (ok, warning, problem), in words, and what to do about it (None: nothing)."""
+    """The name of a check, its level (ok, warning, problem), what was found, and the fix (None: nothing to do)."""
 
     name: str
     level: str

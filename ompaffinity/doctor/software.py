@@ -1,4 +1,4 @@
-"""Software: variables and libraries that would break a binding."""
+"""Checks of the software: variables and libraries that break a binding."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ompaffinity.openmp.variables import overridden_variables
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-ASK_SECONDS = 30
+TIMEOUT_SECONDS = 30
 FOLDERS = (
     "import sys, sysconfig; print(sysconfig.get_path('purelib'), sysconfig.get_path('platlib'), sys.prefix, sep='\\n')"
 )
@@ -24,10 +24,10 @@ GPU_LIBRARIES = {"NVIDIA": "libnvidia-ml.so.1", "AMD": "libamd_smi.so", "Intel":
 
 
 def software_checks(environ: Mapping[str, str], python: str | None = None) -> Iterator[Check]:
-    """Yield what there is to say of the environment and of the libraries that workers load.
+    """Yield the checks of the environment and of the libraries that workers load.
 
     Raises:
-        RequestError: `python` is no Python interpreter.
+        RequestError: `python` is not a Python interpreter.
     """
     yield _variables(environ)
     yield _preloaded(environ)
@@ -39,15 +39,15 @@ def _variables(environ: Mapping[str, str]) -> Check:
     stale = overridden_variables(environ)
     if stale:
         text = ", ".join(f"{name}={value}" for name, value in stale.items())
-        fix = f"workers of ours start without; for others: unset {' '.join(stale)}"
+        fix = f"ompaffinity removes them from its workers; for other programs: unset {' '.join(stale)}"
         return Check("OpenMP variables", WARNING, text, fix)
-    return Check("OpenMP variables", OK, "none that would break a binding")
+    return Check("OpenMP variables", OK, "none that break a binding")
 
 
 def _preloaded(environ: Mapping[str, str]) -> Check:
     families = {path: family for path in preloaded_files(environ) if (family := family_of_file(path))}
     if len(families) > 1:
-        text = f"LD_PRELOAD loads {' and '.join(families)}: the first to start narrows what the other sees"
+        text = f"LD_PRELOAD loads {' and '.join(families)}: the first to start narrows the mask that the other reads"
         return Check("LD_PRELOAD", WARNING, text, "preload one OpenMP runtime only")
     return Check("LD_PRELOAD", OK, next(iter(families), "no OpenMP runtime"))
 
@@ -56,7 +56,7 @@ def _runtimes(python: str) -> Check:
     found: dict[str, str] = {}
     folders, lib = _library_folders(python)
     for folder in (*folders, lib):
-        # Below a system's lib are the libraries of everybody.
+        # The folders below the system's lib hold libraries of other programs.
         for path in _openmp_files(folder, deep=folder != lib):
             real = os.path.realpath(path)
             family = family_of_file(real)
@@ -65,31 +65,32 @@ def _runtimes(python: str) -> Check:
     names = ", ".join(f"{path} ({family})" for path, family in sorted(found.items()))
     if len(found) > 1:
         fix = (
-            "a process that loads two of them binds wrongly, one after the other; see which a worker loads with"
-            " ompaffinity verify -- COMMAND, and name the one that counts with --runtime"
+            "a process that loads two runtimes binds its threads twice; check which ones a worker loads with"
+            " ompaffinity verify -- COMMAND, and name the one that computes with --runtime"
         )
         return Check("OpenMP runtimes", WARNING, f"{len(found)} in the environment of {python}: {names}", fix)
-    return Check("OpenMP runtimes", OK, names or f"none in the environment of {python}; the system's is used")
+    return Check("OpenMP runtimes", OK, names or f"none in the environment of {python}; the system's runtime is used")
 
 
 def _library_folders(python: str) -> tuple[list[str], str]:
-    """Return the folders in which packages of a Python interpreter lie, and its own ``lib``, where some put theirs."""
+    """Return the package folders of a Python interpreter, and its ``lib``, where some packages install libraries."""
     try:
-        # The user's own interpreter, as argv: no shell.
+        # The argv list runs the interpreter that the user names, without a shell.
         done = subprocess.run(  # noqa: S603
-            [python, "-I", "-c", FOLDERS], capture_output=True, text=True, timeout=ASK_SECONDS, check=False
+            [python, "-I", "-c", FOLDERS], capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
         )
     except (OSError, ValueError, subprocess.TimeoutExpired) as error:
-        raise RequestError(f"--python {python} cannot be asked: {getattr(error, 'strerror', None) or error}") from None
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(f"--python {python} cannot be run ({reason}); name a Python interpreter") from None
     lines = done.stdout.splitlines()
     if done.returncode != 0 or len(lines) != 3:
-        raise RequestError(f"--python {python} is no Python interpreter; name one, as in .venv/bin/python")
+        raise RequestError(f"--python {python} is not a Python interpreter; name one, as in .venv/bin/python")
     purelib, platlib, prefix = lines
     return list(dict.fromkeys((purelib, platlib))), os.path.join(prefix, "lib")
 
 
 def _openmp_files(folder: str, *, deep: bool) -> Iterator[str]:
-    """Yield the shared libraries in a folder (and below) whose names say OpenMP; what counts is what they export."""
+    """Yield the shared libraries in a folder whose names match OpenMP runtimes; `deep` includes the folders below."""
     for directory, below, names in os.walk(folder):
         if not deep:
             below.clear()
@@ -101,4 +102,4 @@ def _openmp_files(folder: str, *, deep: bool) -> Iterator[str]:
 def _gpus(environ: Mapping[str, str]) -> Check:
     paths = {vendor: find_library(name, environ) for vendor, name in GPU_LIBRARIES.items()}
     found = [f"{vendor} ({path})" for vendor, path in paths.items() if path is not None]
-    return Check("GPU libraries", OK, ", ".join(found) or "none; GPUs are told by sysfs alone")
+    return Check("GPU libraries", OK, ", ".join(found) or "none; GPUs are detected from sysfs only")

@@ -1,8 +1,8 @@
-"""Which rank this process is: told by the variables that launchers set.
+"""The rank of this process, from the environment variables of launchers.
 
-Launchers nest (srun starts mpirun, mpirun starts torchrun), and each leaves its variables to those below, so the
-innermost one counts. Sources: the manuals of torchrun (Environment Variables), mpirun(1) of Open MPI, hydra's README,
-srun(1), pals(7), jsrun(1), flux-run(1), MVAPICH2's user guide, the PMIx standard.
+Launchers nest (srun starts mpirun, mpirun starts torchrun), and processes inherit the variables of all of them; the
+innermost launcher has precedence. Sources: the manuals of torchrun (Environment Variables), mpirun(1) of Open MPI,
+hydra's README, srun(1), pals(7), jsrun(1), flux-run(1), MVAPICH2's user guide, the PMIx standard.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_TASKS = 1 << 24
 
 
 class LauncherRank(NamedTuple):
-    """What one launcher says: its name, and the numbers of this process; None where it does not say.
+    """The name of a launcher and the numbers that it sets for this process, each None where it is unset.
 
     `local_rank` of `local_world_size` processes on this machine, `rank` of `world_size` in all.
     """
@@ -32,7 +32,7 @@ class LauncherRank(NamedTuple):
 
 
 class Variables(NamedTuple):
-    """The names under which a launcher tells its numbers; the empty name: it does not."""
+    """The environment variables of a launcher; an empty name means that it has no such variable."""
 
     launcher: str
     local_rank: str
@@ -68,32 +68,32 @@ MPI = (
     ),
     Variables("Cray PMI", "PMI_LOCAL_RANK", "PMI_LOCAL_SIZE", "PMI_RANK", "PMI_SIZE"),
 )
-"""Launchers of MPI: none of them starts another one, so two that tell different numbers contradict each other."""
+"""Launchers of MPI. They do not nest, so different numbers of two of them are a contradiction."""
 FLUX = Variables("Flux", "FLUX_TASK_LOCAL_ID", "", "FLUX_TASK_RANK", "FLUX_JOB_SIZE")
 PMIX = Variables("PMIx", "PMIX_LOCAL_RANK", "PMIX_LOCAL_SIZE", "PMIX_RANK", "PMIX_SIZE")
 SLURM = Variables("Slurm", "SLURM_LOCALID", "", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
 
 
 def local_rank_variable(launcher: str) -> str | None:
-    """Return the name of the variable in which a launcher tells a process its local rank, None for no launcher."""
-    every = (TORCHRUN, *MPI, FLUX, PMIX, SLURM)
-    return next((variables.local_rank for variables in every if variables.launcher == launcher), None)
+    """Return the name of a launcher's variable for the local rank, None if `launcher` is not a launcher."""
+    launchers = (TORCHRUN, *MPI, FLUX, PMIX, SLURM)
+    return next((variables.local_rank for variables in launchers if variables.launcher == launcher), None)
 
 
 def find_rank(environ: Mapping[str, str]) -> LauncherRank | None:
-    """Return what the innermost launcher says of this process, None if none started it.
+    """Return the numbers of the innermost launcher, None without a launcher.
 
-    Slurm counts only inside of a step: what a batch script starts by itself inherits the script's own numbers.
+    Slurm is used only inside a step: the processes of a batch script inherit the numbers of the script.
 
     Raises:
-        RequestError: a variable holds no number, or two launchers contradict each other.
+        RequestError: a variable is not a number, or two launchers contradict each other.
     """
-    outer = _told_by_mpi(environ) or _flux(environ) or _told(PMIX, environ) or _slurm(environ)
-    inner = _told(TORCHRUN, environ)
+    outer = _mpi(environ) or _flux(environ) or _read(PMIX, environ) or _slurm(environ)
+    inner = _read(TORCHRUN, environ)
     if inner is None:
         return outer
     if inner.local_world_size is None and outer is not None and outer.local_rank == inner.local_rank:
-        # Scripts hand the launcher's local rank on under torchrun's name, and nothing else.
+        # Some scripts export the launcher's local rank as LOCAL_RANK, and no other variable of torchrun.
         return outer
     return inner
 
@@ -101,10 +101,10 @@ def find_rank(environ: Mapping[str, str]) -> LauncherRank | None:
 def local_world(
     environ: Mapping[str, str], local_rank: int | None = None, local_world_size: int | None = None
 ) -> LauncherRank | None:
-    """Return this process's place; what is given wins over what launchers say. None if nobody says anything.
+    """Return the rank of this process, None without options and launcher. Arguments override launchers.
 
     Raises:
-        RequestError: the numbers do not fit, or the number of local ranks is not known.
+        RequestError: the numbers contradict each other, or the number of local ranks is unknown.
     """
     found = None if local_rank is not None and local_world_size is not None else find_rank(environ)
     if found is None and local_rank is None and local_world_size is None:
@@ -113,20 +113,19 @@ def local_world(
     rank = local_rank if local_rank is not None else None if found is None else found.local_rank
     size = local_world_size if local_world_size is not None else None if found is None else found.local_world_size
     if rank is None:
-        raise RequestError("--local-world-size says how many ranks there are here; say which one this is: --local-rank")
+        raise RequestError(f"--local-world-size is {size}, but the local rank is unknown; set --local-rank")
     if size is None:
         raise RequestError(
-            f"{name} says that this is local rank {rank}, but not of how many on this machine;"
-            " say it: --local-world-size"
+            f"the local rank is {rank} ({name}), but the number of local ranks is unknown; set --local-world-size"
         )
     if not 0 <= rank < size:
-        raise RequestError(f"local rank {rank} is none of {size} local ranks ({name}); they count from 0")
+        raise RequestError(f"local rank {rank} is not one of {size} local ranks ({name}); local ranks start at 0")
     whole = None if found is None else found.rank
     return LauncherRank(name, rank, size, rank if whole is None else whole, None if found is None else found.world_size)
 
 
-def _told(variables: Variables, environ: Mapping[str, str]) -> LauncherRank | None:
-    # Trainers that were not started by a launcher set LOCAL_RANK=-1.
+def _read(variables: Variables, environ: Mapping[str, str]) -> LauncherRank | None:
+    # Trainers without a launcher set LOCAL_RANK=-1.
     local_rank = (
         None if environ.get(variables.local_rank, "").strip() == "-1" else _number(variables.local_rank, environ)
     )
@@ -141,23 +140,23 @@ def _told(variables: Variables, environ: Mapping[str, str]) -> LauncherRank | No
     )
 
 
-def _told_by_mpi(environ: Mapping[str, str]) -> LauncherRank | None:
-    told = [found for found in (_told(variables, environ) for variables in MPI) if found is not None]
-    if not told:
+def _mpi(environ: Mapping[str, str]) -> LauncherRank | None:
+    ranks = [rank for rank in (_read(variables, environ) for variables in MPI) if rank is not None]
+    if not ranks:
         return None
-    first = told[0]
-    for other in told[1:]:
+    first = ranks[0]
+    for other in ranks[1:]:
         if (other.local_rank, other.local_world_size) != (first.local_rank, first.local_world_size):
             raise RequestError(
-                f"{first.launcher} says local rank {first.local_rank} of {first.local_world_size},"
-                f" {other.launcher} says {other.local_rank} of {other.local_world_size}; say which it is:"
-                " --local-rank and --local-world-size"
+                f"{first.launcher} sets local rank {first.local_rank} of {first.local_world_size},"
+                f" {other.launcher} sets {other.local_rank} of {other.local_world_size}; set --local-rank and"
+                " --local-world-size"
             )
     return first
 
 
 def _flux(environ: Mapping[str, str]) -> LauncherRank | None:
-    found = _told(FLUX, environ)
+    found = _read(FLUX, environ)
     nodes = _number("FLUX_JOB_NNODES", environ)
     if found is None or found.world_size is None or not nodes or found.world_size % nodes:
         return found
@@ -167,7 +166,7 @@ def _flux(environ: Mapping[str, str]) -> LauncherRank | None:
 def _slurm(environ: Mapping[str, str]) -> LauncherRank | None:
     if "SLURM_STEP_ID" not in environ:
         return None
-    found = _told(SLURM, environ)
+    found = _read(SLURM, environ)
     node = _number("SLURM_NODEID", environ)
     if found is None or node is None:
         return found
@@ -176,17 +175,17 @@ def _slurm(environ: Mapping[str, str]) -> LauncherRank | None:
 
 
 def tasks_per_node(text: str) -> list[int]:
-    """Return the number of tasks of each node in Slurm's words: ``"2(x3),1"`` is 2, 2, 2, 1.
+    """Return the number of tasks of each node in Slurm's format: ``"2(x3),1"`` is 2, 2, 2, 1.
 
     Raises:
-        RequestError: it is not of that form.
+        RequestError: `text` does not have this format.
     """
     counts: list[int] = []
     for part in text.split(",") if text else ():
-        found = re.fullmatch(r"([0-9]{1,8})(?:\(x([0-9]{1,8})\))?", part)
-        if found is None or len(counts) + int(found[2] or 1) > MAX_TASKS:
-            raise RequestError(f"SLURM_STEP_TASKS_PER_NODE is {text!r}; it must be as in 2(x3),1")
-        counts += [int(found[1])] * int(found[2] or 1)
+        match = re.fullmatch(r"([0-9]{1,8})(?:\(x([0-9]{1,8})\))?", part)
+        if match is None or len(counts) + int(match[2] or 1) > MAX_TASKS:
+            raise RequestError(f"SLURM_STEP_TASKS_PER_NODE is {text!r}; it must have the form 2(x3),1")
+        counts += [int(match[1])] * int(match[2] or 1)
     return counts
 
 
@@ -195,14 +194,14 @@ def _number(name: str, environ: Mapping[str, str]) -> int | None:
     if not text:
         return None
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise RequestError(f"the environment variable {name} is {text!r}; a launcher sets it to a number")
+        raise RequestError(f"the environment variable {name} is {text!r}; it must be a number, or unset")
     return int(text)
 
 
 def rank_variables(
     rank: int, world_size: int, local_rank: int, local_world_size: int, *, address: str = "127.0.0.1", port: int = 0
 ) -> dict[str, str]:
-    """Return what tells a worker who it is, as torchrun does; `address` and `port` are where rank 0 listens."""
+    """Return the variables that torchrun sets for a worker; rank 0 listens at `address` and `port`."""
     return {
         TORCHRUN.rank: str(rank),
         TORCHRUN.world_size: str(world_size),
@@ -214,7 +213,7 @@ def rank_variables(
 
 
 def free_port() -> int:
-    """Return a TCP port of this machine that nobody listens on."""
+    """Return an unused TCP port of this machine."""
     import socket
 
     with socket.socket() as listener:

@@ -1,4 +1,4 @@
-"""What to do about measured speeds: a verdict for each, and one plan to take. Pure."""
+"""Advice from measured speeds: a verdict for each variant, and the one to use. Pure."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FASTER, SLOWER, EQUAL, UNCLEAR = "faster", "slower", "no difference", "unclear"
 
 
 class Advice(NamedTuple):
-    """Which variant to take, in words, and the speed of every other one relative to it."""
+    """The variant to use (None: unknown), a sentence with the reason, and {other variant: its relative speed}."""
 
     variant: str | None
     text: str
@@ -24,10 +24,10 @@ class Advice(NamedTuple):
 
 
 def verdict(speed: Interval, precision: float) -> str:
-    """Return what an interval of a ratio says.
+    """Return the verdict on the interval of a ratio of speeds.
 
-    `FASTER` and `SLOWER`: 1 is outside of it. `EQUAL`: it is wholly within twice the precision of 1, whether 1 is
-    in it or not. The rest is `UNCLEAR`.
+    `EQUAL`: the interval lies within 1 plus or minus twice the precision. `FASTER` and `SLOWER`: it lies above or below
+    1, and is not `EQUAL`. All others are `UNCLEAR`.
     """
     if speed.low is None or speed.high is None:
         return UNCLEAR
@@ -39,15 +39,15 @@ def verdict(speed: Interval, precision: float) -> str:
 
 
 def advise(variants: Sequence[Variant], speed: Callable[[str, str], Interval], precision: float) -> Advice:
-    """Advise the plan unless something else is faster beyond doubt; then the fastest.
+    """Return the advice: the plan, or the fastest variant if one is significantly faster than the plan.
 
-    `speed` returns how fast the first of two variants is relative to the second one.
+    `speed` returns the speed of the first of two variants relative to the second one.
     """
     names = [variant.name for variant in variants]
     if speed(names[-1], names[0]).low is None:
         fewest = fewest_values(confidence_of_each(len(names) - 1))
-        return Advice(None, f"these are too few rounds to tell; at least {fewest} are needed: raise --budget")
-    # The plan as asked for first, then ours, then what users do without us.
+        return Advice(None, f"too few rounds for a verdict; at least {fewest} are required: raise --budget")
+    # The requested plan comes first, then its variants, then the variants without a plan.
     ordered = sorted(variants, key=lambda variant: (variant.name != "plan", variant.kind != PLAN))
     chosen = ordered[0]
     faster = [variant for variant in ordered if verdict(speed(variant.name, chosen.name), precision) == FASTER]
@@ -55,21 +55,21 @@ def advise(variants: Sequence[Variant], speed: Callable[[str, str], Interval], p
         chosen = max(faster, key=lambda variant: speed(variant.name, names[0]).median)
     speeds = {name: speed(name, chosen.name) for name in names if name != chosen.name}
     verdicts = {name: verdict(found, precision) for name, found in speeds.items()}
-    how = f" ({chosen.flags})" if chosen.flags else ""
-    text = f"take {chosen.name}{how}: no variant is faster beyond doubt"
+    flags = f" ({chosen.flags})" if chosen.flags else ""
+    text = f"use {chosen.name}{flags}: no variant is significantly faster"
     slower = [name for name, word in verdicts.items() if word == SLOWER]
     if slower:
         worst = min(slower, key=lambda name: speeds[name].median)
-        text += f"; the worst choice that is certain, {worst}, runs at {_words(speeds[worst])} of its speed"
+        text += f"; the slowest, {worst}, runs at {_formatted(speeds[worst])} of its speed"
         if names[0] in slower and names[0] != worst:
-            text += f", and {names[0]} at {_words(speeds[names[0]])}"
+            text += f", {names[0]} at {_formatted(speeds[names[0]])}"
     unclear = [name for name, word in verdicts.items() if word == UNCLEAR]
     if unclear:
-        text += f"; what {', '.join(unclear)} would cost could not be told: raise --budget"
+        text += f"; no verdict for {', '.join(unclear)}: raise --budget"
     elif not slower:
-        text += "; the others are as fast, so the choice does not matter for this command here"
+        text += "; all others are equally fast, so the choice does not matter for this command on this machine"
     return Advice(chosen.name, text, speeds)
 
 
-def _words(interval: Interval) -> str:
+def _formatted(interval: Interval) -> str:
     return f"{interval.median:.2f} [{interval.low:.2f}, {interval.high:.2f}]"

@@ -1,7 +1,7 @@
-"""A parallel region without a compiler: a function in each thread of the calling thread's OpenMP team.
+"""An OpenMP parallel region without a compiler: call a function in each thread of a team.
 
-``GOMP_parallel(function, data, threads, flags)`` is GCC's entry to one (libgomp manual, "Implementing PARALLEL");
-LLVM's libomp and Intel's libiomp5 export it as well.
+``GOMP_parallel(function, data, threads, flags)`` starts a parallel region (libgomp manual, "Implementing the PARALLEL
+construct"); libomp and libiomp5 export it, too.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 def in_each_thread(
     runtime: ctypes.CDLL, function: Callable[[], object] = lambda: None, threads: int = 0
 ) -> tuple[int, ...]:
-    """Call `function` in each thread of a team of `threads` (0: the runtime's default); return their kernel ids.
+    """Call `function` in each thread of a team of `threads` (0: the runtime's default).
 
-    They are in the order of the OpenMP threads. What `function` raises is printed and otherwise lost (ctypes).
+    Return the kernel's thread ids in the order of the OpenMP threads. ctypes prints exceptions of `function` and drops
+    them.
 
     Raises:
-        AttributeError: the library is no OpenMP runtime.
+        AttributeError: the library is not an OpenMP runtime.
     """
     team: dict[int, int] = {}
 

@@ -1,10 +1,9 @@
-"""RankPlacement to environment variables: one small emitter per OpenMP runtime, all pure.
+"""RankPlacement to environment variables: one emitter per OpenMP runtime. Pure.
 
-One family per process: the variables of the others are removed from the child, for a stale one
-silently breaks the binding (a stale OMP_PLACES beats GOMP_CPU_AFFINITY in libgomp, a stale
-KMP_AFFINITY beats OMP_PLACES in libomp). Explicit CPU numbers only: abstract place names differ
-from runtime to runtime. Sources: OpenMP 5.2, chapter 21; the libgomp manual, "OpenMP Environment
-Variables"; Intel's "Thread Affinity Interface".
+A process gets the variables of one runtime; those of the others are removed, because a stale one silently overrides
+the binding (OMP_PLACES overrides GOMP_CPU_AFFINITY in libgomp, KMP_AFFINITY overrides OMP_PLACES in libomp). CPUs are
+explicit numbers: the runtimes interpret abstract place names differently. Sources: OpenMP 5.2, chapter 21; the libgomp
+manual, "OpenMP Environment Variables"; Intel's "Thread Affinity Interface".
 """
 
 from __future__ import annotations
@@ -37,9 +36,9 @@ TEAM_BREAKERS = (
     "OMP_PROC_BIND_ALL",
     "OMP_THREAD_LIMIT_ALL",
 )
-"""Values that silently give a team of one thread, stack all threads on one core, or end the process.
+"""Variables that can restrict a team to one thread, stack all threads on one core, or terminate the process.
 
-The names with ``_ALL`` are those of OpenMP 6.0, chapter 4, which libiomp5 reads already."""
+The names with ``_ALL`` are from OpenMP 6.0, chapter 4; libiomp5 supports them."""
 
 
 OTHER_THREAD_COUNTS = (
@@ -54,16 +53,16 @@ OTHER_THREAD_COUNTS = (
 MANAGED_VARIABLES = ("OMP_NUM_THREADS", "OMP_DYNAMIC", *BINDING_VARIABLES, *TEAM_BREAKERS, *OTHER_THREAD_COUNTS)
 
 
-LONGEST_KMP_VALUE = 4000
-"""libiomp5 2026.2 drops values beyond about 4080 characters, with a warning and unbound."""
+MAX_KMP_LENGTH = 4000
+"""libiomp5 2026.2 ignores values of more than about 4080 characters, with a warning, and binds no thread."""
 
 
-SHORTEST_INTERVAL = 4
-"""Runs of fewer CPUs are written one by one: easier to read, and nothing is gained."""
+MIN_INTERVAL = 4
+"""Shorter runs of CPUs are listed one by one, which is easier to read and not longer."""
 
 
 def overridden_variables(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables of `environ` that would break a plan's binding; workers start without them."""
+    """Return the variables of `environ` that would override a plan's binding; workers start without them."""
     found = {name: environ[name] for name in (*BINDING_VARIABLES, *TEAM_BREAKERS) if name in environ}
     if environ.get("OMP_DYNAMIC", "").strip().lower() in ("true", "1"):
         found["OMP_DYNAMIC"] = environ["OMP_DYNAMIC"]
@@ -71,7 +70,7 @@ def overridden_variables(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def environment_messages(environ: Mapping[str, str]) -> list[Message]:
-    """Return what to say of variables that would break the binding if workers inherited them."""
+    """Return the messages about variables of `environ` that workers do not inherit."""
     overridden = overridden_variables(environ)
     if not overridden:
         return []
@@ -85,7 +84,7 @@ def rank_environment(
     """Return (variables to set, names to remove) for the process of one rank.
 
     `runtime` is ``"gomp"``, ``"iomp"`` or ``"omp"``; `granularity` is ``"thread"`` or ``"team"``.
-    A rank without binding gets nothing set and nothing removed.
+    Both are empty for a rank without binding.
     """
     if not placement.bound:
         return {}, ()
@@ -99,7 +98,7 @@ def rank_environment(
 
 
 def _standard(places: Sequence[tuple[int, ...]]) -> dict[str, str]:
-    # `close`, not `true`: true means spread in libomp, and the order of the places is the plan's.
+    # `close`, not `true`: true means spread in libomp, but thread i must get place i.
     return {"OMP_PLACES": ",".join(_place_words(places)), "OMP_PROC_BIND": "close"}
 
 
@@ -121,11 +120,11 @@ def _iomp(places: Sequence[tuple[int, ...]]) -> dict[str, str]:
             words.append("{" + ",".join(map(str, place)) + "}")
     words += _interval_words(singles)
     value = f"granularity=fine,explicit,proclist=[{','.join(words)}]"
-    if len(value) > LONGEST_KMP_VALUE:
-        # The sets of a proclist know no intervals, those of OMP_PLACES do.
+    if len(value) > MAX_KMP_LENGTH:
+        # A set in a proclist cannot contain intervals, a place of OMP_PLACES can.
         return _standard(places)
-    # And nothing beside it: a libgomp in the same process would bind the first thread before they see the mask, and
-    # they warn of each variable that KMP_AFFINITY overrules.
+    # No other variable is set: a libgomp in the same process would bind the first thread before libiomp5 reads the
+    # mask, and libiomp5 warns about each variable that KMP_AFFINITY overrides.
     return {"KMP_AFFINITY": value}
 
 
@@ -137,27 +136,27 @@ _EMITTERS: dict[str, Callable[[Sequence[tuple[int, ...]]], dict[str, str]]] = {
 
 
 def _waiting(runtime: str, wait_policy: str) -> dict[str, str]:
-    """What a thread does between parallel regions: spin (active), sleep (passive), or one after the other (brief)."""
+    """Return how threads wait between parallel regions: spin (active), sleep (passive), or spin briefly, then sleep."""
     if wait_policy == "keep":
         return {}
     if wait_policy == "brief":
-        return _BRIEFLY[runtime]
+        return _BRIEF[runtime]
     environment = {"OMP_WAIT_POLICY": wait_policy.upper()}
     if runtime == "iomp":
         environment["KMP_BLOCKTIME"] = "infinite" if wait_policy == "active" else "0"
     return environment
 
 
-_BRIEFLY = {
+_BRIEF = {
     "gomp": {"GOMP_SPINCOUNT": "10000"},
     "iomp": {"KMP_BLOCKTIME": "1"},
     "omp": {"GOMP_SPINCOUNT": "10000", "KMP_BLOCKTIME": "1"},
 }
-"""How to wait for less than a millisecond or so; libgomp's default is 300000 rounds, libomp's and libiomp5's 200 ms."""
+"""Spin for about a millisecond at most. Defaults: 300000 iterations in libgomp, 200 ms in libomp and libiomp5."""
 
 
 def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Yield (first, count, stride) of maximal ascending runs; short runs come number by number."""
+    """Yield (first, count, stride) of maximal ascending runs; short runs are yielded number by number."""
     start = 0
     while start < len(numbers):
         end = start + 1
@@ -165,7 +164,7 @@ def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int, int]]:
         if stride > 0:
             while end < len(numbers) and numbers[end] - numbers[end - 1] == stride:
                 end += 1
-        if end - start >= SHORTEST_INTERVAL:
+        if end - start >= MIN_INTERVAL:
             yield numbers[start], end - start, stride
             start = end
         else:
@@ -174,14 +173,14 @@ def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int, int]]:
 
 
 def _interval_words(numbers: Sequence[int]) -> Iterator[str]:
-    """``0``, ``4-9``, ``0-14:2``: the form of GOMP_CPU_AFFINITY and of KMP_AFFINITY's proclist."""
+    """Yield ``0``, ``4-9``, ``0-14:2``: the format of GOMP_CPU_AFFINITY and of the proclist of KMP_AFFINITY."""
     for first, count, stride in _runs(numbers):
         last = first + (count - 1) * stride
         yield str(first) if count == 1 else f"{first}-{last}" if stride == 1 else f"{first}-{last}:{stride}"
 
 
 def _place_words(places: Sequence[tuple[int, ...]]) -> Iterator[str]:
-    """``{1,7}``, ``{2}:6:1``: places of OMP_PLACES (OpenMP 5.2, 21.1.6), runs of single CPUs as an interval."""
+    """Yield ``{1,7}``, ``{2}:6:1``: places of OMP_PLACES (OpenMP 5.2, 21.1.6), runs of single CPUs as intervals."""
     singles: list[int] = []
     for place in (*places, None):
         if place is not None and len(place) == 1:
@@ -195,6 +194,6 @@ def _place_words(places: Sequence[tuple[int, ...]]) -> Iterator[str]:
 
 
 def _members(place: Sequence[int]) -> Iterator[str]:
-    """``0``, ``4:6``, ``0:8:2``: the numbers inside of one place of OMP_PLACES, runs as start, count and stride."""
+    """Yield ``0``, ``4:6``, ``0:8:2``: the CPUs of one place of OMP_PLACES, with runs as start, count and stride."""
     for first, count, stride in _runs(place):
         yield str(first) if count == 1 else f"{first}:{count}" if stride == 1 else f"{first}:{count}:{stride}"

@@ -1,1 +1,1 @@
-"""READ: what a machine has, and what this process may use of it."""
+"""READ: the hardware of a machine, and the part that this process may use."""

@@ -1,7 +1,7 @@
-"""Which architecture a recorded machine has, from what its /proc says.
+"""The architecture of a recorded machine, detected from its /proc.
 
-sysfs itself does not name the architecture; /proc/cpuinfo has a different form on each
-(arch/*/kernel/ in the kernel), and hwloc-gather-topology adds ``Architecture:``.
+sysfs does not name the architecture. /proc/cpuinfo has a different format on each one (arch/*/kernel/ in the kernel),
+and hwloc-gather-topology adds ``Architecture:``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ FIRST_BLOCK = 2048
 
 
 def recorded_architecture(tree: Tree) -> str:
-    """Return what ``uname -m`` said on the recorded machine, ``"unknown"`` where nothing tells."""
-    # The first block is enough, and large machines have megabytes of them.
+    """Return the architecture of the recorded machine as ``uname -m`` names it, or ``"unknown"``."""
+    # The block of the first CPU is enough; on large machines the file has megabytes.
     fields = _fields((tree.read("proc/cpuinfo", most=FIRST_BLOCK) or b"")[:FIRST_BLOCK].decode("ascii", "replace"))
     found = _from_cpuinfo(fields)
     if found != UNKNOWN_ARCHITECTURE:

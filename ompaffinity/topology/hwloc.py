@@ -1,9 +1,8 @@
 """Reader: hwloc's XML exports, format 2.x and 3.0 (``lstopo machine.xml``).
 
 Source: hwloc's documentation, "Importing and exporting topologies from/to XML files", and
-hwloc2.dtd. What hwloc does not record (isolated CPUs, quota) is unknown here; a memory node
-without CPUs of its own is recorded with those near it, so where several nodes have the same
-CPUs, these stay with the first.
+hwloc2.dtd. Isolated CPUs and the CPU quota are unknown, because hwloc does not record them. hwloc
+records a memory node without CPUs with the CPUs near it; CPUs of several nodes are assigned to the first.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ LEVELS = {"Package": "package", "Die": "die", "L3Cache": "l3", "Core": "physical
 GROUP_LEVELS = {"Book": "book", "Drawer": "drawer", "Cluster": "cluster"}
 """Levels that hwloc exports as Group objects of this subtype."""
 X86_VENDORS = {"GenuineIntel", "AuthenticAMD", "HygonGenuine", "CentaurHauls", "  Shanghai  "}
-"""What CPUID says; exports made from CPUID do not name the architecture."""
+"""Vendor names from CPUID; exports made from CPUID do not name the architecture."""
 INTEL_KINDS = {"IntelCore": "performance", "IntelAtom": "efficiency"}
 
 
-NOWHERE: dict[str, Any] = {}
-"""The levels of a CPU that is recorded as absent."""
+NO_LEVELS: dict[str, Any] = {}
+"""The levels of an offline CPU."""
 
 
 class Export(NamedTuple):
@@ -47,7 +46,7 @@ def parse_hwloc(text: bytes, machine: str) -> Topology:
     """Return the machine in an hwloc XML export.
 
     Raises:
-        TopologyError: it is no such export, defines entities, or describes no CPU.
+        TopologyError: `text` is not such an export, defines entities, or describes no CPU.
     """
     return exported_topology(parsed_export(text), machine)
 
@@ -61,9 +60,9 @@ def exported_topology(export: Export, machine: str) -> Topology:
     root, top = export
     levels = _levels(top)
     if not levels:
-        raise TopologyError("this hwloc topology describes no CPU")
+        raise TopologyError("this hwloc topology has no object of type PU; export it again with all CPUs")
     allowed = cpu_set(top, "allowed_cpuset")
-    absent = set(cpu_set(top, "complete_cpuset") or ()) - levels.keys()
+    offline = set(cpu_set(top, "complete_cpuset") or ()) - levels.keys()
     nodes = _nodes(root, top, levels)
     node_of = {cpu: node.id for node in nodes for cpu in node.cpus}
     kinds = _kinds(root, levels)
@@ -74,9 +73,9 @@ def exported_topology(export: Export, machine: str) -> Topology:
             kind=kinds.get(cpu),
             online=cpu in levels,
             allowed=cpu in levels and (allowed is None or cpu in allowed),
-            **levels.get(cpu, NOWHERE),
+            **levels.get(cpu, NO_LEVELS),
         )
-        for cpu in sorted(levels.keys() | absent)
+        for cpu in sorted(levels.keys() | offline)
     )
     info = {item.get("name"): item.get("value") for item in (*top.findall("info"), *root.findall("info"))}
     limits = Limits(
@@ -85,21 +84,23 @@ def exported_topology(export: Export, machine: str) -> Topology:
     )
     vendors = {item.get("value") for item in top.iter("info") if item.get("name") == "CPUVendor"}
     name = info.get("Architecture") or ("x86_64" if vendors & X86_VENDORS else UNKNOWN_ARCHITECTURE)
-    return Topology(name, "hwloc", machine, cpus, nodes, limits, tuple(_doubts(top)))
+    return Topology(name, "hwloc", machine, cpus, nodes, limits, tuple(_messages(top)))
 
 
 def parsed_export(text: bytes) -> Export:
     """Return an export in its parts.
 
     Raises:
-        TopologyError: it is none, or defines entities.
+        TopologyError: `text` is not an hwloc export, or defines entities.
     """
     root = _parsed(text)
     top = root.find("object")
     if root.tag != "topology" or top is None or top.get("type") != "Machine":
-        raise TopologyError("this XML is not an hwloc topology: no <topology> with a Machine object")
+        raise TopologyError("this XML is not an hwloc topology: it has no <topology> with a Machine object")
     if not root.get("version", "").startswith(("2.", "3.")):
-        raise TopologyError("this is an export of hwloc 1; export it again with hwloc 2 or later")
+        raise TopologyError(
+            f"this hwloc topology has version {root.get('version', '1.x')[:40]!r}; export it again with hwloc 2 or 3"
+        )
     return Export(root, top)
 
 
@@ -109,7 +110,9 @@ def _parsed(text: bytes) -> Element:
     except (ParseError, ValueError, LookupError) as error:
         raise TopologyError(f"this is not well-formed XML ({error})") from None
     except DefusedXmlException as error:
-        raise TopologyError(f"this XML is not read, for it could do harm ({type(error).__name__})") from None
+        raise TopologyError(
+            f"this XML defines entities or external references, which are rejected ({type(error).__name__})"
+        ) from None
     return root
 
 
@@ -132,7 +135,7 @@ def _levels(top: Element) -> dict[int, Any]:
     try:
         walk(top, {})
     except RecursionError:
-        raise TopologyError("this hwloc topology nests its objects deeper than any machine does") from None
+        raise TopologyError("this hwloc topology exceeds the maximum depth of nested objects") from None
     return dict(sorted(found.items()))
 
 
@@ -143,9 +146,9 @@ def _nodes(root: Element, top: Element, levels: dict[int, Any]) -> tuple[MemoryN
     nodes = []
     elements = [element for element in top.iter("object") if element.get("type") == "NUMANode"]
     if len(elements) == 1 and elements[0].get("local_memory") is None and not distances:
-        # Without any information hwloc invents one node, so that there always is one.
+        # Without NUMA information hwloc exports one node, because its topologies always have one.
         return ()
-    # lstopo leaves out the size of a node without memory; where no node has one, none was recorded.
+    # lstopo omits the size of a node without memory; where no node has a size, the sizes are unknown.
     no_size = 0 if any(element.get("local_memory") for element in elements) else UNKNOWN
     for element in sorted(elements, key=lambda element: _number(element, "os_index")):
         number = _number(element, "os_index")
@@ -165,8 +168,8 @@ def _nodes(root: Element, top: Element, levels: dict[int, Any]) -> tuple[MemoryN
     return tuple(nodes)
 
 
-def _doubts(top: Element) -> Iterator[Message]:
-    """Report nodes near the same CPUs: the export does not say which of them the CPUs belong to."""
+def _messages(top: Element) -> Iterator[Message]:
+    """Report nodes near the same CPUs: the export does not show which node the CPUs belong to."""
     sets = [element.get("cpuset") for element in top.iter("object") if element.get("type") == "NUMANode"]
     if len(set(sets)) < len(sets):
         yield HWLOC_NODES_DOUBTFUL()
@@ -180,14 +183,14 @@ def _distances(root: Element) -> Iterator[tuple[int, dict[int, int]]]:
         ids = [_digits(word) for part in matrix.findall("indexes") for word in (part.text or "").split()]
         values = [_digits(word) for part in matrix.findall("u64values") for word in (part.text or "").split()]
         if len(values) != len(ids) ** 2 or matrix.get("indexing", "os") != "os":
-            raise TopologyError("the distances of this hwloc topology do not fit its nodes")
+            raise TopologyError("the distance matrix of this hwloc topology does not match its nodes")
         for row, node in enumerate(ids):
             yield node, dict(zip(ids, values[row * len(ids) :]))
         return
 
 
 def _kinds(root: Element, levels: dict[int, Any]) -> dict[int, str]:
-    """Return {cpu: kind} of a hybrid chip: by Intel's core types, or else by the maximal frequencies."""
+    """Return {cpu: kind} of a hybrid chip: from Intel's core types, or else from capacities or maximal frequencies."""
     named: dict[int, str] = {}
     speeds: dict[int, int] = {}
     for element in root.findall("cpukind"):
@@ -207,12 +210,12 @@ def cpu_set(element: Element, name: str) -> list[int] | None:
     if text is None:
         return None
     if text.startswith("0xf...f"):
-        raise TopologyError(f"the {name} of this hwloc topology has no end")
+        raise TopologyError(f"the {name} of this hwloc topology is infinite (0xf...f); export a finite set")
     words = [word.removeprefix("0x") or "0" for word in text.split(",")]
     try:
         return parse_mask(",".join([words[0], *(word.rjust(8, "0") for word in words[1:])]))
     except IDListError as error:
-        raise TopologyError(f"the {name} of this hwloc topology is not a set: {error}") from None
+        raise TopologyError(f"the {name} of this hwloc topology is invalid: {error}") from None
 
 
 def _number(element: Element, name: str) -> int:
@@ -221,7 +224,7 @@ def _number(element: Element, name: str) -> int:
         raise TopologyError(f"an object of type {element.get('type')} in this hwloc topology has no {name}")
     number = _digits(text)
     if name == "os_index" and number > MAX_ID:
-        raise TopologyError(f"the {name} {number} in this hwloc topology is too large")
+        raise TopologyError(f"the {name} {number} in this hwloc topology is too large; the largest is {MAX_ID}")
     return number
 
 

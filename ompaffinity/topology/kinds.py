@@ -1,9 +1,9 @@
-"""Which cores of a hybrid chip are fast: performance, efficiency, low-power.
+"""The kind of each core of a hybrid chip: performance, efficiency, low-power.
 
-Sources, in order of trust: the PMUs of Intel's hybrids (/sys/devices/cpu_core, cpu_atom,
+Sources, in order of precedence: the PMUs of Intel's hybrids (/sys/devices/cpu_core, cpu_atom,
 cpu_lowpower); cpu_capacity (arm64, riscv: Documentation/ABI/testing/sysfs-devices-system-cpu);
 the maximal frequencies. Capacities and frequencies that differ by less than a fifth are one
-class: equal cores differ by a little, from cluster to cluster and where one may turbo higher.
+class: equal cores differ slightly between clusters, and some have a higher turbo frequency.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def read_kinds(tree: Tree, online: list[int]) -> dict[int, str]:
 
 
 def _numbers(tree: Tree, online: list[int], name: str) -> dict[int, int]:
-    """Return {cpu: number} if every online CPU has the file, else {}: half an answer would invent classes."""
+    """Return {cpu: number} if every online CPU has the file, else {}: partial values would create wrong classes."""
     numbers = {}
     for cpu in online:
         number = read_number(tree, f"{CPU_ROOT}/cpu{cpu}/{name}")
@@ -46,18 +46,18 @@ def _numbers(tree: Tree, online: list[int], name: str) -> dict[int, int]:
 
 
 def completed_kinds(named: dict[int, str], online: Iterable[int]) -> dict[int, str]:
-    """Return {cpu: kind} of a hybrid chip, where a CPU that has no name is one of the low-power cores; else {}."""
+    """Return {cpu: kind} of a hybrid chip, with low-power for CPUs that `named` lacks; {} if it is not hybrid."""
     is_hybrid = len({named[cpu] for cpu in online if cpu in named}) > 1
     return {cpu: named.get(cpu, LOW_POWER) for cpu in online} if is_hybrid else {}
 
 
 def kinds_by_speed(speeds: dict[int, int]) -> dict[int, str]:
-    """Return {cpu: kind} by capacity or maximal frequency; empty where all are of one class."""
+    """Return {cpu: kind} by capacity or maximal frequency; empty if all are in one class."""
     return _classes(_merged(speeds))
 
 
 def _merged(speeds: dict[int, int]) -> dict[int, int]:
-    """Round every speed up to the highest of its class: turbo-favoured cores are no class of their own."""
+    """Round every speed up to the highest of its class, so that favoured turbo cores do not form a class."""
     ceiling: dict[int, int] = {}
     top = 0
     for value in sorted(set(speeds.values()), reverse=True):

@@ -1,4 +1,4 @@
-"""What this process, or the one that a record was made in, may use: affinity and control groups.
+"""The limits of this process, or of the recording one: affinity mask and control groups.
 
 Sources: sched_getaffinity(2); /proc/self/status (proc(5)); cpuset(7); the kernel's
 Documentation/admin-guide/cgroup-v1/ and cgroup-v2.rst.
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from ompaffinity.topology.tree import Tree
 
 UNLIMITED_V1 = 2**62
-"""cgroup v1 shows "no limit" as the largest multiple of the page size; no machine has this much."""
+"""cgroup v1 shows "no limit" as the largest multiple of the page size, which is above this value."""
 
 
 def live_affinity() -> tuple[int, ...] | None:
-    """Return the CPUs that the calling thread may run on, ascending; None where the system has no such mask."""
+    """Return the affinity mask of the calling thread, ascending; None if the system has no affinity masks."""
     if not hasattr(os, "sched_getaffinity"):
         return None
     return tuple(sorted(os.sched_getaffinity(0)))
@@ -47,15 +47,15 @@ def read_limits(tree: Tree, affinity: tuple[int, ...] | None = None) -> Limits:
 
 
 def memory_left(tree: Tree) -> int | None:
-    """Return how many bytes the control groups still leave to this process, None where they set no limit.
+    """Return the bytes that this process may still allocate in its control groups, None without a limit.
 
-    The cache of files counts as free, as it does on a node.
+    The page cache counts as free, as it does on a node.
     """
     return _ControlGroups(tree).memory_left()
 
 
 def mems_allowed(tree: Tree, process: str = "self") -> tuple[int, ...] | None:
-    """Return the nodes in ``Mems_allowed_list`` of a process's status, None where it is not shown."""
+    """Return the nodes in ``Mems_allowed_list`` of a process's status, None if the kernel does not show it."""
     status = read_text(tree, f"proc/{process}/status") or ""
     for line in status.splitlines():
         name, _, ids = line.partition(":")
@@ -104,7 +104,7 @@ class _ControlGroups:
         return min((limit for limit, _ in self._memory_limits()), default=None)
 
     def memory_usage(self) -> int | None:
-        """Return what the group with the tightest limit (or else the innermost one) uses, in bytes."""
+        """Return the usage of the group with the tightest limit (or else of the innermost one), in bytes."""
         limits = list(self._memory_limits())
         directories = [min(limits)[1]] if limits else [directory for directory, _ in self._directories("memory")]
         return next((usage for usage in map(self._usage, directories) if usage is not None), None)
@@ -120,7 +120,7 @@ class _ControlGroups:
                 yield limit, directory
 
     def memory_left(self) -> int | None:
-        """Return how much the fullest group along the path may still use, in bytes."""
+        """Return the smallest remaining memory of the groups along the path, in bytes."""
         left = []
         for limit, directory in self._memory_limits():
             usage = self._usage(directory)
@@ -129,30 +129,30 @@ class _ControlGroups:
         return min(left, default=None)
 
     def _reclaimable(self, directory: str) -> int:
-        """Return what of a group's usage the kernel takes back when memory is wanted: the cache of files, in bytes."""
+        """Return the part of a group's usage that the kernel can reclaim: page cache and slabs, in bytes."""
         fields = {}
         for line in (read_text(self._tree, f"{directory}/memory.stat") or "").splitlines():
             name, _, value = line.partition(" ")
             fields[name] = plain_number(value) or 0
-        # v1 counts the groups below under names of their own, v2 always.
+        # v1 has separate fields that include the child groups; the fields of v2 always include them.
         prefix = "total_" if "total_inactive_file" in fields else ""
         return sum(fields.get(prefix + name, 0) for name in ("active_file", "inactive_file", "slab_reclaimable"))
 
     def _directories(self, controller: str) -> Iterator[tuple[str, int]]:
         """Yield (directory, cgroup version) of the process's groups for a controller, innermost first."""
-        found = []
+        candidates = []
         for version, mounted, mount_root, mount_point in self._mounts:
             path = self._paths.get(controller if version == 1 else "")
             if path is None and controller == "cpuset":
                 path = self._paths.get("cpuset file")
-            # ".." stands for groups outside of the namespace, which cannot be seen from here.
+            # A path with ".." is outside the cgroup namespace and not visible here.
             if path is None or ".." in path.split("/") or (version == 1 and controller not in mounted):
                 continue
             root = mount_root.rstrip("/")
             inside = path == root or path.startswith(root + "/")
-            found.append((inside, version, path[len(root) :] if inside else path, mount_point))
-        for inside, version, path, mount_point in found:
-            if inside or not any(other for other, *_ in found):
+            candidates.append((inside, version, path[len(root) :] if inside else path, mount_point))
+        for inside, version, path, mount_point in candidates:
+            if inside or not any(other for other, *_ in candidates):
                 parts = [part for part in path.split("/") if part not in ("", ".")]
                 for length in range(len(parts), -1, -1):
                     yield "/".join([mount_point, *parts[:length]]), version
@@ -199,7 +199,7 @@ def _mounts(tree: Tree) -> list[tuple[int, list[str], str, str]]:
 
 
 def _unescaped(path: str) -> str:
-    """Undo the octal escapes of blanks in mount points (proc_pid_mounts(5))."""
+    """Replace the octal escapes in mount points (proc_pid_mounts(5))."""
     for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         path = path.replace(code, character)
     return path

@@ -1,8 +1,7 @@
-"""What a machine has, as immutable values. No I/O here.
+"""The topology of a machine as immutable records. No I/O.
 
-Group numbers (core, package, ...) are unique over the machine within their level: two CPUs
-are on one core if and only if their `physical_core` is equal. `UNKNOWN` stands where the
-machine does not say.
+Group numbers (core, package, ...) are unique in the machine within their level: two CPUs
+are on one core if and only if their `physical_core` is equal. An unknown number is `UNKNOWN`.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ if TYPE_CHECKING:
 UNKNOWN = -1
 UNKNOWN_ARCHITECTURE = "unknown"
 LOCAL_DISTANCE, REMOTE_DISTANCE = 10, 20
-"""ACPI 6.5, 5.2.17: 10 is the node itself; 20 is what Linux assumes of a remote node without a SLIT."""
+"""ACPI 6.5, 5.2.17: 10 is local; 20 is the default of Linux for a remote node without a SLIT."""
 
 
 class LogicalCPUInfo(NamedTuple):
-    """One logical CPU (what Linux numbers as cpuN) and the groups that it belongs to.
+    """One logical CPU (cpuN in Linux) and its groups.
 
-    Every level is a group number, `UNKNOWN` (-1) where the machine does not say; `numa_node` is
-    the kernel's own number. `kind` is None on machines of equal cores, else ``"performance"``,
+    Every level is a group number, `UNKNOWN` (-1) where it is not reported; `numa_node` is
+    the kernel's node id. `kind` is None on machines with equal cores, else ``"performance"``,
     ``"efficiency"`` or ``"low-power"``.
     """
 
@@ -48,9 +47,9 @@ class LogicalCPUInfo(NamedTuple):
 
     @staticmethod
     def json_decoder(row: dict[str, Any]) -> LogicalCPUInfo | dict[str, Any]:
-        """Turn a CPU row of ``lscpu -J -e`` into a LogicalCPUInfo; an `object_hook` for `json.loads`.
+        """Convert a CPU row of ``lscpu -J -e`` to a LogicalCPUInfo; an `object_hook` for `json.loads`.
 
-        Any other JSON object is returned as it is. Text that is no number becomes `UNKNOWN`.
+        Other JSON objects are returned unchanged. A text that is not a number becomes `UNKNOWN`.
         """
         if not {"cpu", "core", "node"} <= row.keys():
             return row
@@ -66,7 +65,7 @@ class LogicalCPUInfo(NamedTuple):
 
 
 def lscpu_number(value: object) -> int:
-    """Return a cell of lscpu's output (2.30 to 2.42: number, text, ``"-"``, null) as a number or `UNKNOWN`."""
+    """Return a cell of the lscpu output (2.30 to 2.42: number, text, ``"-"``, null) as a number or `UNKNOWN`."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 8:
         value = int(value)
     if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_ID:
@@ -77,7 +76,7 @@ def lscpu_number(value: object) -> int:
 class MemoryNodeInfo(NamedTuple):
     """One NUMA node: its memory in bytes (-1 = unknown), CPUs and distances.
 
-    `cpus` holds online CPUs, ascending. `has_memory` is None where the machine does not say.
+    `cpus` holds online CPUs, ascending. `has_memory` is None where unknown.
     `distances` maps node ids to ACPI SLIT distances (10 = local, unitless), empty where unknown.
     `device_memory`: the node is the memory of a GPU.
     """
@@ -93,7 +92,7 @@ class MemoryNodeInfo(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What this process may use, each None where there is no such limit or it is not known.
+    """The limits of this process, each None where there is no such limit or it is unknown.
 
     `affinity`, `cpuset_cpus` and `cpuset_nodes` are ids, ascending; `cpu_quota` is in CPUs;
     memory is in bytes.
@@ -119,11 +118,11 @@ class _TopologyFields(NamedTuple):
 
 
 class Topology(_TopologyFields):
-    """A machine as this process may use it: every present CPU and every node, ascending.
+    """A machine and the limits of this process: every present CPU and every node, ascending.
 
-    `architecture` is what ``uname -m`` says there, ``"unknown"`` if the record does not tell;
-    `source` names the reader; `machine` is a label, never a path. `total_memory` is in bytes, and told
-    only of a machine that shows no nodes.
+    `architecture` is the name in ``uname -m``, ``"unknown"`` if not recorded;
+    `source` names the reader; `machine` is a label, never a path. `total_memory` is in bytes, and set
+    only for a machine without nodes.
     """
 
     @cached_property
@@ -141,7 +140,7 @@ class Topology(_TopologyFields):
 
     @cached_property
     def equally_far(self) -> bool:
-        """Whether each node is as far from every other one."""
+        """Whether all distances between different nodes are equal."""
         remote = {
             distance
             for node in self.nodes
@@ -152,15 +151,15 @@ class Topology(_TopologyFields):
         return not remote or (complete and len(remote) == 1)
 
     def cpu(self, number: int) -> LogicalCPUInfo:
-        """Return the CPU of this id. Raises KeyError if it is not present."""
+        """Return the CPU with this id. Raises KeyError if it is not present."""
         return self._cpu_by_id[number]
 
     def node(self, number: int) -> MemoryNodeInfo:
-        """Return the node of this id. Raises KeyError if there is none."""
+        """Return the node with this id. Raises KeyError if there is none."""
         return self._node_by_id[number]
 
     def distance(self, start: int, end: int) -> int:
-        """Return the SLIT distance between two nodes (10 = local); 20 where the machine does not say."""
+        """Return the SLIT distance between two nodes (10 = local), 20 where it is unknown."""
         node = self._node_by_id.get(start)
         if node is not None and end in node.distances:
             return node.distances[end]

@@ -1,4 +1,4 @@
-"""NUMA nodes from sysfs: which exist, their CPUs, memory and distances.
+"""NUMA nodes from sysfs: their CPUs, memory and distances.
 
 Sources: the kernel's Documentation/ABI/stable/sysfs-devices-node; ACPI 6.5, 5.2.17 (SLIT).
 """
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 NODE_ROOT = "sys/devices/system/node"
 GPU_ROOT = "proc/driver/nvidia/gpus"
 RECLAIMABLE = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
-"""What the kernel can hand out on a node without swapping."""
+"""The memory of a node that the kernel can allocate without swapping."""
 
 
 def read_nodes(tree: Tree, online: Iterable[int], limits: Limits) -> tuple[MemoryNodeInfo, ...]:
     """Return every node, ascending; none where the machine has no NUMA information.
 
-    A node's CPUs are those of `online` that its list names; a CPU that several nodes list
-    stays with the lowest.
+    A node's CPUs are those of its list that are in `online`; a CPU in the lists of several nodes
+    belongs to the lowest one.
     """
     ids = numbered(tree.names(NODE_ROOT), "node")
     free = set(online)
@@ -56,21 +56,21 @@ def read_nodes(tree: Tree, online: Iterable[int], limits: Limits) -> tuple[Memor
 
 
 def node_memory(tree: Tree, node: int) -> tuple[int, int]:
-    """Return (total, available) bytes of a node, each `UNKNOWN` where the machine does not say."""
+    """Return (total, available) bytes of a node, each `UNKNOWN` where it is not reported."""
     memory = parse_meminfo(read_text(tree, f"{NODE_ROOT}/node{node}/meminfo") or "")
     available = sum(memory.get(name, 0) for name in RECLAIMABLE) if "MemFree" in memory else UNKNOWN
     return memory.get("MemTotal", UNKNOWN), available
 
 
 def whole_memory(tree: Tree, nodes: tuple[MemoryNodeInfo, ...]) -> int:
-    """Return the total bytes of a machine that shows no nodes, else `UNKNOWN`, for then each node tells its own."""
+    """Return the total bytes of a machine without nodes; `UNKNOWN` with nodes, which have their own totals."""
     if nodes:
         return UNKNOWN
     return parse_meminfo(read_text(tree, "proc/meminfo") or "").get("MemTotal", UNKNOWN)
 
 
 def _gpu_memory_nodes(tree: Tree) -> set[int]:
-    """Return the nodes that NVIDIA's driver made of its GPUs' memory (coherent links: POWER9, Grace)."""
+    """Return the nodes that the NVIDIA driver created for GPU memory (coherent links: POWER9, Grace)."""
     nodes = set()
     for address in tree.names(GPU_ROOT):
         for line in (read_text(tree, f"{GPU_ROOT}/{address}/numa_status") or "").splitlines():
@@ -99,11 +99,11 @@ def _has_memory(tree: Tree, node: int) -> bool | None:
 
 
 def _distances(tree: Tree, node: int, ids: list[int]) -> dict[int, int]:
-    """Return {node: distance} of a node's row; {} where its columns cannot be told."""
+    """Return {node: distance} of a node's row; {} where its columns are unknown."""
     row = [plain_number(word) for word in (read_text(tree, f"{NODE_ROOT}/node{node}/distance") or "").split()]
     columns = ids
     if row and len(row) != len(ids):
-        # Columns are the online nodes; a container may hide the directories of some.
+        # The columns are the online nodes; a container may hide some of their directories.
         lists = [read_id_list(tree, f"{NODE_ROOT}/{name}") or [] for name in ("online", "possible")]
         columns = next((nodes for nodes in lists if len(nodes) == len(row)), [])
     wanted = set(ids)

@@ -1,4 +1,4 @@
-"""Two readings of one machine: what one can add to the other, and where they contradict each other."""
+"""Merge the topologies of one machine from two sources, and report contradictions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMES = {
     "book": "book",
     "drawer": "drawer",
 }
-"""The levels that both sysfs and lscpu tell, with the word for each."""
+"""The levels that both sysfs and lscpu report, with the name of each in messages."""
 
 
 def read_by_lscpu(
@@ -60,9 +60,9 @@ def _added(row: LogicalCPUInfo, other: LogicalCPUInfo) -> LogicalCPUInfo:
 
 
 def completed(topology: Topology, other: Topology) -> Topology:
-    """Return `topology` with every level that it knows of no CPU taken from `other`, and a warning where they differ.
+    """Return `topology` with each level that all its CPUs lack taken from `other`, and a warning if the two differ.
 
-    A level that is known of some CPUs stays as it is: the two number their groups differently.
+    A level that some CPUs have is not completed, because the two sources number their groups differently.
     """
     known = {cpu.id: cpu for cpu in other.cpus}
     levels = [level for level in NAMES if all(getattr(cpu, level) == UNKNOWN for cpu in topology.cpus)]
@@ -74,7 +74,7 @@ def completed(topology: Topology, other: Topology) -> Topology:
 
 
 def disagreement(first: Topology, second: Topology) -> list[Message]:
-    """Return one warning that names the levels on which two readings differ; none if they agree."""
+    """Return one warning that names the levels on which two topologies differ; none if they agree."""
     names = [name for level, name in NAMES.items() if _differ(first.cpus, second.cpus, level)]
     nodes = {cpu.id: cpu.numa_node for cpu in second.cpus}
     if any(
@@ -94,12 +94,11 @@ def disagreement(first: Topology, second: Topology) -> list[Message]:
 
 
 def _differ(first: Iterable[LogicalCPUInfo], second: Iterable[LogicalCPUInfo], level: str) -> bool:
-    """Whether the CPUs of which both know this level are grouped differently."""
+    """Return whether the CPUs that have this level in both topologies are grouped differently."""
     one = {cpu.id: getattr(cpu, level) for cpu in first}
     two = {cpu.id: getattr(cpu, level) for cpu in second}
-    both = [(one[cpu], two[cpu]) for cpu in one.keys() & two.keys() if UNKNOWN not in (one[cpu], two[cpu])]
-    # Equal partitions pair every group with exactly one of the other side.
-    pairs = set(both)
+    # In equal partitions every group is paired with exactly one group of the other topology.
+    pairs = {(one[cpu], two[cpu]) for cpu in one.keys() & two.keys() if UNKNOWN not in (one[cpu], two[cpu])}
     return len(pairs) != len({group for group, _ in pairs}) or len(pairs) != len({group for _, group in pairs})
 
 
@@ -109,7 +108,7 @@ def _online(topology: Topology) -> set[int]:
 
 def _example(first: Topology, second: Topology) -> str:
     cores = [
-        f"{name} sees {_cores(topology)} cores" for name, topology in ((first.source, first), (second.source, second))
+        f"{name} has {_cores(topology)} cores" for name, topology in ((first.source, first), (second.source, second))
     ]
     return f"{cores[0]} on CPU {format_id_list(_online(first))}, {cores[1]} on CPU {format_id_list(_online(second))}"
 

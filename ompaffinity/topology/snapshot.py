@@ -1,7 +1,7 @@
-"""Capture a machine to one small file, and read such a file back: the same plan on any computer.
+"""Write a machine to a capture file, and read it back: it gives the same plan on any computer.
 
-The file is the ``ompaffinity.topology/1`` document that ``topology --json`` prints: no host
-name, no serial numbers, no paths.
+The file is the ``ompaffinity.topology/1`` document that ``topology --json`` prints. It has no host
+name, serial numbers or paths.
 """
 
 from __future__ import annotations
@@ -33,17 +33,18 @@ def write_capture(topology: Topology, path: str, devices: Iterable[dict[str, Any
             json.dump(topology.to_document() | {"devices": [*devices]}, file)
             file.write("\n")
     except OSError as error:
-        raise TopologyError(f"cannot write {path}: {error.strerror}") from None
+        raise TopologyError(f"cannot write {path}: {error.strerror}; name a writable file") from None
 
 
 def parse_capture(document: dict[str, Any]) -> Topology:
     """Return the machine in an ``ompaffinity.topology/1`` document.
 
     Raises:
-        TopologyError: it is not such a document.
+        TopologyError: `document` is not such a document.
     """
     if document.get("schema") != SCHEMA:
-        raise TopologyError(f"the schema of this capture is {str(document.get('schema'))[:60]!r}, not {SCHEMA!r}")
+        schema = str(document.get("schema"))[:60]
+        raise TopologyError(f"the schema of this capture is {schema!r}; it must be {SCHEMA!r}")
     try:
         cpus = tuple(sorted((_cpu(row) for row in document["cpus"]), key=lambda cpu: cpu.id))
         nodes = tuple(sorted((_node(row) for row in document["nodes"]), key=lambda node: node.id))
@@ -58,7 +59,7 @@ def parse_capture(document: dict[str, Any]) -> Topology:
             _count(document.get("total_bytes"), UNKNOWN),
         )
     except (KeyError, TypeError, AttributeError, ValueError, IDListError) as error:
-        raise TopologyError(f"this capture is damaged ({type(error).__name__}: {error})") from None
+        raise TopologyError(f"this capture is invalid ({type(error).__name__}: {error})") from None
     _check(topology)
     return topology
 
@@ -67,21 +68,21 @@ def _check(topology: Topology) -> None:
     numbers = [cpu.id for cpu in topology.cpus]
     nodes = [node.id for node in topology.nodes]
     if len(set(numbers)) != len(numbers) or len(set(nodes)) != len(nodes):
-        raise TopologyError("this capture is damaged: it lists a CPU or a node twice")
+        raise TopologyError("this capture is invalid: a CPU or a node is listed twice; capture the machine again")
     if not any(cpu.online for cpu in topology.cpus):
-        raise TopologyError("this capture is damaged: it has no CPU online")
+        raise TopologyError("this capture is invalid: no CPU is online; capture the machine again")
     if any(cpu.allowed and not cpu.online for cpu in topology.cpus):
-        raise TopologyError("this capture is damaged: it allows a CPU that is not online")
+        raise TopologyError("this capture is invalid: an offline CPU is allowed; capture the machine again")
     if {cpu.numa_node for cpu in topology.cpus} - {UNKNOWN, *nodes}:
-        raise TopologyError("this capture is damaged: it puts a CPU on a node that it does not list")
+        raise TopologyError("this capture is invalid: a CPU is on a node that is not listed; capture the machine again")
     if {cpu for node in topology.nodes for cpu in node.cpus} - set(numbers):
-        raise TopologyError("this capture is damaged: it gives a node a CPU that it does not list")
+        raise TopologyError("this capture is invalid: a node has a CPU that is not listed; capture the machine again")
 
 
 def _cpu(row: dict[str, Any]) -> LogicalCPUInfo:
     kind = row["kind"]
     if kind not in KINDS:
-        raise ValueError(f"the kind {str(kind)[:40]!r} of a CPU")
+        raise ValueError(f"the kind {str(kind)[:40]!r} of a CPU is unknown")
     return LogicalCPUInfo(
         id=_id(row["cpu"]),
         physical_core=_level(row["core"]),
@@ -116,7 +117,7 @@ def _node(row: dict[str, Any]) -> MemoryNodeInfo:
 def _limits(row: dict[str, Any]) -> Limits:
     quota = row["cpu_quota"]
     if quota is not None and (isinstance(quota, bool) or not isinstance(quota, (int, float)) or not 0 < quota < 1e9):
-        raise ValueError("the CPU quota is not a positive number")
+        raise ValueError(f"the CPU quota {str(quota)[:40]!r} is not a positive number")
     ids = {name: row[name] for name in ("affinity", "cpuset_cpus", "cpuset_nodes")}
     return Limits(
         cpu_quota=quota,
@@ -128,7 +129,7 @@ def _limits(row: dict[str, Any]) -> Limits:
 
 def _message(row: dict[str, Any]) -> Message:
     if row["level"] not in ("warning", "note"):
-        raise ValueError("the level of a message")
+        raise ValueError(f"the level {str(row['level'])[:40]!r} of a message is unknown")
     return Message(_text(row["code"]), row["level"], _text(row["message"]))
 
 
@@ -140,13 +141,13 @@ def _text(value: object) -> str:
 
 def _flag(value: object) -> bool:
     if not isinstance(value, bool):
-        raise TypeError("a flag is neither true nor false")
+        raise TypeError(f"the flag {str(value)[:40]!r} is not true or false")
     return value
 
 
 def _id(value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_ID:
-        raise ValueError(f"the number {str(value)[:40]!r} of a CPU, group or node")
+        raise ValueError(f"the number {str(value)[:40]!r} of a CPU, group or node is not an integer from 0 to {MAX_ID}")
     return value
 
 

@@ -1,8 +1,8 @@
-"""Reader: hwloc's synthetic language, ``"package:2 numa:2 core:8 pu:2"``.
+"""Reader: hwloc's synthetic descriptions, ``"package:2 numa:2 core:8 pu:2"``.
 
-Source: hwloc's documentation, "Synthetic topologies". Read here: levels ``type:count`` from the
-outermost to ``pu``, a node per object as ``[numa]``, and of the attributes ``(memory=16GB)`` on numa and
-``(indexes=0,2,1,3)`` on pu. Without these, CPUs are numbered as hwloc does, depth first: siblings are neighbours.
+Source: hwloc's documentation, "Synthetic topologies". Supported are levels ``type:count`` from the
+outermost to ``pu``, a node per object as ``[numa]``, and the attributes ``(memory=16GB)`` of numa and
+``(indexes=0,2,1,3)`` of pu. Without indexes, CPUs are numbered depth first as in hwloc: siblings are consecutive.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ompaffinity.topology.text import plain_number
 
 MAX_CPUS = 65536
 DEFAULT_NODE_BYTES = 2**30
-"""hwloc gives every synthetic node 1 GiB."""
+"""The memory of a synthetic node in hwloc: 1 GiB."""
 
 UNITS = {
     "": 1,
@@ -52,23 +52,23 @@ FIELDS = {
     "l1i": "",
     "l1icache": "",
 }
-"""hwloc's level names (any case) and the level that they stand for; those without one only multiply."""
+"""hwloc's level names (any case) and the field of each; levels without a field only multiply the CPUs."""
 
 
 def parse_synthetic(text: str, architecture: str) -> Topology:
-    """Return the machine that a synthetic description stands for.
+    """Return the synthetic machine of a description.
 
     A description without a numa level has one node, as in hwloc.
 
     Raises:
-        TopologyError: the description is not of this form, or has more than 65536 CPUs.
+        TopologyError: the description is invalid, or has more than 65536 CPUs.
     """
     levels = [_level(word) for word in _words(text)]
     if not levels or levels[-1].field != "id":
-        raise TopologyError(f"the synthetic description {text!r} does not end in pu:N, as in 'package:2 core:8 pu:2'")
+        raise TopologyError(f"the synthetic description {text!r} does not end in pu:N; write 'package:2 core:8 pu:2'")
     named = [level.field for level in levels if level.field]
     if len(set(named)) < len(named):
-        raise TopologyError(f"the synthetic description {text!r} names one level twice")
+        raise TopologyError(f"the synthetic description {text!r} has a level twice; name each level once")
     cpus, node_bytes = 1, DEFAULT_NODE_BYTES
     fields: dict[str, int] = {}
     for level in levels:
@@ -83,8 +83,8 @@ def parse_synthetic(text: str, architecture: str) -> Topology:
     fields.setdefault("numa_node", 1)
     numbers = levels[-1].indexes or list(range(cpus))
     if sorted(numbers) != list(range(cpus)):
-        raise TopologyError(f"the indexes of pu in {text!r} are not the numbers 0 to {cpus - 1} in some order")
-    rows = [_row(place, cpus, fields)._replace(id=number) for place, number in enumerate(numbers)]
+        raise TopologyError(f"the indexes of pu in {text!r} must be the numbers 0 to {cpus - 1}, in any order")
+    rows = [_row(position, cpus, fields)._replace(id=number) for position, number in enumerate(numbers)]
     rows.sort()
     members: list[list[int]] = [[] for _ in range(fields["numa_node"])]
     for row in rows:
@@ -97,7 +97,7 @@ def parse_synthetic(text: str, architecture: str) -> Topology:
 
 
 class _Level(NamedTuple):
-    """One level: what it stands for (or ""), how many per parent, bytes of a node, order of the CPU numbers."""
+    """One level: its field (or ""), the objects per parent, the bytes of a node, and the order of the CPU numbers."""
 
     field: str
     per_parent: int
@@ -105,16 +105,16 @@ class _Level(NamedTuple):
     indexes: list[int] | None = None
 
 
-def _row(place: int, cpus: int, fields: dict[str, int]) -> LogicalCPUInfo:
-    """Return the CPU at a place: every level has consecutive places in equal groups."""
+def _row(position: int, cpus: int, fields: dict[str, int]) -> LogicalCPUInfo:
+    """Return the CPU at a position: the groups of every level are equal runs of consecutive positions."""
     defaults = LogicalCPUInfo()._asdict()
     return LogicalCPUInfo._make(
-        place * fields[field] // cpus if field in fields else value for field, value in defaults.items()
+        position * fields[field] // cpus if field in fields else value for field, value in defaults.items()
     )
 
 
 def _level(word: str) -> _Level:
-    """Read one ``type:count(attribute)``, or ``[numa]``: a node for each object of the level before."""
+    """Read one ``type:count(attribute)``, or ``[numa]``: one node per object of the level before it."""
     attached = word.startswith("[") and word.endswith("]")
     body, parenthesis, attribute = (word[1:-1] if attached else word).partition("(")
     name, colon, count = body.partition(":")
@@ -126,12 +126,12 @@ def _level(word: str) -> _Level:
         )
     number = 1 if attached else plain_number(count)
     if not number:
-        raise TopologyError(f"{word!r} in the synthetic description needs a count of at least 1, as in {name}:2")
+        raise TopologyError(f"{word!r} in the synthetic description has no count of at least 1; write {name}:2")
     level = _Level(field, number)
     for item in _words(attribute.removesuffix(")")):
         level = _with_attribute(level, name, item, word)
     if parenthesis and not attribute.endswith(")"):
-        raise TopologyError(f"{word!r} in the synthetic description lacks a closing parenthesis")
+        raise TopologyError(f"{word!r} in the synthetic description has no closing parenthesis; add ')'")
     return level
 
 
@@ -139,7 +139,7 @@ def _with_attribute(level: _Level, name: str, item: str, word: str) -> _Level:
     """Add one ``key=value`` to a level."""
     key, _, value = item.partition("=")
     if key == "size" and name.lower().startswith("l"):
-        return level  # Of a cache only who shares it matters.
+        return level  # The size of a cache is not used.
     if key == "memory" and level.field == "numa_node":
         digits = value.rstrip("kKMGTiB")
         size, unit = plain_number(digits), UNITS.get(value[len(digits) :])
@@ -149,12 +149,12 @@ def _with_attribute(level: _Level, name: str, item: str, word: str) -> _Level:
         try:
             return level._replace(indexes=parse_ordered_id_list(value))
         except IDListError as error:
-            raise TopologyError(f"the indexes of {word!r} are not understood: {error}") from None
-    raise TopologyError(f"{item!r} of {word!r} is not understood; numa takes (memory=16GB), pu (indexes=0,2,1,3)")
+            raise TopologyError(f"the indexes of {word!r} are invalid: {error}") from None
+    raise TopologyError(f"{item!r} of {word!r} is unsupported; use (memory=16GB) for numa, (indexes=0,2,1,3) for pu")
 
 
 def _words(text: str) -> list[str]:
-    """Split at blanks that do not stand in parentheses."""
+    """Split at spaces outside of parentheses."""
     words, depth = [""], 0
     for character in text:
         depth += (character == "(") - (character == ")")

@@ -3,9 +3,9 @@
 Sources: the kernel's Documentation/ABI/testing/sysfs-devices-system-cpu,
 Documentation/ABI/stable/sysfs-devices-node, Documentation/admin-guide/cputopology.rst.
 
-Who shares a core, a cache or a package is taken from the sibling lists: the ids beside them
-(core_id, ...) repeat within a machine on every sixth of the recorded ones. Each list is read
-once per group, not once per CPU: that is where the speed comes from.
+Groups (cores, caches, packages) come from the sibling lists, because the ids beside them (core_id, ...)
+are not unique on one sixth of the recorded machines. Each list is read once per group, not once per CPU,
+which keeps the reader fast on large machines.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from ompaffinity.topology.tree import Tree
 
 NO_ID = (UNKNOWN, 65535)
-"""What firmware says of a die, cluster or package that does not exist (-1, or as 16 unsigned bits)."""
+"""The id of a die, cluster or package that does not exist: -1, or -1 as 16 unsigned bits."""
 
 
 def read_sysfs(tree: Tree, *, architecture: str, machine: str, affinity: tuple[int, ...] | None = None) -> Topology:
     """Return the machine whose ``sys/`` and ``proc/`` are in `tree`.
 
-    `affinity` is the mask of this process where the machine is this one.
+    `affinity` is the mask of this process if `tree` is the live machine.
 
     Raises:
-        TopologyError: there is no CPU to be found in `tree`.
+        TopologyError: `tree` has no CPU.
     """
     present, online = read_presence(tree)
     limits = read_limits(tree, affinity)
@@ -44,20 +44,20 @@ def read_sysfs(tree: Tree, *, architecture: str, machine: str, affinity: tuple[i
     node_of = {cpu: node.id for node in reversed(nodes) for cpu in node.cpus}
     levels = _Levels(tree.at(CPU_ROOT), online, architecture)
     if not levels.l3 and _mcdram_is_cache(tree):
-        levels.l3 = {cpu: place for place, node in enumerate(nodes) for cpu in node.cpus}
+        levels.l3 = {cpu: number for number, node in enumerate(nodes) for cpu in node.cpus}
     kinds = read_kinds(tree, online)
     allowed = allowed_cpus(online, limits)
     isolated = set(read_id_list(tree, f"{CPU_ROOT}/isolated") or ())
-    alive = set(online)
+    online_set = set(online)
     groups = (levels.core, node_of, levels.package, levels.die, levels.l3, levels.cluster, levels.book, levels.drawer)
     columns = [map(labels.get, present, repeat(UNKNOWN)) for labels in groups]
-    flags = [map(members.__contains__, present) for members in (alive, allowed, isolated)]
+    flags = [map(members.__contains__, present) for members in (online_set, allowed, isolated)]
     cpus = tuple(map(LogicalCPUInfo._make, zip(present, *columns, map(kinds.get, present), *flags)))
     return Topology(architecture, "sysfs", machine, cpus, nodes, limits, (), whole_memory(tree, nodes))
 
 
 def allowed_cpus(online: Iterable[int], limits: Limits) -> set[int]:
-    """Return the online CPUs that the affinity mask and the cpuset leave to this process."""
+    """Return the online CPUs that are in the affinity mask and in the cpuset of this process."""
     allowed = set(online)
     for limit in (limits.affinity, limits.cpuset_cpus):
         if limit is not None:
@@ -66,7 +66,7 @@ def allowed_cpus(online: Iterable[int], limits: Limits) -> set[int]:
 
 
 def read_online(tree: Tree) -> list[int] | None:
-    """Return the ids of the CPUs that are online, None where the kernel has no list of them."""
+    """Return the ids of the online CPUs, None where the kernel has no list of them."""
     return read_id_list(tree, f"{CPU_ROOT}/online")
 
 
@@ -81,15 +81,15 @@ def read_presence(tree: Tree) -> tuple[list[int], list[int]]:
         present = set(read_id_list(tree, f"{CPU_ROOT}/present") or listed) | set(listed)
         return sorted(present), listed
     directories = numbered(tree.names(CPU_ROOT), "cpu")
-    # Kernels before 2.6.26 have no list; a CPU without an `online` file cannot be switched off.
+    # Kernels before 2.6.26 have no list; a CPU without an `online` file cannot be set offline.
     online = [cpu for cpu in directories if read_text(tree, f"{CPU_ROOT}/cpu{cpu}/online") != "0"]
     if not online:
-        raise TopologyError(f"no CPU is described in /{CPU_ROOT}; is sysfs mounted, and does the record hold it?")
+        raise TopologyError(f"no CPU in /{CPU_ROOT}; mount sysfs, or record the machine with its /sys")
     return directories, online
 
 
 def _mcdram_is_cache(tree: Tree) -> bool:
-    """Whether a Xeon Phi uses its MCDRAM as the last-level cache of each node.
+    """Return whether a Xeon Phi uses its MCDRAM as the last-level cache of each node.
 
     sysfs does not show it; hwloc-dump-hwdata(1) writes it to this file at boot.
     """
@@ -103,9 +103,9 @@ class _Levels:
     def __init__(self, tree: Tree, online: list[int], architecture: str) -> None:
         self._tree = tree
         self._online = online
-        self._alive = set(online)
+        self._online_set = set(online)
         self.core = self._number(self._siblings, "core_cpus", "thread_siblings")
-        # Only s390x has these; there, book_id may be 0 for all while the lists tell the books apart.
+        # Only s390x has books and drawers. There book_id may be 0 for all books, but the lists are correct.
         s390 = architecture in ("s390x", "s390", "unknown")
         self.book = self._number(self._siblings, "book_siblings") if s390 else {}
         self.drawer = self._number(self._siblings, "drawer_siblings") if s390 else {}
@@ -122,7 +122,7 @@ class _Levels:
         return None
 
     def _group_with(self, cpu: int, mask_path: str) -> list[int] | None:
-        """Return the ids in the list beside a mask; a list that leaves out its own CPU is wrong: the mask counts."""
+        """Return the ids in the list beside a mask, or in the mask if the list lacks its own CPU (a firmware fault)."""
         content = self._tree.read(f"{mask_path.removesuffix('_map')}_list")
         ids = None if content is None else ids_in(content)
         if ids is not None and cpu in ids:
@@ -143,17 +143,18 @@ class _Levels:
         return self._of_online(labels)
 
     def _of_online(self, labels: dict[int, int]) -> dict[int, int]:
-        """Leave out the offline CPUs that some old kernels still list as siblings."""
-        if labels.keys() <= self._alive:
+        """Remove the offline CPUs, which some old kernels still list as siblings."""
+        if labels.keys() <= self._online_set:
             return labels
-        return {cpu: label for cpu, label in labels.items() if cpu in self._alive}
+        return {cpu: label for cpu, label in labels.items() if cpu in self._online_set}
 
     def _number_by_id(
         self, id_name: str, *names: str, within: dict[int, int], optional: bool = False
     ) -> dict[int, int]:
-        """Number groups by the kernel's id, unique `within` the groups of another level, read once per sibling list.
+        """Number groups by the kernel's id, which is unique `within` the groups of another level.
 
-        Groups without an id are told apart by their lists alone, or left out where the level is `optional`.
+        The id is read once per sibling list. Groups without an id are identified by their lists, or omitted if the
+        level is `optional`.
         """
         labels: dict[int, int] = {}
         number_of: dict[tuple[int | None, int | None], int] = {}
@@ -166,7 +167,7 @@ class _Levels:
             if identity is None and optional:
                 last = next(cpu for cpu in reversed(self._online) if within.get(cpu) == outer)
                 if self._id(last, id_name) is None:
-                    # Neither the first nor the last CPU of the package has one: no need to ask all of them.
+                    # Neither the first nor the last CPU of the package has an id, so the others are not read.
                     without.add(outer)
                 continue
             members = self._siblings(cpu, *names)
@@ -187,11 +188,11 @@ class _Levels:
 
     def _l3_siblings(self, cpu: int) -> list[int] | None:
         cache = f"cpu{cpu}/cache"
-        # Almost everywhere index0..2 are L1d, L1i and L2.
+        # On almost all machines index0..2 are L1d, L1i and L2.
         is_usual = read_text(self._tree, f"{cache}/index3/level") == "3"
         for index in ("index3",) if is_usual else self._tree.names(cache):
             if is_usual or read_text(self._tree, f"{cache}/{index}/level") == "3":
-                # Itanium kernels leave the map empty: then the cache is the core's own.
+                # The map is empty on Itanium, where each core has its own L3.
                 shared = self._group_with(cpu, f"{cache}/{index}/shared_cpu_map")
                 return shared or [
                     other for other in self._online if self.core.get(other, other) == self.core.get(cpu, cpu)

@@ -1,4 +1,4 @@
-"""Small files of sysfs and procfs as values: text, numbers, id lists. Unreadable means None."""
+"""Small files of sysfs and procfs as text, numbers and id lists; None if unreadable."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from ompaffinity.ids import MAX_ID, parse_mask, parse_ordered_id_list
 if TYPE_CHECKING:
     from ompaffinity.topology.tree import Tree
 
-# Old kernels end some lists in "\n\0", Kunpeng's firmware all of them.
+# Lists end in "\n\0" on some old kernels and on Kunpeng.
 BLANKS = " \t\r\n\0"
 
 
 def read_text(tree: Tree, path: str) -> str | None:
-    """Return a file's text without surrounding blanks and NUL bytes, None where it cannot be read."""
+    """Return a file's text without surrounding whitespace and NUL bytes, None if it cannot be read."""
     content = tree.read(path)
     return None if content is None else content.decode("ascii", "replace").strip(BLANKS)
 
 
 def read_number(tree: Tree, path: str) -> int | None:
-    """Return a file's decimal number (a sign is allowed), None where there is none."""
+    """Return a file's decimal number, with an optional minus sign, None if it has none."""
     text = read_text(tree, path)
     if text is None:
         return None
@@ -30,18 +30,18 @@ def read_number(tree: Tree, path: str) -> int | None:
 
 
 def plain_number(text: str) -> int | None:
-    """Return a decimal number without sign, None for any other text (and for numbers of 19 digits and more)."""
+    """Return a decimal number without sign of at most 18 digits, None for any other text."""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
 
 
 def numbered(names: list[str], prefix: str) -> list[int]:
-    """Return the numbers of the names that are `prefix` and an id, ascending."""
+    """Return the ids in the names that consist of `prefix` and an id, ascending."""
     numbers = [plain_number(name[len(prefix) :]) for name in names if name.startswith(prefix)]
     return sorted(number for number in numbers if number is not None and number <= MAX_ID)
 
 
 def ids_in(content: bytes) -> list[int] | None:
-    """Return the ids that a list file's content names, in its order; None where it is no list."""
+    """Return the ids in the content of a list file, in its order; None if it is not a list."""
     try:
         return parse_ordered_id_list(content.decode("ascii", "replace").strip(BLANKS))
     except IDListError:
@@ -49,14 +49,14 @@ def ids_in(content: bytes) -> list[int] | None:
 
 
 def read_id_list(tree: Tree, path: str) -> list[int] | None:
-    """Return the ids in a list file (``0-3,8``), ascending; None where there is no such list."""
+    """Return the ids in a list file (``0-3,8``), ascending; None if there is no such list."""
     content = tree.read(path)
     ids = None if content is None else ids_in(content)
     return None if ids is None else sorted(ids)
 
 
 def read_mask(tree: Tree, path: str) -> list[int] | None:
-    """Return the ids in a mask file (``00000000,0000010f``), None where there is no such mask."""
+    """Return the ids in a mask file (``00000000,0000010f``), None if there is no such mask."""
     text = read_text(tree, path)
     try:
         return None if text is None else parse_mask(text)
@@ -65,6 +65,6 @@ def read_mask(tree: Tree, path: str) -> list[int] | None:
 
 
 def read_ids(tree: Tree, list_path: str, mask_path: str) -> list[int] | None:
-    """Return the ids in a list file, or where it is absent or empty those in the mask file beside it."""
+    """Return the ids in a list file, or in the mask file if the list is absent or empty."""
     ids = read_id_list(tree, list_path)
     return ids or read_mask(tree, mask_path) or ids

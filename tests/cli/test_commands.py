@@ -1,4 +1,4 @@
-"""The command line as a user meets it: output, exit status, one line for every mistake."""
+"""The command line: output, exit status, and one line for every error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.topology.test_tree import make_tar
 TWO_CORES = ("--synthetic", "core:2 pu:1", "--arch", "x86_64")
 
 
-def test_the_main_job_here() -> None:
+def test_plan_prints_the_documented_keys() -> None:
     done = run_command("plan", "--json")
     assert (done.returncode, done.stderr) == (0, "")
     plan = json.loads(done.stdout)
@@ -42,7 +42,7 @@ def test_the_main_job_here() -> None:
     ]
 
 
-def test_two_ranks_on_two_cpus_and_why_nothing_is_reserved(capsys: pytest.CaptureFixture[str]) -> None:
+def test_reports_that_no_core_can_be_reserved_for_two_ranks_on_two_cpus(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--tp", "2", *TWO_CORES]) == 0
     assert "note: 0 of 2 cores could be reserved" in capsys.readouterr().err
     assert main(["plan", "--tp", "2", *TWO_CORES, "--json"]) == 0
@@ -50,7 +50,7 @@ def test_two_ranks_on_two_cpus_and_why_nothing_is_reserved(capsys: pytest.Captur
     assert [rank["cpus"] for rank in plan["ranks"]] == [[0], [1]]
 
 
-def test_a_small_cloud_machine_still_gets_an_answer(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plans_two_ranks_on_one_core(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--tp", "2", "--synthetic", "core:1 pu:2", "--json"]) == 0
     plan = json.loads(capsys.readouterr().out)
     assert [rank["cpus"] for rank in plan["ranks"]] == [[0], [1]]
@@ -58,7 +58,7 @@ def test_a_small_cloud_machine_still_gets_an_answer(capsys: pytest.CaptureFixtur
     assert main(["plan", "--tp", "2", "--synthetic", "core:1 pu:2", "--json", "--strict"]) == 1
 
 
-def test_the_table_of_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_prints_a_table_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--tp", "2", "--synthetic", "package:2 numa:2 core:4 pu:2", "--arch", "x86_64"]) == 0
     text = capsys.readouterr().out
     for words in (
@@ -77,14 +77,14 @@ def test_the_table_of_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert max(map(len, text.splitlines())) <= 80
 
 
-def test_a_table_without_binding(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_shows_unbound_ranks(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--bind", "none", *TWO_CORES]) == 0
     text = capsys.readouterr().out
     assert "not bound" in text
     assert "--bind auto plans them" in " ".join(text.split())
 
 
-def test_colours_only_where_they_are_wanted() -> None:
+def test_prints_colours_only_on_request() -> None:
     assert "\x1b[" in run_command("plan", *TWO_CORES, FORCE_COLOR="1").stdout
     assert "\x1b[" not in run_command("plan", *TWO_CORES).stdout
     quiet = run_command("plan", *TWO_CORES, FORCE_COLOR="1", NO_COLOR="1").stdout
@@ -92,7 +92,7 @@ def test_colours_only_where_they_are_wanted() -> None:
     assert "\x1b[36" not in quiet
 
 
-def test_shell_commands_set_the_environment_of_a_rank() -> None:
+def test_format_env_sets_the_environment_of_a_rank() -> None:
     done = run_command("plan", "--tp", "2", *TWO_CORES, "--rank", "1", "--format", "env")
     assert done.stdout.startswith("# rank 1\n")
     script = done.stdout + 'echo "$OMP_NUM_THREADS $OMP_PLACES ${KMP_AFFINITY-unset} $OMPAFFINITY_PLACEMENT"\n'
@@ -102,13 +102,13 @@ def test_shell_commands_set_the_environment_of_a_rank() -> None:
     assert json.loads(placement)["rank"] == 1
 
 
-def test_one_rank_only(capsys: pytest.CaptureFixture[str]) -> None:
+def test_rank_selects_one_rank(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "--tp", "2", *TWO_CORES, "--rank", "1", "--json"]) == 0
     assert [rank["rank"] for rank in json.loads(capsys.readouterr().out)["ranks"]] == [1]
     assert main(["plan", "--tp", "2", *TWO_CORES, "--rank", "2"]) == 2
 
 
-def test_options_from_the_environment() -> None:
+def test_options_override_environment_variables() -> None:
     done = run_command("plan", "--json", *TWO_CORES, OMPAFFINITY_BIND="1")
     assert json.loads(done.stdout)["ranks"][0]["cpus"] == [1]
     done = run_command(
@@ -117,7 +117,7 @@ def test_options_from_the_environment() -> None:
     assert json.loads(done.stdout)["ranks"][0]["cpus"] == [0, 1]
 
 
-def test_the_machine_here_and_its_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_topology_prints_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["topology", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["schema"] == "ompaffinity.topology/1"
@@ -128,7 +128,7 @@ def test_the_machine_here_and_its_table(capsys: pytest.CaptureFixture[str]) -> N
     assert "allowed CPUs" in text
 
 
-def test_a_recorded_machine_and_its_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_topology_prints_a_recorded_machine(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     archive = make_tar(tmp_path / "box.tar.gz", SMALL)
     assert main(["topology", "--machine", archive]) == 0
     assert "box (unknown, read from sysfs): 2 packages, 1 NUMA node, 4 cores" in capsys.readouterr().out
@@ -168,7 +168,7 @@ def test_a_recorded_machine_and_its_table(tmp_path: Path, capsys: pytest.Capture
         ("topology", "--capture", "/does/not/exist/machine.json"),
     ],
 )
-def test_a_mistake_is_one_line_and_status_two(arguments: tuple[str, ...]) -> None:
+def test_rejects_invalid_input_with_one_line_and_status_2(arguments: tuple[str, ...]) -> None:
     done = run_command(*arguments)
     assert done.returncode == 2
     assert done.stdout == ""
@@ -176,7 +176,7 @@ def test_a_mistake_is_one_line_and_status_two(arguments: tuple[str, ...]) -> Non
     assert done.stderr.count("\n") == 1
 
 
-def test_a_variable_with_a_mistake_is_one_line_too() -> None:
+def test_rejects_an_invalid_environment_variable_with_one_line() -> None:
     done = run_command("plan", OMPAFFINITY_RESERVED_CPUS="many")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "OMPAFFINITY_RESERVED_CPUS" in done.stderr
@@ -193,20 +193,20 @@ def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("form", ["--json", ""])
 @pytest.mark.parametrize("where", [">/dev/full", ">&-"])
-def test_output_that_cannot_be_written_is_one_line(form: str, where: str) -> None:
+def test_reports_unwritable_output_with_one_line(form: str, where: str) -> None:
     done = shell(f"ompaffinity plan {form} {where}")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith("ompaffinity: error: ")
 
 
-def test_terminals_without_unicode_and_without_width(tmp_path: Path) -> None:
+def test_prints_without_unicode_and_without_a_width(tmp_path: Path) -> None:
     archive = make_tar(tmp_path / "mé.tar.gz", SMALL)
     done = run_command("plan", "--machine", archive, PYTHONIOENCODING="ascii")
     assert (done.returncode, done.stderr) == (0, "")
     assert "rank" in run_command("plan", *TWO_CORES, COLUMNS="0").stdout
 
 
-def test_a_pipe_is_no_machine(tmp_path: Path) -> None:
+def test_rejects_a_pipe_as_machine(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     done = run_command("plan", "--machine", str(tmp_path / "pipe"))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
@@ -228,7 +228,7 @@ def test_a_capture_gives_the_same_plan_byte_for_byte(tmp_path: Path) -> None:
     assert printed[0] == printed[1] != ""
 
 
-def test_saved_outputs_of_lscpu_and_hwloc(tmp_path: Path) -> None:
+def test_plans_from_saved_outputs_of_lscpu_and_hwloc(tmp_path: Path) -> None:
     saved = tmp_path / "box.json"
     saved.write_text('{"cpus": [{"cpu": 0, "core": 0, "node": 0}, {"cpu": 1, "core": 0, "node": 0}]}')
     plan = json.loads(run_command("plan", "--json", "--machine", str(saved), "--arch", "x86_64").stdout)
@@ -241,7 +241,7 @@ def test_saved_outputs_of_lscpu_and_hwloc(tmp_path: Path) -> None:
     assert plan["ranks"][0]["cpus"] == [3]
 
 
-def test_a_reader_that_goes_away_is_no_error() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     command = [sys.executable, "-m", "ompaffinity", "topology", "--json", "--synthetic", "core:5000 pu:1"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
         assert process.stdout is not None

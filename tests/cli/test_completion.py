@@ -1,4 +1,4 @@
-"""The command line completed in a shell: by bash itself."""
+"""The completion script, run by bash."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ needs_shtab = pytest.mark.skipif(
 
 
 def completed(*words: str) -> list[str]:
-    """Return what bash offers for the last of these words."""
+    """Return the completions of bash for the last of these words."""
     script = run_command("completion", "--shell", "bash").stdout
     line = " ".join(f"'{word}'" for word in words)
     program = f"""{script}
@@ -31,7 +31,7 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 
 @needs_shtab
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is not installed")
-def test_bash_completes_verbs_options_and_words() -> None:
+def test_bash_completes_verbs_options_and_values() -> None:
     assert "plan" in completed("ompaffinity", "pl")
     assert {"--numa-bind", "--numa-bind-nodes"} <= set(completed("ompaffinity", "plan", "--numa"))
     assert completed("ompaffinity", "plan", "--runtime", "") == ["auto", "gomp", "iomp", "omp"]
@@ -40,7 +40,7 @@ def test_bash_completes_verbs_options_and_words() -> None:
 
 @needs_shtab
 @pytest.mark.parametrize("shell", ["zsh", "tcsh"])
-def test_the_other_shells(shell: str) -> None:
+def test_prints_scripts_for_other_shells(shell: str) -> None:
     done = run_command("completion", "--shell", shell)
     assert (done.returncode, done.stderr) == (0, "")
     assert "--numa-bind" in done.stdout or "numa-bind" in done.stdout
@@ -48,9 +48,9 @@ def test_the_other_shells(shell: str) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [((), "completion needs a shell"), (("--shell", "fish"), "it must be one of bash, zsh, tcsh")],
+    [((), "--shell is missing"), (("--shell", "fish"), "it must be one of bash, zsh, tcsh")],
 )
-def test_bad_input(arguments: tuple[str, ...], words: str) -> None:
+def test_rejects_missing_and_unknown_shells(arguments: tuple[str, ...], words: str) -> None:
     done = run_command("completion", *arguments)
     assert done.returncode == 2
     assert words in done.stderr

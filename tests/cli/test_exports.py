@@ -1,4 +1,4 @@
-"""A plan in other tools' words, each read by the tool itself where it is installed."""
+"""Export formats, each read by its own tool where it is installed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def gpu_plan(*nodes: int, **request: Any) -> Plan:
 
 
 @given(topologies(), requests())
-def test_no_cpu_is_given_twice_and_none_that_a_rank_may_not_use(topology: Any, request: PlacementRequest) -> None:
+def test_own_cpus_are_disjoint_and_within_the_affinity(topology: Any, request: PlacementRequest) -> None:
     try:
         plan = make_plan(topology, request)
     except Exception:  # noqa: BLE001
@@ -57,13 +57,13 @@ def test_no_cpu_is_given_twice_and_none_that_a_rank_may_not_use(topology: Any, r
         assert {*placement.cpus, *placement.helper_cpus} <= cpus <= set(placement.affinity)
 
 
-def test_each_rank_has_its_line() -> None:
+def test_exports_one_line_per_rank() -> None:
     plan = plan_for(TWO, 2)
     assert lines_of(export(plan, "numactl")) == [
         "numactl --physcpubind=1,3,5-7 --membind=0",
         "numactl --physcpubind=9,11,13-15 --membind=1",
     ]
-    # One alone is for "$(...)": no comment before it.
+    # A single rank is for "$(...)", so it has no comment before it.
     assert export(plan, "taskset", 1) == "taskset --cpu-list 9,11,13-15\n"
     assert export(plan, "slurm") == "--cpu-bind=mask_cpu:0xEA,0xEA00 --mem-bind=map_mem:0,1\n"
     assert lines_of(export(plan, "rankfile")) == [
@@ -76,7 +76,7 @@ def test_each_rank_has_its_line() -> None:
     assert "cpunodebind" not in "".join(export(plan, form) for form in EXPORTS)
 
 
-def test_a_form_that_sets_variables_gives_all_cpus_that_these_name() -> None:
+def test_formats_with_variables_export_the_whole_affinity() -> None:
     plan = plan_for("core:2 pu:1", 2)
     assert plan.ranks[1].affinity == (0, 1)
     assert lines_of(export(plan, "docker"))[1].startswith("--cpuset-cpus=0-1 ")
@@ -94,7 +94,7 @@ def test_a_form_that_sets_variables_gives_all_cpus_that_these_name() -> None:
         ("preferred-many", " --preferred-many=0-1", "", None),
     ],
 )
-def test_memory_policies(policy: str, numactl: str, slurm: str, systemd: str | None) -> None:
+def test_exports_each_memory_policy(policy: str, numactl: str, slurm: str, systemd: str | None) -> None:
     plan = plan_for(TWO, 1, span="machine", memory_policy=policy)
     (line,) = lines_of(export(plan, "numactl"))
     assert line.partition("5-7,9,11,13-15")[2] == numactl or line.endswith(numactl)
@@ -106,7 +106,7 @@ def test_memory_policies(policy: str, numactl: str, slurm: str, systemd: str | N
         assert (f"NUMAPolicy={systemd}" in export(plan, "systemd").splitlines()) == (systemd is not None)
 
 
-def test_servers_words() -> None:
+def test_exports_the_formats_of_servers() -> None:
     plan = plan_for(TWO, 2, bind=((3, 1, 5), (8, 9)))
     assert export(plan, "vllm").splitlines() == [
         "export VLLM_CPU_OMP_THREADS_BIND='3,1,5|8-9'",
@@ -116,12 +116,12 @@ def test_servers_words() -> None:
     gpus = gpu_plan(0, 0, 1)
     assert export(gpus, "vllm") == "--numa-bind --numa-bind-nodes 0 0 1 --numa-bind-cpus 0-3 4-7 8-15\n"
     assert export(gpus, "sglang") == "--numa-node 0 0 1\n"
-    # vLLM takes its own list back, and so do we.
+    # The exported list gives the same plan again.
     again = make_plan(synthetic(TWO), PlacementRequest(bind=((3, 1, 5), (8, 9)), tensor_parallel_size=2))
     assert again.ranks == plan.ranks
 
 
-def test_what_there_are_no_words_for() -> None:
+def test_rejects_plans_that_a_format_cannot_express() -> None:
     unbound = plan_for(TWO, 2, bind="none")
     for form in ("slurm", "rankfile", "vllm", "sglang"):
         with pytest.raises(RequestError, match="is not bound"):
@@ -129,7 +129,7 @@ def test_what_there_are_no_words_for() -> None:
     assert export(unbound, "numactl") == "# rank 0, not bound\n# rank 1, not bound\n"
     with pytest.raises(RequestError, match="GPU 0 has no rank"):
         export(gpu_plan(0, 1)._replace(ranks=gpu_plan(0, 1).ranks[1:]), "vllm")
-    with pytest.raises(RequestError, match="several memory nodes"):
+    with pytest.raises(RequestError, match="one memory node per GPU"):
         export(gpu_plan(0, span="machine"), "sglang")
 
 
@@ -147,7 +147,7 @@ def test_numactl_and_taskset_bind_as_planned(form: str) -> None:
 
 @needs("hwloc-calc")
 @given(st.sets(st.integers(0, 200), min_size=1))
-def test_hwloc_reads_its_masks(cpus: set[int]) -> None:
+def test_hwloc_reads_the_exported_mask(cpus: set[int]) -> None:
     command = [
         "hwloc-calc",
         "-i",
@@ -162,7 +162,7 @@ def test_hwloc_reads_its_masks(cpus: set[int]) -> None:
 
 
 @needs("systemd-analyze")
-def test_systemd_reads_its_unit(tmp_path: Path) -> None:
+def test_systemd_reads_the_exported_unit(tmp_path: Path) -> None:
     unit = tmp_path / "rank.service"
     text = export(plan_for(TWO, 2, memory_policy="bind"), "systemd", 0)
     unit.write_text(f"{text}ExecStart=/bin/true\n")
@@ -204,7 +204,7 @@ def test_open_mpi_binds_by_the_rankfile(tmp_path: Path) -> None:
     assert not planned[0] & planned[1]
 
 
-def test_a_shell_reads_its_commands() -> None:
+def test_a_shell_reads_the_exported_environment() -> None:
     text = export(plan_for(TWO, 1), "env")
     program = f"{text}\n{shlex.quote(sys.executable)} -c 'import os; print(os.environ[\"OMP_PLACES\"])'"
     done = subprocess.run(
@@ -213,7 +213,7 @@ def test_a_shell_reads_its_commands() -> None:
     assert done.stdout.strip() == "{1,14,15},{3},{5},{7},{9},{11},{13}" or done.stdout.startswith("{")
 
 
-def test_every_form_on_the_command_line() -> None:
+def test_plan_prints_every_format() -> None:
     for form in EXPORTS:
         done = run_command("plan", "--synthetic", TWO, "--tp", "2", "--format", form)
         assert (done.returncode, done.stderr) == (0, "")

@@ -11,7 +11,7 @@ from ompaffinity.errors import RequestError
 FLAGS = sorted({option.flag for options in VERBS.values() for option in options})
 
 
-def test_options_in_both_forms() -> None:
+def test_accepts_options_with_space_and_with_equals_sign() -> None:
     plain = [
         "plan",
         "--tp",
@@ -49,18 +49,18 @@ def test_options_in_both_forms() -> None:
         (["plan", "--threads-per-core", "some"], "auto, all or a number"),
         (["plan", "--runtime", "tbb"], "one of auto, gomp, iomp, omp"),
         (["plan", "--cpus", "3-1"], "--cpus: the range"),
-        (["plan", "--nodes", ""], "--nodes names nothing"),
+        (["plan", "--nodes", ""], "--nodes is empty; omit it"),
         (["plan", "--bind", "0-3|x"], "--bind"),
         (["topology", "--tp", "2"], "--tp"),
     ],
 )
-def test_what_is_not_understood_is_one_sentence(arguments: list[str], match: str) -> None:
+def test_rejects_invalid_command_lines_with_one_line(arguments: list[str], match: str) -> None:
     with pytest.raises(RequestError, match=match) as caught:
         parse_command_line(arguments)
     assert "\n" not in str(caught.value)
 
 
-def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_prints_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments in (["--help"], ["topology", "-h"], *([verb, "--help"] for verb in VERBS)):
         with pytest.raises(SystemExit) as caught:
             parse_command_line(arguments)
@@ -73,7 +73,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"ompaffinity {__version__}\n"
 
 
-def test_every_option_knows_how_to_be_read() -> None:
+def test_every_option_has_a_parser() -> None:
     for options in VERBS.values():
         for option in options:
             text = option.choices[0] if option.choices else "none" if option.kind == "bind" else "1"

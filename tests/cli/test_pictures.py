@@ -30,7 +30,7 @@ needs_drawsvg = pytest.mark.skipif(
 
 
 def planned(topology: Topology, ranks: int) -> Plan:
-    """Plan for so many ranks, or for as many as there is room for."""
+    """Plan for `ranks` ranks, or for one if the machine is too small."""
     request = PlacementRequest(tensor_parallel_size=ranks)
     try:
         return make_plan(topology, request)
@@ -63,7 +63,7 @@ def tooltip(rectangle: ElementTree.Element) -> str:
 
 
 @needs_drawsvg
-def test_every_cpu_is_drawn_in_the_colour_of_its_rank(tmp_path: Path) -> None:
+def test_draws_every_cpu_in_the_colour_of_its_rank(tmp_path: Path) -> None:
     topology = synthetic("package:2 numa:1 core:4 pu:2")
     root = drawn(topology, planned(topology, 2), tmp_path)
     found = cells(root)
@@ -84,7 +84,7 @@ def test_every_cpu_is_drawn_in_the_colour_of_its_rank(tmp_path: Path) -> None:
 
 @needs_drawsvg
 @pytest.mark.parametrize("name", [name for name in recorded_names("sysfs", ".tar.gz") if not name.endswith("-nosys")])
-def test_every_recorded_machine(name: str, recorded_machines: Path, tmp_path: Path) -> None:
+def test_draws_every_recorded_machine_within_the_picture(name: str, recorded_machines: Path, tmp_path: Path) -> None:
     topology = load_topology(machine=str(recorded_machines / "sysfs" / f"{name}.tar.gz"))
     plan = planned(topology, 4)
     root = drawn(topology, plan, tmp_path)
@@ -97,7 +97,7 @@ def test_every_recorded_machine(name: str, recorded_machines: Path, tmp_path: Pa
 
 
 @needs_drawsvg
-def test_a_large_machine_is_folded(tmp_path: Path) -> None:
+def test_folds_large_machines(tmp_path: Path) -> None:
     topology = synthetic("package:4 numa:4 l3:4 core:16 pu:2")
     root = drawn(topology, planned(topology, 16), tmp_path)
     shapes = len([*root.iter(f"{SVG}rect")])
@@ -107,17 +107,19 @@ def test_a_large_machine_is_folded(tmp_path: Path) -> None:
 
 
 @needs_drawsvg
-def test_more_ranks_than_colours_say_whose_a_cpu_is(tmp_path: Path) -> None:
+def test_shows_rank_numbers_with_more_ranks_than_colours(tmp_path: Path) -> None:
     topology = synthetic("package:12 numa:1 core:2 pu:1")
     root = drawn(topology, planned(topology, 12), tmp_path)
     texts = Counter(text.text for text in root.iter(f"{SVG}text"))
-    # Its two cores, and the legend.
+    # The label is on the two cores of the rank and in the legend.
     assert texts["r11"] == 3
 
 
 @needs_drawsvg
 @given(topologies(), requests())
-def test_machines_of_any_shape(tmp_path_factory: pytest.TempPathFactory, topology: Topology, request: object) -> None:
+def test_draws_machines_of_any_shape(
+    tmp_path_factory: pytest.TempPathFactory, topology: Topology, request: object
+) -> None:
     assert isinstance(request, PlacementRequest)
     try:
         plan = make_plan(topology, request)
@@ -156,15 +158,15 @@ def test_the_map_has_a_letter_for_every_cpu(topology: Topology, request: Placeme
     assert {letter: letters[letter] for letter in expected} == dict(expected)
 
 
-def test_cpus_of_several_ranks_are_marked() -> None:
+def test_marks_cpus_of_several_ranks() -> None:
     done = run_command("plan", "--synthetic", "core:2 pu:1", "--tp", "5", "--oversubscribe", "--map")
     assert "0   * *" in done.stdout
     found = uses(plan_for("core:2 pu:1", 5, oversubscribe=True))
     assert (found[0].rank, found[0].others) == (0, (1, 2))
-    assert found[0].words == "rank 0, thread 0; rank 1, thread 0; rank 2, thread 0"
+    assert found[0].text == "rank 0, thread 0; rank 1, thread 0; rank 2, thread 0"
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_map_prints_above_the_table_only(tmp_path: Path) -> None:
     done = run_command("plan", "--synthetic", "package:1 core:4 pu:2", "--map")
     assert ".0 .0 .0 ++" in done.stdout
     refused = run_command("plan", "--map", "--json")
@@ -172,7 +174,7 @@ def test_the_command(tmp_path: Path) -> None:
 
 
 @needs_drawsvg
-def test_the_file_that_cannot_be_written(tmp_path: Path) -> None:
+def test_rejects_an_unwritable_svg_file(tmp_path: Path) -> None:
     done = run_command("plan", "--svg", str(tmp_path / "plan.svg"))
     assert done.returncode == 0
     assert (tmp_path / "plan.svg").read_text().startswith("<?xml")
@@ -181,7 +183,7 @@ def test_the_file_that_cannot_be_written(tmp_path: Path) -> None:
     assert "cannot be written" in refused.stderr
 
 
-def test_without_drawsvg(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_names_the_extra_if_drawsvg_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "drawsvg", None)

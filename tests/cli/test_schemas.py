@@ -1,4 +1,4 @@
-"""What the verbs print is what the schemas in docs/ say: every key of it, and no other."""
+"""The documents that the verbs print match the schemas in docs/, key by key."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check(document: Any) -> None:
     assert errors == []
 
 
-def test_the_schemas_are_schemas_and_there_is_one_for_every_document() -> None:
+def test_every_document_has_a_valid_schema() -> None:
     for schema in SCHEMAS.values():
         Draft202012Validator.check_schema(schema)
     named = {
@@ -60,30 +60,30 @@ def test_the_schemas_are_schemas_and_there_is_one_for_every_document() -> None:
         ("inspect", str(os.getpid())),
     ],
 )
-def test_what_the_verbs_print(arguments: tuple[str, ...]) -> None:
+def test_verbs_print_valid_documents(arguments: tuple[str, ...]) -> None:
     check(json.loads(run_command(*arguments, "--json").stdout))
 
 
 @needs_gomp
-def test_the_proof() -> None:
+def test_verify_prints_a_valid_document() -> None:
     done = run_command("verify", "--library", GOMP, "--json")
     check(json.loads(done.stdout))
 
 
-def test_a_comparison() -> None:
+def test_compare_prints_a_valid_document() -> None:
     command = ("--variant", "none", "--variant", "plan", "--", sys.executable, "-c", "pass")
     check(json.loads(run_command("compare", "--runtime", "gomp", "--budget", "6", "--json", *command).stdout))
 
 
 @pytest.mark.parametrize("name", recorded_names("sysfs", ".tar.gz")[::7])
-def test_recorded_machines(name: str, recorded_machines: Path) -> None:
+def test_recorded_machines_give_valid_documents(name: str, recorded_machines: Path) -> None:
     path = str(recorded_machines / "sysfs" / f"{name}.tar.gz")
     for verb in ("topology", "devices"):
         check(json.loads(run_command(verb, "--machine", path, "--json").stdout))
 
 
 @given(topologies(), requests())
-def test_plans_for_machines_of_any_shape(topology: Topology, request: PlacementRequest) -> None:
+def test_plans_for_machines_of_any_shape_are_valid(topology: Topology, request: PlacementRequest) -> None:
     check(json.loads(json.dumps(topology.to_document())))
     try:
         plan = make_plan(topology, request)
@@ -92,12 +92,12 @@ def test_plans_for_machines_of_any_shape(topology: Topology, request: PlacementR
     check(json.loads(json.dumps(plan_document(plan))))
 
 
-def test_the_plan_of_a_cluster() -> None:
+def test_cluster_plans_are_valid() -> None:
     plan = make_cluster_plan([node("a", LARGE), node("b", LARGE)], PlacementRequest(data_parallel_size=3))
     check(json.loads(json.dumps(cluster_document(plan))))
 
 
-def test_a_key_that_is_not_there_would_be_told() -> None:
+def test_the_schemas_reject_additional_and_missing_keys() -> None:
     document = plan_document(make_plan(load_topology(synthetic=LARGE), PlacementRequest()))
     check(document)
     for damaged in (document | {"more": 1}, {key: value for key, value in document.items() if key != "ranks"}):

@@ -1,4 +1,4 @@
-"""AMD's GPUs: the real amdsmi, installed apart, over a stand-in library."""
+"""AMD GPUs: the real amdsmi, installed in its own folder, over a stand-in library."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ needs_amdsmi = pytest.mark.skipif(
 PROGRAM = """
 import json, sys
 from tests.devices.test_devices import seen
-found = seen(sys.argv[1], json.loads(sys.argv[2]), ask_drivers=True)
+found = seen(sys.argv[1], json.loads(sys.argv[2]), query_drivers=True)
 rows = [[d.address, list(d.nodes), d.source, d.uuid, [a.detail for a in d.answers]] for d in found.gpus]
 print(json.dumps([rows, [message.code for message in found.messages], found.libraries["amd"]]))
 """
@@ -45,65 +45,67 @@ def rocm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def asked(root: Path, rocm: Path | None, plan: str = PLAN, environ: dict[str, str] | None = None) -> Any:
-    """Return what a new process sees: [rows, codes of the messages, what amdsmi said]."""
+def query(root: Path, rocm: Path | None, plan: str = PLAN, environ: dict[str, str] | None = None) -> Any:
+    """Return the GPUs of a new process: [rows, codes of the messages, state of amdsmi]."""
     (root / "plan").write_text(plan)
-    told = {"PYTHONPATH": str(APART), "OMPAFFINITY_AMDSMI_PLAN": str(root / "plan")}
+    variables = {"PYTHONPATH": str(APART), "OMPAFFINITY_AMDSMI_PLAN": str(root / "plan")}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(root), json.dumps(environ or {})],
         capture_output=True,
         text=True,
         cwd=ROOT,
         check=False,
-        env={**os.environ, **told, **({} if rocm is None else {"ROCM_PATH": str(rocm)})},
+        env={**os.environ, **variables, **({} if rocm is None else {"ROCM_PATH": str(rocm)})},
     )
     assert done.returncode == 0, done.stderr
-    # Not a word of the binding's reaches the caller's output.
+    # The binding prints nothing to the caller's output.
     return json.loads(done.stdout)
 
 
 @needs_amdsmi
-def test_where_the_firmware_says_nothing_amdsmi_may_know(tmp_path: Path, rocm: Path) -> None:
+def test_reads_the_node_from_amdsmi_where_sysfs_has_none(tmp_path: Path, rocm: Path) -> None:
     machine(tmp_path, TWO_NODES)
     for address in ("0000:c1:00.0", "0000:c2:00.0"):
         gpu(tmp_path, address, -1, "0-7", vendor="0x1002")
-    rows, codes, said = asked(tmp_path, rocm)
+    rows, codes, state = query(tmp_path, rocm)
     assert [row[:4] for row in rows] == [
         ["0000:c1:00.0", [1], "amdsmi", "GPU-aaaa0000-1"],
         ["0000:c2:00.0", [0], "amdsmi", "GPU-bbbb0000-2"],
     ]
-    assert (codes, said) == ([], "ok")
+    assert (codes, state) == ([], "ok")
 
 
 @needs_amdsmi
-def test_hip_numbers_what_rocr_leaves(tmp_path: Path, rocm: Path) -> None:
+def test_hip_selects_among_the_gpus_of_rocr(tmp_path: Path, rocm: Path) -> None:
     machine(tmp_path, TWO_NODES)
-    rows, _, _ = asked(tmp_path, rocm, environ={"ROCR_VISIBLE_DEVICES": "1,0", "HIP_VISIBLE_DEVICES": "1"})
+    rows, _, _ = query(tmp_path, rocm, environ={"ROCR_VISIBLE_DEVICES": "1,0", "HIP_VISIBLE_DEVICES": "1"})
     assert [row[:2] for row in rows] == [["0000:c1:00.0", [1]]]
-    rows, _, _ = asked(tmp_path, rocm, environ={"HIP_VISIBLE_DEVICES": "GPU-bbbb"})
+    rows, _, _ = query(tmp_path, rocm, environ={"HIP_VISIBLE_DEVICES": "GPU-bbbb"})
     assert [row[:2] for row in rows] == [["0000:c2:00.0", [0]]]
 
 
 @needs_amdsmi
-def test_hips_own_numbers_count(tmp_path: Path, rocm: Path) -> None:
+def test_numbers_gpus_in_the_order_of_hip(tmp_path: Path, rocm: Path) -> None:
     machine(tmp_path, TWO_NODES)
     plan = "gpu bdf=0000:05:00.0 node=0 hip=1 uuid=a\ngpu bdf=0000:85:00.0 node=1 hip=0 uuid=b\n"
-    rows, _, _ = asked(tmp_path, rocm, plan)
+    rows, _, _ = query(tmp_path, rocm, plan)
     assert [row[0] for row in rows] == ["0000:85:00.0", "0000:05:00.0"]
-    rows, _, _ = asked(tmp_path, rocm, plan, environ={"HIP_VISIBLE_DEVICES": "0"})
+    rows, _, _ = query(tmp_path, rocm, plan, environ={"HIP_VISIBLE_DEVICES": "0"})
     assert [row[:2] for row in rows] == [["0000:85:00.0", [1]]]
 
 
 @needs_amdsmi
-def test_parts_of_a_gpu_are_numbered_one_by_one(tmp_path: Path, rocm: Path) -> None:
+def test_numbers_the_partitions_of_a_gpu(tmp_path: Path, rocm: Path) -> None:
     machine(tmp_path, TWO_NODES)
     plan = "".join(f"gpu bdf=0000:{5 + at // 2:02x}:00.0 node={at // 2} hip={at} uuid={at}\n" for at in range(4))
-    rows, _, _ = asked(tmp_path, rocm, plan)
+    rows, _, _ = query(tmp_path, rocm, plan)
     assert [row[1] for row in rows] == [[0], [0], [1], [1]]
 
 
 @needs_amdsmi
-def test_what_lies_around_is_not_executed(tmp_path: Path, rocm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imports_nothing_from_the_current_directory(
+    tmp_path: Path, rocm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine(tmp_path, TWO_NODES)
     (tmp_path / "json.py").write_text("raise SystemExit('executed')\n")
     (tmp_path / "plan").write_text(PLAN)
@@ -121,13 +123,15 @@ def test_what_lies_around_is_not_executed(tmp_path: Path, rocm: Path, monkeypatc
 @pytest.mark.parametrize(
     ("printed", "words"),
     [
-        (r"b'\xff\xfe'", "does not answer"),
-        (r"b'ompaffinity-amdsmi:{'", "damaged"),
-        (r"b'ompaffinity-amdsmi:[]'", "damaged"),
-        (r"b'ompaffinity-amdsmi:{\"gpus\": 3}'", "damaged"),
+        (r"b'\xff\xfe'", "printed no result"),
+        (r"b'ompaffinity-amdsmi:{'", "invalid"),
+        (r"b'ompaffinity-amdsmi:[]'", "invalid"),
+        (r"b'ompaffinity-amdsmi:{\"gpus\": 3}'", "invalid"),
     ],
 )
-def test_an_answer_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str, words: str) -> None:
+def test_rejects_an_invalid_result_of_amdsmi(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, printed: str, words: str
+) -> None:
     machine(tmp_path, TWO_NODES)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     monkeypatch.setattr("ompaffinity.devices.amdsmi.PROGRAM", f"import sys; sys.stdout.buffer.write({printed})")
@@ -137,55 +141,55 @@ def test_an_answer_that_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 @needs_amdsmi
-def test_each_gpu_for_itself(tmp_path: Path, rocm: Path) -> None:
+def test_an_unknown_node_leaves_other_gpus_unaffected(tmp_path: Path, rocm: Path) -> None:
     machine(tmp_path, TWO_NODES)
     plan = (
         "gpu bdf=0000:c1:00.0 node=-1 uuid=a\ngpu bdf=0000:c2:00.0 error=2 uuid=b\ngpu bdf=0000:c3:00.0 node=1 uuid=c\n"
     )
-    rows, codes, _ = asked(tmp_path, rocm, plan)
+    rows, codes, _ = query(tmp_path, rocm, plan)
     assert [row[1] for row in rows] == [[], [], [1]]
     assert codes == ["device-node-unknown"] * 2
 
 
 @needs_amdsmi
-def test_sysfs_is_believed_and_the_difference_told(tmp_path: Path, rocm: Path) -> None:
+def test_sysfs_overrides_amdsmi_and_the_difference_is_reported(tmp_path: Path, rocm: Path) -> None:
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:c1:00.0", 0, "0-3", vendor="0x1002")
-    rows, codes, _ = asked(tmp_path, rocm, "gpu bdf=0000:c1:00.0 node=1 uuid=a\n")
+    rows, codes, _ = query(tmp_path, rocm, "gpu bdf=0000:c1:00.0 node=1 uuid=a\n")
     assert rows[0][1:3] == [[0], "sysfs"]
     assert codes == ["device-sources-disagree"]
 
 
 @needs_amdsmi
-def test_a_container_has_those_that_the_driver_shows(tmp_path: Path, rocm: Path) -> None:
+def test_a_container_has_only_the_gpus_of_its_driver(tmp_path: Path, rocm: Path) -> None:
     machine(tmp_path, TWO_NODES)
     for address in ("0000:c1:00.0", "0000:c2:00.0"):
         gpu(tmp_path, address, 1, "4-7", vendor="0x1002")
-    rows, _, _ = asked(tmp_path, rocm, "gpu bdf=0000:c2:00.0 node=1 uuid=b\n")
+    rows, _, _ = query(tmp_path, rocm, "gpu bdf=0000:c2:00.0 node=1 uuid=b\n")
     assert [row[0] for row in rows] == ["0000:c2:00.0"]
 
 
 @needs_amdsmi
-def test_a_driver_that_is_not_loaded(tmp_path: Path, rocm: Path) -> None:
+def test_falls_back_to_sysfs_without_a_driver(tmp_path: Path, rocm: Path) -> None:
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:c1:00.0", 1, "4-7", vendor="0x1002")
-    rows, codes, said = asked(tmp_path, rocm, "init_error 34\n")
+    rows, codes, state = query(tmp_path, rocm, "init_error 34\n")
     assert [row[:3] for row in rows] == [["0000:c1:00.0", [1], "sysfs"]]
     assert codes == []
-    assert "34" in said or "as the plan says" in said
+    assert "34" in state or "as the plan says" in state
 
 
 @needs_amdsmi
 @pytest.mark.skipif(Path("/opt/rocm").exists(), reason="AMD's own library is installed here")
-def test_without_amds_library_the_bus_still_tells(tmp_path: Path) -> None:
+def test_falls_back_to_sysfs_without_the_amd_library(tmp_path: Path) -> None:
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:c1:00.0", 1, "4-7", vendor="0x1002")
-    rows, _, said = asked(tmp_path, None)
+    rows, _, state = query(tmp_path, None)
     assert [row[:3] for row in rows] == [["0000:c1:00.0", [1], "sysfs"]]
-    assert "libamd_smi.so" in said
+    assert "libamd_smi.so" in state
 
 
-def test_without_the_binding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_a_missing_amdsmi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(tmp_path, TWO_NODES)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with DirectoryTree(str(tmp_path)) as tree:

@@ -47,8 +47,8 @@ def machine(root: Path, nodes: dict[int, str], distances: dict[int, str] | None 
         files |= {f"{folder}/core_cpus_list": str(cpu), f"{folder}/physical_package_id": "0"}
         files |= {f"{folder}/core_id": str(cpu), f"{folder}/thread_siblings_list": str(cpu)}
     for node, text in nodes.items():
-        told = (distances or {}).get(node) or " ".join("10" if other == node else "20" for other in nodes)
-        files |= {f"{NODES}/node{node}/cpulist": text, f"{NODES}/node{node}/distance": told}
+        row = (distances or {}).get(node) or " ".join("10" if other == node else "20" for other in nodes)
+        files |= {f"{NODES}/node{node}/cpulist": text, f"{NODES}/node{node}/distance": row}
     write(root, files)
     return root
 
@@ -62,13 +62,13 @@ def gpu(
     write(root, {f"{PCI}/{address}/{name}": text for name, text in files.items()})
 
 
-def seen(root: Path, environ: dict[str, str] | None = None, *, ask_drivers: bool = False) -> Any:
+def seen(root: Path, environ: dict[str, str] | None = None, *, query_drivers: bool = False) -> Any:
     with DirectoryTree(str(root)) as tree:
         topology = read_sysfs(tree, architecture="x86_64", machine="test")
-        return read_gpus(tree, topology, environ or {}, ask_drivers=ask_drivers)
+        return read_gpus(tree, topology, environ or {}, query_drivers=query_drivers)
 
 
-def test_each_gpu_is_next_to_the_node_that_sysfs_tells(tmp_path: Path) -> None:
+def test_reads_the_node_of_each_gpu_from_sysfs(tmp_path: Path) -> None:
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:9b:00.0", 1, "4-7")
     gpu(tmp_path, "0000:1a:00.0", 0, "0-3")
@@ -82,7 +82,7 @@ def test_each_gpu_is_next_to_the_node_that_sysfs_tells(tmp_path: Path) -> None:
     assert [(device.number, device.nodes) for device in shuffled.gpus] == [(0, (1,)), (1, (0,))]
 
 
-def test_one_that_nothing_is_known_of_says_nothing_of_the_others(tmp_path: Path) -> None:
+def test_an_unknown_node_leaves_other_gpus_unaffected(tmp_path: Path) -> None:
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:1a:00.0", -1, "0-7")
     gpu(tmp_path, "0000:9b:00.0", 1, "4-7")
@@ -100,7 +100,7 @@ def test_a_machine_with_one_node_needs_no_source(tmp_path: Path) -> None:
     assert device.nodes == (0,)
 
 
-def test_what_is_no_gpu_is_not_listed(tmp_path: Path) -> None:
+def test_lists_only_gpus_and_accelerators(tmp_path: Path) -> None:
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:01:00.0", 0, vendor="0x1a03", kind="0x030000")
     gpu(tmp_path, "0000:02:00.0", 0, vendor="0x15b3", kind="0x020000")
@@ -109,7 +109,7 @@ def test_what_is_no_gpu_is_not_listed(tmp_path: Path) -> None:
     (tmp_path / PCI / "0000:03:00.1" / "physfn").mkdir()
     gpu(tmp_path, "0000:04:00.0", 1, vendor="0x1002", kind="0x038000")
     gpu(tmp_path, "10000:00:02.0", 1, vendor="0x8086", kind="0x030000")
-    # Intel's QuickAssist, a display of a cloud's, and an Ascend.
+    # Intel QuickAssist, the display of a cloud instance, and an Ascend.
     gpu(tmp_path, "0000:6b:00.0", 0, vendor="0x8086", kind="0x0b4000")
     gpu(tmp_path, "0000:07:00.0", 0, vendor="0x1d0f", kind="0x030000")
     gpu(tmp_path, "0000:c1:00.0", 1, vendor="0x19e5", kind="0x120000")
@@ -119,7 +119,7 @@ def test_what_is_no_gpu_is_not_listed(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-def test_a_display_counts_where_there_is_nothing_else(tmp_path: Path) -> None:
+def test_a_display_counts_only_without_other_gpus(tmp_path: Path) -> None:
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:07:00.0", 0, vendor="0x1234", kind="0x038000")
     assert [device.address for device in seen(tmp_path).gpus] == ["0000:07:00.0"]
@@ -127,7 +127,7 @@ def test_a_display_counts_where_there_is_nothing_else(tmp_path: Path) -> None:
     assert [device.address for device in seen(tmp_path).gpus] == ["0000:c1:00.0"]
 
 
-def test_cudas_variable_is_for_cuda_where_there_is_an_amd_gpu_too(tmp_path: Path) -> None:
+def test_cuda_visible_devices_does_not_hide_amd_gpus_beside_nvidia(tmp_path: Path) -> None:
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:1a:00.0", 0)
     gpu(tmp_path, "0000:9b:00.0", 1)
@@ -137,7 +137,7 @@ def test_cudas_variable_is_for_cuda_where_there_is_an_amd_gpu_too(tmp_path: Path
     assert found.messages == ()
 
 
-def test_a_bridge_above_it_may_know(tmp_path: Path) -> None:
+def test_reads_the_node_from_a_bridge_above_the_gpu(tmp_path: Path) -> None:
     machine(tmp_path, TWO_NODES)
     above = "sys/devices/pci0000:40/0000:40:00.0"
     write(tmp_path, {f"{above}/class": "0x060400", f"{above}/numa_node": "1"})
@@ -150,7 +150,7 @@ def test_a_bridge_above_it_may_know(tmp_path: Path) -> None:
     assert (device.nodes, device.source) == ((1,), "bridge")
 
 
-def test_sources_that_differ_are_told_of(tmp_path: Path) -> None:
+def test_reports_sources_that_differ(tmp_path: Path) -> None:
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:1a:00.0", 0, "4-7")
     found = seen(tmp_path)
@@ -167,13 +167,13 @@ def test_sources_that_differ_are_told_of(tmp_path: Path) -> None:
         # A generic initiator (a GPU, a network card) has no CPUs.
         ({"access0/initiators/node2/x": "", "access0/initiators/node1/x": ""}, (1,)),
         ({"distance": "80 40 10"}, (1,)),
-        # All as far, or unreachable: no information.
+        # All at equal distance, or unreachable: no information.
         ({"distance": "80 80 10"}, None),
         ({"distance": "255 255 10"}, None),
         ({"distance": "0 40 10"}, (1,)),
     ],
 )
-def test_the_cpus_next_to_a_gpus_own_memory(
+def test_finds_the_nearest_cpu_nodes_of_a_gpu_memory_node(
     tmp_path: Path, files: dict[str, str], expected: tuple[int, ...] | None
 ) -> None:
     machine(tmp_path, {**TWO_NODES, 2: ""}, {2: "80 80 10"})
@@ -197,11 +197,11 @@ def test_the_cpus_next_to_a_gpus_own_memory(
         ("", None),
     ],
 )
-def test_addresses_of_any_spelling(text: str, expected: str | None) -> None:
+def test_normalises_pci_addresses(text: str, expected: str | None) -> None:
     assert pci_address(text) == expected
 
 
-def test_no_source_is_no_crash() -> None:
+def test_settles_a_gpu_without_any_source() -> None:
     topology = load_topology(synthetic="numa:2 core:2 pu:1", architecture="x86_64")
     settled, messages = settle("GPU 0", [], topology)
     assert (settled.nodes, settled.source) == ((), None)
@@ -214,14 +214,14 @@ def test_no_source_is_no_crash() -> None:
 PROGRAM = """
 import json, sys
 from tests.devices.test_devices import seen
-found = seen(sys.argv[1], json.loads(sys.argv[2]), ask_drivers=True)
+found = seen(sys.argv[1], json.loads(sys.argv[2]), query_drivers=True)
 rows = [[d.number, d.address, list(d.nodes), d.source, d.own_node, d.name, d.uuid] for d in found.gpus]
 print(json.dumps([rows, [message.code for message in found.messages], found.libraries]))
 """
 
 
 def by_nvml(root: Path, folder: Path, plan: str, environ: dict[str, str] | None = None) -> Any:
-    """Return what a new process sees with this driver."""
+    """Return the GPUs of a new process with this driver."""
     (root / "plan").write_text(plan)
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(root), json.dumps(environ or {})],
@@ -240,14 +240,14 @@ def nodes_of(answer: Any) -> list[Any]:
 
 
 @needs_nvml
-def test_eight_gpus_on_two_nodes(tmp_path: Path, driver: dict[str, Path]) -> None:
+def test_reads_the_nodes_of_eight_gpus_from_nvml(tmp_path: Path, driver: dict[str, Path]) -> None:
     machine(tmp_path, TWO_NODES)
     plan = "".join(
         f"gpu bus=00000000:{16 + at:02X}:00.0 uuid=GPU-{at:08x}-1 memory={1 << at // 4:x} cpu=f{'0' * (at // 4)}\n"
         for at in range(8)
     )
     rows, codes, libraries = by_nvml(tmp_path, driver["new"], plan)
-    # The bus shows none of them here, as in a container.
+    # The PCI bus shows none of them here, as in a container.
     assert [row[2] for row in rows] == [[0]] * 4 + [[1]] * 4
     assert {row[3] for row in rows} == {"nvml-memory"}
     assert (codes, libraries["nvidia"]) == ([], "ok")
@@ -257,7 +257,7 @@ def test_eight_gpus_on_two_nodes(tmp_path: Path, driver: dict[str, Path]) -> Non
 
 
 @needs_nvml
-def test_gpus_whose_memory_is_a_node_of_its_own(tmp_path: Path, driver: dict[str, Path]) -> None:
+def test_gpu_memory_nodes_are_not_the_local_nodes(tmp_path: Path, driver: dict[str, Path]) -> None:
     """GB200: nodes 0 and 1 have CPUs, 2, 10, 18 and 26 are the GPUs' memory."""
     machine(tmp_path, {0: "0-71", 1: "72-143", 2: "", 10: "", 18: "", 26: ""})
     plan = (
@@ -275,7 +275,7 @@ def test_gpus_whose_memory_is_a_node_of_its_own(tmp_path: Path, driver: dict[str
 
 
 @needs_nvml
-def test_only_the_node_of_its_memory_is_known(tmp_path: Path, driver: dict[str, Path]) -> None:
+def test_uses_the_gpu_memory_node_where_no_other_source_answers(tmp_path: Path, driver: dict[str, Path]) -> None:
     distances = {2: "40 80 10 100", 18: "80 40 100 10"}
     machine(tmp_path, {0: "0-3", 1: "4-7", 2: "", 18: ""}, distances)
     answer = by_nvml(tmp_path, driver["new"], "gpu bus=0008:01:00.0 own=2\ngpu bus=0018:01:00.0 own=18\n")
@@ -284,7 +284,7 @@ def test_only_the_node_of_its_memory_is_known(tmp_path: Path, driver: dict[str, 
 
 
 @needs_nvml
-def test_nodes_of_any_number(tmp_path: Path, driver: dict[str, Path]) -> None:
+def test_accepts_any_node_number(tmp_path: Path, driver: dict[str, Path]) -> None:
     """POWER9: nodes 0 and 8 have CPUs, 252 to 255 are GPUs."""
     machine(tmp_path, {0: "0-79", 8: "80-159", 252: "", 253: "", 254: "", 255: ""})
     plan = "gpu bus=00000004:04:00.0 memory=1\ngpu bus=00000035:03:00.0 cpu=0,ffffffffffff0000,ffffffff\n"
@@ -292,8 +292,8 @@ def test_nodes_of_any_number(tmp_path: Path, driver: dict[str, Path]) -> None:
 
 
 @needs_nvml
-def test_firmware_that_says_nothing(tmp_path: Path, driver: dict[str, Path]) -> None:
-    """No _PXM: sysfs says -1, and NVML names every node; that is no information, and not node 0."""
+def test_a_mask_of_all_nodes_is_unknown(tmp_path: Path, driver: dict[str, Path]) -> None:
+    """Without _PXM sysfs has -1, and NVML names every node: that is unknown, not node 0."""
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:1a:00.0", -1, "0-7")
     gpu(tmp_path, "0000:9b:00.0", -1, "0-7")
@@ -304,14 +304,14 @@ def test_firmware_that_says_nothing(tmp_path: Path, driver: dict[str, Path]) -> 
 
 
 @needs_nvml
-def test_cpus_that_are_off_line_shift_nothing(tmp_path: Path, driver: dict[str, Path]) -> None:
+def test_offline_cpus_do_not_shift_masks(tmp_path: Path, driver: dict[str, Path]) -> None:
     machine(tmp_path, {0: "0-3", 1: "68-71"})
     plan = "gpu bus=00000000:1A:00.0 cpu=f,0\ngpu bus=00000000:9B:00.0 cpu=0,f0\n"
     assert nodes_of(by_nvml(tmp_path, driver["new"], plan)) == [[0], [1]]
 
 
 @needs_nvml
-def test_mig_instances_and_abbreviated_uuids(tmp_path: Path, driver: dict[str, Path]) -> None:
+def test_selects_gpus_by_mig_instance_and_uuid_prefix(tmp_path: Path, driver: dict[str, Path]) -> None:
     machine(tmp_path, TWO_NODES)
     plan = (
         "gpu bus=00000000:1A:00.0 uuid=GPU-aaaa0000-d72c memory=1\n"
@@ -323,7 +323,7 @@ def test_mig_instances_and_abbreviated_uuids(tmp_path: Path, driver: dict[str, P
 
 
 @needs_nvml
-def test_a_gpu_that_is_lost_hides_no_other(tmp_path: Path, driver: dict[str, Path]) -> None:
+def test_a_lost_gpu_hides_no_other(tmp_path: Path, driver: dict[str, Path]) -> None:
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:1a:00.0", 0, "0-3")
     plan = "gpu bus=00000000:1A:00.0 lost=1\ngpu bus=00000000:9B:00.0 memory=2\n"
@@ -331,7 +331,7 @@ def test_a_gpu_that_is_lost_hides_no_other(tmp_path: Path, driver: dict[str, Pat
 
 
 @needs_nvml
-def test_a_container_has_the_gpus_that_the_driver_shows(tmp_path: Path, driver: dict[str, Path]) -> None:
+def test_a_container_has_only_the_gpus_of_its_driver(tmp_path: Path, driver: dict[str, Path]) -> None:
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:1a:00.0", 0, "0-3")
     gpu(tmp_path, "0000:9b:00.0", 1, "4-7")
@@ -340,7 +340,7 @@ def test_a_container_has_the_gpus_that_the_driver_shows(tmp_path: Path, driver: 
 
 
 @needs_nvml
-def test_a_library_without_a_driver(tmp_path: Path, driver: dict[str, Path]) -> None:
+def test_falls_back_to_sysfs_without_a_driver(tmp_path: Path, driver: dict[str, Path]) -> None:
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:1a:00.0", 1, "4-7")
     rows, codes, libraries = by_nvml(tmp_path, driver["new"], "init_error 9\n")
@@ -349,11 +349,11 @@ def test_a_library_without_a_driver(tmp_path: Path, driver: dict[str, Path]) -> 
     assert libraries["nvidia"] == "Driver Not Loaded"
 
 
-def test_without_the_binding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_falls_back_to_sysfs_without_nvidia_ml_py(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", None)
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:1a:00.0", 1, "4-7")
-    found = seen(tmp_path, ask_drivers=True)
+    found = seen(tmp_path, query_drivers=True)
     assert [device.nodes for device in found.gpus] == [(1,)]
     assert "not installed" in found.libraries["nvidia"]
     topology = load_topology(synthetic="numa:1 core:1 pu:1", architecture="x86_64")
@@ -371,7 +371,7 @@ def test_without_the_binding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         "x86-dgx2-conv-2p2n4c4t", "x86-silver4108-8ve-2p2n16c32t", "x86-x5680-2mic-2p2n12c24t",
     ],
 )  # fmt: skip
-def test_recorded_machines(name: str, recorded_machines: Path) -> None:
+def test_reads_the_gpus_of_recorded_machines(name: str, recorded_machines: Path) -> None:
     path = recorded_machines / "sysfs" / f"{name}.tar.gz"
     expected = json.loads((recorded_machines / "expected" / f"{name}.json").read_text())
     topology = load_topology(machine=str(path))
@@ -382,7 +382,7 @@ def test_recorded_machines(name: str, recorded_machines: Path) -> None:
     for row in wanted:
         device = found[row["bdf"]]
         local = set(ompaffinity.parse_id_list(row["local_cpus_online"] or ""))
-        # All CPUs is what a kernel says that does not know.
+        # A kernel without information lists all CPUs.
         assert set(device.near_cpus(topology)) == (set() if local == every else local)
         if row["numa_node"] not in (None, -1):
             assert device.nodes == (row["numa_node"],)
@@ -396,7 +396,7 @@ def test_recorded_machines(name: str, recorded_machines: Path) -> None:
         "x86-x3950m2-pci-16p4n96c96t",
     ],
 )  # fmt: skip
-def test_recorded_exports(name: str, recorded_machines: Path) -> None:
+def test_reads_the_gpus_of_hwloc_exports(name: str, recorded_machines: Path) -> None:
     path = recorded_machines / "hwloc-xml" / f"{name}.xml"
     expected = json.loads((recorded_machines / "expected" / f"{name}.json").read_text())
     topology = load_topology(machine=str(path))
@@ -422,7 +422,7 @@ def test_recorded_exports(name: str, recorded_machines: Path) -> None:
         (("answers",), [{"source": "sysfs", "nodes": [0], "detail": "", "node": 0}] * 2),
     ],
 )
-def test_a_damaged_capture_is_refused(tmp_path: Path, where: tuple[Any, ...], value: Any) -> None:
+def test_rejects_a_capture_with_invalid_devices(tmp_path: Path, where: tuple[Any, ...], value: Any) -> None:
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:1a:00.0", 0, "0-3")
     capture = tmp_path / "capture.json"
@@ -438,10 +438,10 @@ def test_a_damaged_capture_is_refused(tmp_path: Path, where: tuple[Any, ...], va
     assert "the devices of this capture are damaged" in done.stderr
 
 
-# The command, and the names that servers know.
+# The command, and the helpers with the names of servers.
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_devices_prints_json_and_a_table(tmp_path: Path) -> None:
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:1a:00.0", 1, "4-7")
     gpu(tmp_path, "0000:9b:00.0", -1, "0-7")
@@ -449,7 +449,7 @@ def test_the_command(tmp_path: Path) -> None:
     document = json.loads(done.stdout)
     assert document["schema"] == "ompaffinity.devices/1"
     first, second = document["devices"]
-    # A recorded machine shows all of them, whatever is visible here.
+    # A recorded machine shows all GPUs; CUDA_VISIBLE_DEVICES of this machine does not apply.
     assert (first["index"], first["address"], first["nodes"], first["near_cpus"]) == (0, "0000:1a:00.0", [1], "4-7")
     assert first["answers"][0] == {"source": "sysfs", "nodes": [1], "detail": "numa_node 1", "node": 1}
     assert (second["nodes"], second["source"]) == ([], None)
@@ -470,7 +470,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert run_command("devices").returncode == 0
 
 
-def test_the_names_that_servers_know(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_server_helpers_return_the_gpu_nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:1a:00.0", 1, "4-7")
     gpu(tmp_path, "0000:9b:00.0", -1, "0-7")
@@ -483,6 +483,6 @@ def test_the_names_that_servers_know(monkeypatch: pytest.MonkeyPatch, tmp_path: 
             ompaffinity.get_device_numa_node(wrong)  # type: ignore[arg-type]
 
 
-def test_a_record_that_is_not_there() -> None:
+def test_rejects_a_missing_record() -> None:
     with pytest.raises(TopologyError):
         recorded_gpus("/no/such/record", load_topology())

@@ -32,7 +32,7 @@ def numbers(text: str | None, vendor: str = NVIDIA, environ: dict[str, str] | No
         ("", []),
         ("2,0", [2, 0]),
         (" 1 , 3 ", [1, 3]),
-        # The guide's own example: what follows the first invalid entry is not seen.
+        # The example of the guide: entries after the first invalid one are not visible.
         ("0,2,-1,1", [0, 2]),
         ("0,9,1", [0]),
         ("nonsense", []),
@@ -57,11 +57,11 @@ def numbers(text: str | None, vendor: str = NVIDIA, environ: dict[str, str] | No
         (",0", []),
     ],
 )
-def test_cuda(text: str | None, expected: list[int]) -> None:
+def test_selects_by_cuda_visible_devices(text: str | None, expected: list[int]) -> None:
     assert numbers(text) == expected
 
 
-def test_gpus_are_numbered_by_their_addresses() -> None:
+def test_numbers_gpus_by_pci_address() -> None:
     far, near, wide = (PhysicalGPU(address, NVIDIA) for address in ("0001:01:00.0", "0000:9b:00.0", "10000:00:02.0"))
     found, messages = visible_gpus([wide, far, near], {})
     assert found == (near, far, wide)
@@ -69,7 +69,7 @@ def test_gpus_are_numbered_by_their_addresses() -> None:
 
 
 @pytest.mark.parametrize(
-    ("environ", "told"),
+    ("environ", "reported"),
     [
         ({}, True),
         ({"CUDA_VISIBLE_DEVICES": "1,0"}, True),
@@ -77,10 +77,10 @@ def test_gpus_are_numbered_by_their_addresses() -> None:
         ({"CUDA_VISIBLE_DEVICES": "0", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}, False),
     ],
 )
-def test_gpus_that_differ_are_in_an_order_that_only_cuda_knows(environ: dict[str, str], told: bool) -> None:
+def test_reports_the_unknown_order_of_different_gpus(environ: dict[str, str], reported: bool) -> None:
     devices = [PhysicalGPU("0000:01:00.0", NVIDIA, "A100", "GPU-a"), PhysicalGPU("0000:02:00.0", NVIDIA, "H100")]
     _, messages = visible_gpus(devices, environ)
-    assert [message.code for message in messages] == ["device-order-unknown"] * told
+    assert [message.code for message in messages] == ["device-order-unknown"] * reported
 
 
 @pytest.mark.parametrize(
@@ -89,15 +89,15 @@ def test_gpus_that_differ_are_in_an_order_that_only_cuda_knows(environ: dict[str
         ({"ROCR_VISIBLE_DEVICES": "2,3"}, [2, 3]),
         ({"HIP_VISIBLE_DEVICES": "3"}, [3]),
         ({"CUDA_VISIBLE_DEVICES": "3"}, [3]),
-        # HIP's wins over CUDA's.
+        # HIP_VISIBLE_DEVICES overrides CUDA_VISIBLE_DEVICES.
         ({"CUDA_VISIBLE_DEVICES": "3", "HIP_VISIBLE_DEVICES": "1"}, [1]),
-        # ROCr's is applied first, and HIP counts anew.
+        # ROCr selects first, and HIP renumbers.
         ({"ROCR_VISIBLE_DEVICES": "3,2", "HIP_VISIBLE_DEVICES": "1,0"}, [2, 3]),
         ({"ROCR_VISIBLE_DEVICES": "3", "HIP_VISIBLE_DEVICES": "1"}, []),
         ({"ROCR_VISIBLE_DEVICES": "GPU-8932f937", "HIP_VISIBLE_DEVICES": "0"}, [0]),
     ],
 )
-def test_rocm(environ: dict[str, str], expected: list[int]) -> None:
+def test_selects_by_rocr_then_hip(environ: dict[str, str], expected: list[int]) -> None:
     assert numbers(None, AMD, environ) == expected
 
 
@@ -109,25 +109,25 @@ def test_level_zero_filters_and_never_reorders(text: str, expected: list[int]) -
     assert numbers(text, INTEL) == expected
 
 
-def test_what_cuts_a_list_is_said() -> None:
+def test_reports_the_entry_that_ends_a_list() -> None:
     _, messages = visible_gpus(gpus(2), {"CUDA_VISIBLE_DEVICES": "0,7"})
     (message,) = messages
     assert (message.code, message.level) == ("device-list-cut", "warning")
     assert message.message.startswith("CUDA_VISIBLE_DEVICES is '0,7', and '7' in it names no GPU that is left")
-    # -1 is how a list is ended on purpose.
+    # -1 ends a list on purpose.
     assert visible_gpus(gpus(2), {"CUDA_VISIBLE_DEVICES": "-1"})[1] == ()
     _, (twice,) = visible_gpus(gpus(2), {"CUDA_VISIBLE_DEVICES": "1,1"})
     assert "named twice leaves none" in twice.message
 
 
-def test_a_machine_with_gpus_of_several_vendors() -> None:
+def test_lists_the_vendors_in_a_fixed_order() -> None:
     devices = [PhysicalGPU(f"0000:0{at}:00.0", vendor) for at, vendor in enumerate((OTHER, INTEL, AMD, NVIDIA))]
     found, _ = visible_gpus(devices, {"HIP_VISIBLE_DEVICES": ""})
     assert [device.vendor for device in found] == [NVIDIA, INTEL, OTHER]
 
 
 @given(st.text(max_size=30), st.text(max_size=30), st.integers(0, 4))
-def test_any_text_selects_only_what_is_there(first: str, second: str, count: int) -> None:
+def test_any_text_selects_only_present_gpus(first: str, second: str, count: int) -> None:
     for vendor, names in (
         (NVIDIA, ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")),
         (AMD, ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")),
@@ -139,5 +139,5 @@ def test_any_text_selects_only_what_is_there(first: str, second: str, count: int
 
 
 @given(st.lists(st.integers(0, 3), unique=True))
-def test_numbers_are_taken_in_their_order(chosen: list[int]) -> None:
+def test_keeps_the_order_of_the_numbers(chosen: list[int]) -> None:
     assert numbers(",".join(map(str, chosen))) == chosen

@@ -50,7 +50,7 @@ def cpus_of(topology: Topology, folder: Path, **files: str) -> dict[str, Check]:
         return checked(machine_checks(topology, tree))
 
 
-def test_every_check_is_made_here() -> None:
+def test_runs_every_check() -> None:
     diagnosis = diagnose(os.environ)
     assert [check.name for check in diagnosis.checks] == NAMES
     assert all(check.message for check in diagnosis.checks)
@@ -58,15 +58,15 @@ def test_every_check_is_made_here() -> None:
     assert all(check.fix is None for check in diagnosis.checks if check.level == "ok")
 
 
-def test_the_command_prints_a_line_per_check(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_prints_a_line_per_check(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in NAMES)
-    assert "Nothing keeps workers from being bound." in printed
+    assert "Workers can be bound as planned." in printed
     assert all(len(line) <= 80 for line in printed.splitlines())
 
 
-def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     main(["doctor", "--json"])
     document = json.loads(capsys.readouterr().out)
     assert document["schema"] == "ompaffinity.doctor/1"
@@ -74,14 +74,16 @@ def test_the_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert {tuple(check) for check in document["checks"]} == {("name", "level", "message", "fix")}
 
 
-def test_strict_counts_warnings(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strict_turns_warnings_into_status_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OMP_PLACES", "cores")
     assert main(["doctor"]) == 0
     assert main(["doctor", "--strict"]) == 1
     assert "OMP_PLACES=cores" in capsys.readouterr().out
 
 
-def test_a_mask_from_outside_is_a_warning() -> None:
+def test_an_inherited_mask_is_a_warning() -> None:
     cpu = min(os.sched_getaffinity(0))
     everything = set(range(os.sysconf("SC_NPROCESSORS_ONLN")))
     bound = f"import os, sys; os.sched_setaffinity(0, [{cpu}]); from ompaffinity.cli.main import main"
@@ -92,7 +94,7 @@ def test_a_mask_from_outside_is_a_warning() -> None:
     assert found["allowed CPUs"]["level"] == expected
 
 
-def test_what_is_wrong_with_the_cpus(tmp_path: Path) -> None:
+def test_reports_what_is_wrong_with_the_cpus(tmp_path: Path) -> None:
     machine = synthetic("package:2 core:2 pu:2")
     cpus = tuple(
         cpu._replace(online=cpu.id != 7, isolated=cpu.id == 1, allowed=cpu.id in (0, 1, 2, 3)) for cpu in machine.cpus
@@ -117,9 +119,9 @@ def test_what_is_wrong_with_the_cpus(tmp_path: Path) -> None:
         "governor": "warning",
         "idle CPUs": "ok",
     }
-    assert "CPU 0 is held" in found["governor"].message
-    assert "1.5 CPUs' time for 4 CPUs" in found["CPU quota"].message
-    assert "1 to 2 threads" in found["SMT"].message
+    assert "CPU 0 runs at its lowest frequency" in found["governor"].message
+    assert "1.5 CPUs for 4 allowed CPUs" in found["CPU quota"].message
+    assert "1 to 2 online threads" in found["SMT"].message
     assert "CPU 1 (isolcpus)" in found["isolated CPUs"].message
 
 
@@ -134,7 +136,7 @@ def test_what_is_wrong_with_the_cpus(tmp_path: Path) -> None:
         ("intel_idle", "fpu", "", "ok"),
     ],
 )
-def test_a_virtual_machine_whose_idle_cpus_stop(
+def test_warns_if_the_guest_halts_idle_cpus(
     tmp_path: Path, driver: str | None, flags: str, command_line: str, level: str
 ) -> None:
     files = {"proc/cpuinfo": f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t:\n", "proc/cmdline": f"{command_line}\n"}
@@ -145,19 +147,19 @@ def test_a_virtual_machine_whose_idle_cpus_stop(
     assert level == "ok" or "haltpoll" in str(check.fix)
 
 
-def test_no_cpu_at_all_is_a_problem(tmp_path: Path) -> None:
+def test_no_allowed_cpu_is_a_problem(tmp_path: Path) -> None:
     machine = synthetic("core:2 pu:1")
     machine = machine._replace(cpus=tuple(cpu._replace(allowed=False) for cpu in machine.cpus))
     assert cpus_of(machine, tmp_path)["allowed CPUs"].level == "problem"
 
 
-def test_an_lscpu_that_sees_other_cpus_is_doubted(tmp_path: Path) -> None:
+def test_warns_if_lscpu_reports_other_cpus(tmp_path: Path) -> None:
     found = cpus_of(synthetic("package:64 core:64 pu:1"), tmp_path)
     assert found["lscpu"].level == "warning"
 
 
 @needs_libnuma
-def test_what_the_kernel_does_with_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_what_is_wrong_with_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_memory, "allowed_memory_nodes", lambda: (0, 0))
     node = "sys/devices/system/node/node0/hugepages/hugepages-1048576kB"
     files = {
@@ -172,7 +174,7 @@ def test_what_the_kernel_does_with_memory(tmp_path: Path, monkeypatch: pytest.Mo
     }
     machine = synthetic("package:2 [numa] core:2 pu:1")
     hidden = machine.nodes[1]._replace(allowed=False)
-    # A node without memory is allowed to nobody, and nobody misses it.
+    # A node without memory is never allowed, and is not reported.
     nodes = (machine.nodes[0], hidden, hidden._replace(id=2, cpus=(), has_memory=False))
     machine = machine._replace(nodes=nodes, limits=machine.limits._replace(memory_limit_bytes=1000000))
     with tree_of(tmp_path, files) as tree:
@@ -186,11 +188,11 @@ def test_what_the_kernel_does_with_memory(tmp_path: Path, monkeypatch: pytest.Mo
         "transparent huge pages": "warning",
         "huge pages": "warning",
     }
-    assert "node 0: 8 of 1024 MiB, 6 free: 6.0 GiB are kept" in found["huge pages"].message
+    assert "node 0: 8 of 1024 MiB, 6 free: 6.0 GiB unavailable" in found["huge pages"].message
     assert "node 1 is not allowed" in found["memory nodes"].message
 
 
-def test_huge_pages_of_a_machine_without_nodes(tmp_path: Path) -> None:
+def test_reads_huge_pages_without_nodes(tmp_path: Path) -> None:
     folder = "sys/kernel/mm/hugepages/hugepages-2048kB"
     files = {f"{folder}/nr_hugepages": "4", f"{folder}/free_hugepages": "4", "proc/self/cgroup": ""}
     small = folder.replace("2048", "64")
@@ -201,12 +203,12 @@ def test_huge_pages_of_a_machine_without_nodes(tmp_path: Path) -> None:
         "ok",
         "4 of 2 MiB, 4 free; 3 of 64 KiB, 1 free",
     )
-    assert found["NUMA balancing"].message == "not in this kernel"
-    assert found["transparent huge pages"].message == "not in this kernel"
+    assert found["NUMA balancing"].message == "unsupported by this kernel"
+    assert found["transparent huge pages"].message == "unsupported by this kernel"
 
 
 @pytest.mark.parametrize(("nodes", "level"), [((0,), "warning"), ((0, 1), "problem")])
-def test_without_libnuma_and_permission_it_counts_how_many_nodes_there_are(
+def test_missing_libnuma_is_a_problem_only_with_several_nodes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nodes: tuple[int, ...], level: str
 ) -> None:
     from ompaffinity.bind.mempolicy import GrantedPolicy, LibnumaMissingError, MemoryPolicyError
@@ -226,7 +228,7 @@ def test_without_libnuma_and_permission_it_counts_how_many_nodes_there_are(
 
 @needs_gomp
 @needs_newer_llvm
-def test_two_runtimes_are_found_where_they_lie(tmp_path: Path) -> None:
+def test_finds_two_runtimes_in_an_environment(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "env")], check=True, timeout=60)
     python = str(tmp_path / "env" / "bin" / "python")
     assert checked(software_checks({}, python))["OpenMP runtimes"].level == "ok"
@@ -234,7 +236,7 @@ def test_two_runtimes_are_found_where_they_lie(tmp_path: Path) -> None:
     (site / "one").mkdir()
     (site / "one" / "libiomp5.so").symlink_to(NEWER_LLVM)
     assert "(iomp)" in checked(software_checks({}, python))["OpenMP runtimes"].message
-    # The same file under another name is no second runtime.
+    # The same file under another name is not a second runtime.
     (site / "libomp.so").symlink_to(NEWER_LLVM)
     assert checked(software_checks({}, python))["OpenMP runtimes"].level == "ok"
     from ompaffinity.openmp.library_path import find_library
@@ -249,7 +251,7 @@ def test_two_runtimes_are_found_where_they_lie(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("python", ["/no/such/python", "/bin/true", ""])
-def test_a_python_that_is_none_is_refused(python: str) -> None:
+def test_rejects_python_options_that_are_no_interpreter(python: str) -> None:
     with pytest.raises(RequestError, match="--python"):
         list(software_checks({}, python))
     done = run_command("doctor", "--python", python)

@@ -14,7 +14,7 @@ import ompaffinity
 from ompaffinity.bind import mempolicy
 from ompaffinity.ids import MAX_ID
 from ompaffinity.launch import bind_exec
-from ompaffinity.launch.bind_exec import NotUnderstoodError, id_list
+from ompaffinity.launch.bind_exec import InvalidArgumentsError, id_list
 from ompaffinity.openmp import variables
 from tests.bind.test_manager import needs_libnuma
 from tests.conftest import ROOT
@@ -40,7 +40,7 @@ def run(*words: str, prefix: tuple[str, ...] = ()) -> subprocess.CompletedProces
 @pytest.mark.parametrize(
     ("mode", "word"), [("--bind", "bind"), ("--preferred", "prefer"), ("--interleave", "interleave")]
 )
-def test_a_program_is_born_bound(mode: str, word: str) -> None:
+def test_binds_the_command_before_it_starts(mode: str, word: str) -> None:
     node = ompaffinity.get_memory_affinity()[0]
     done = run("--cpus", str(CPU), mode, str(node), "--set", "A=1=2", "--unset", "HOME", "--strict", *WORKER)
     assert (done.returncode, done.stderr) == (0, "")
@@ -56,17 +56,17 @@ def test_a_program_is_born_bound(mode: str, word: str) -> None:
     ("words", "reason"),
     [
         (["--cpus", "65000"], "CPUs: "),
-        (["--cpus", f"{CPU},65000"], "CPUs: some of"),
-        (["--bind", "1000"], "memory: bind refused"),
-        (["--cpus", "3-1"], "is no range"),
-        (["--cpus", "a"], "is no list"),
-        (["--cpus"], "needs a value"),
+        (["--cpus", f"{CPU},65000"], "CPUs: some CPUs"),
+        (["--bind", "1000"], "memory: bind rejected"),
+        (["--cpus", "3-1"], "is not an ascending range"),
+        (["--cpus", "a"], "is not a list"),
+        (["--cpus"], "has no value"),
         (["--set", "A"], "NAME=VALUE"),
-        (["--wide"], "is no option"),
-        (["--die-with-parent", "x"], "is not the number of a process"),
+        (["--wide"], "'--wide' is unknown"),
+        (["--die-with-parent", "x"], "must be a process id"),
     ],
 )
-def test_what_cannot_be_had_leaves_the_program_unbound_and_marked(words: list[str], reason: str) -> None:
+def test_a_rejected_binding_starts_the_command_unbound_with_the_reason(words: list[str], reason: str) -> None:
     done = run(*words, *WORKER)
     assert done.returncode == 0
     assert reason in json.loads(done.stdout)[2][bind_exec.UNBOUND_VARIABLE]
@@ -78,7 +78,7 @@ def test_what_cannot_be_had_leaves_the_program_unbound_and_marked(words: list[st
 
 
 @needs_libnuma
-def test_where_policies_are_refused_the_cpus_are_bound_all_the_same() -> None:
+def test_binds_the_cpus_if_the_memory_policy_is_rejected() -> None:
     prefix = (sys.executable, "-m", "tests.bind.seccomp")
     done = run("--cpus", str(CPU), "--bind", "0", *WORKER, prefix=prefix)
     cpus, policies, variables = json.loads(done.stdout)
@@ -87,14 +87,14 @@ def test_where_policies_are_refused_the_cpus_are_bound_all_the_same() -> None:
     assert "no policy instead" in variables[bind_exec.UNBOUND_VARIABLE]
 
 
-def test_a_command_that_cannot_be_started() -> None:
+def test_exits_with_127_if_the_command_cannot_be_started() -> None:
     done = run("--", "/no/such/command")
     assert done.returncode == 127
     assert done.stderr == "ompaffinity: /no/such/command cannot be started: No such file or directory\n"
     assert run("--cpus", "0").returncode == bind_exec.USAGE
 
 
-def test_a_program_dies_with_the_one_that_started_it(tmp_path: Path) -> None:
+def test_die_with_parent_kills_the_command(tmp_path: Path) -> None:
     number = tmp_path / "pid"
     sleeper = f"import os, time; open({str(number)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     command = [*BIND_EXEC, "--die-with-parent", "PID", "--", sys.executable, "-c", sleeper]
@@ -110,21 +110,21 @@ def test_a_program_dies_with_the_one_that_started_it(tmp_path: Path) -> None:
     assert not child.exists() or "\nState:\tZ" in (child / "status").read_text()
 
 
-def test_what_it_must_know_by_itself_is_what_the_package_knows() -> None:
+def test_its_constants_equal_those_of_the_package() -> None:
     assert set(bind_exec.BINDING_VARIABLES) == set(variables.BINDING_VARIABLES)
     assert {name.removeprefix("--"): mode for name, mode in bind_exec.MODES.items()} == mempolicy.MODES
     assert tuple(name.removeprefix("--") for name in bind_exec.FALLBACKS) == mempolicy.FALLBACKS
     assert bind_exec.MAX_ID == MAX_ID
 
 
-def test_id_lists() -> None:
+def test_reads_and_rejects_id_lists() -> None:
     assert id_list("0-2,8") == {0, 1, 2, 8}
     for text in ("", "1-", "-1", "1,,2", "٣", "0-70000", "1 2"):
-        with pytest.raises(NotUnderstoodError):
+        with pytest.raises(InvalidArgumentsError):
             id_list(text)
 
 
-def test_it_needs_nothing_but_the_standard_library() -> None:
+def test_requires_only_the_standard_library() -> None:
     code = f"import runpy, sys; sys.argv = ['x']; sys.exit(runpy.run_path({FILE!r})['main'](['--', 'true']))"
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

@@ -117,9 +117,9 @@ def test_the_commands_status_is_passed_on() -> None:
     [
         ([], "exec needs a command"),
         (["--", ""], "the command after -- is empty"),
-        (["--"], "there is no command after --"),
+        (["--"], "no command follows --"),
         (["--tp", "3", "--local-rank", "0", "--local-world-size", "2", "--", "true"], "make 3 local ranks"),
-        (["--local-rank", "2", "--local-world-size", "2", "--", "true"], "local rank 2 is none of 2"),
+        (["--local-rank", "2", "--local-world-size", "2", "--", "true"], "local rank 2 is not one of 2"),
         (["--local-rank", "x", "--", "true"], "--local-rank is 'x'"),
     ],
 )

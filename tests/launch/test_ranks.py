@@ -44,36 +44,36 @@ SLURM = {
             ("Flux", 1, None, 3, 5),
         ),
         ({"PMIX_LOCAL_RANK": "0", "PMIX_RANK": "4"}, ("PMIx", 0, None, 4, None)),
-        # What a batch script starts by itself is no task of a step.
+        # A process that a batch script starts directly is not a task of a step.
         ({"SLURM_LOCALID": "0", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, None),
         ({"LOCAL_RANK": " "}, None),
     ],
 )
-def test_each_launcher_tells_in_its_own_words(environ: dict[str, str], expected: tuple[object, ...] | None) -> None:
+def test_reads_the_variables_of_each_launcher(environ: dict[str, str], expected: tuple[object, ...] | None) -> None:
     assert find_rank(environ) == (None if expected is None else LauncherRank(*expected))  # type: ignore[arg-type]
 
 
-def test_the_innermost_launcher_counts() -> None:
+def test_the_innermost_launcher_has_precedence() -> None:
     assert find_rank(SLURM | OPEN_MPI | TORCHRUN) == LauncherRank("torchrun", 3, 4, 7, 8)
     assert find_rank(SLURM | OPEN_MPI) == LauncherRank("Open MPI", 1, 4, 5, 8)
 
 
-def test_two_of_the_same_depth_that_contradict_each_other_are_named() -> None:
-    with pytest.raises(RequestError, match=r"Open MPI says local rank 1 of 4, MPICH or Intel MPI .* says 2 of 4"):
+def test_rejects_contradictory_mpi_launchers() -> None:
+    with pytest.raises(RequestError, match=r"Open MPI sets local rank 1 of 4, MPICH or Intel MPI .* sets 2 of 4"):
         find_rank(OPEN_MPI | HYDRA)
     agreeing = HYDRA | {"MPI_LOCALRANKID": "1"}
     assert find_rank(OPEN_MPI | agreeing) == LauncherRank("Open MPI", 1, 4, 5, 8)
-    # Who says it himself is not asked.
+    # Both numbers in options override the launchers.
     assert local_world(OPEN_MPI | HYDRA, 0, 2) == LauncherRank("the options", 0, 2, 0, None)
 
 
 @pytest.mark.parametrize("value", ["x", "-2", "1.0", "٣", "99999999999"])
-def test_a_variable_that_holds_no_number_is_named(value: str) -> None:
+def test_rejects_variables_that_are_no_numbers(value: str) -> None:
     with pytest.raises(RequestError, match="LOCAL_RANK is"):
         find_rank({"LOCAL_RANK": value})
 
 
-def test_what_is_given_wins() -> None:
+def test_arguments_override_launchers() -> None:
     assert local_world(TORCHRUN, local_rank=0) == LauncherRank("torchrun", 0, 4, 7, 8)
     assert local_world(TORCHRUN, local_world_size=5) == LauncherRank("torchrun", 3, 5, 7, 8)
     assert local_world({}, 1, 2) == LauncherRank("the options", 1, 2, 1, None)
@@ -83,13 +83,13 @@ def test_what_is_given_wins() -> None:
 @pytest.mark.parametrize(
     ("local_rank", "local_world_size", "match"),
     [
-        (2, 2, "local rank 2 is none of 2 local ranks"),
-        (0, 0, "none of 0"),
-        (None, 2, "say which one this is: --local-rank"),
-        (1, None, "say it: --local-world-size"),
+        (2, 2, "local rank 2 is not one of 2 local ranks"),
+        (0, 0, "not one of 0"),
+        (None, 2, "--local-world-size is 2, but the local rank is unknown; set --local-rank"),
+        (1, None, "local ranks is unknown; set --local-world-size"),
     ],
 )
-def test_numbers_that_do_not_fit_are_refused(local_rank: int, local_world_size: int, match: str) -> None:
+def test_rejects_contradictory_rank_numbers(local_rank: int, local_world_size: int, match: str) -> None:
     with pytest.raises(RequestError, match=match):
         local_world({}, local_rank, local_world_size)
 
@@ -97,21 +97,21 @@ def test_numbers_that_do_not_fit_are_refused(local_rank: int, local_world_size: 
 @pytest.mark.parametrize(
     ("text", "counts"), [("", []), ("2", [2]), ("2(x3),1", [2, 2, 2, 1]), ("16(x2),4,16", [16, 16, 4, 16])]
 )
-def test_slurms_counts(text: str, counts: list[int]) -> None:
+def test_reads_the_task_counts_of_slurm(text: str, counts: list[int]) -> None:
     assert tasks_per_node(text) == counts
 
 
 @pytest.mark.parametrize("text", ["x", "2(3)", "2(x)", "2,", "1(x99999999)", "2(x3)4"])
-def test_broken_counts_are_refused(text: str) -> None:
+def test_rejects_invalid_task_counts(text: str) -> None:
     with pytest.raises(RequestError, match="SLURM_STEP_TASKS_PER_NODE"):
         tasks_per_node(text)
 
 
-def test_nobody_started_a_trainer_that_says_so() -> None:
+def test_local_rank_minus_one_means_no_launcher() -> None:
     assert find_rank({"LOCAL_RANK": "-1", "RANK": "-1"}) is None
 
 
-def test_a_script_hands_the_launchers_local_rank_on_under_torchruns_name() -> None:
+def test_accepts_the_local_rank_of_a_launcher_in_local_rank() -> None:
     hydra = {"MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2", "PMI_RANK": "3", "PMI_SIZE": "4"}
     found = find_rank(hydra | {"LOCAL_RANK": "1"})
     assert found is not None

@@ -88,11 +88,11 @@ def test_variants_of_ones_own() -> None:
     for wrong, words in (
         (["nonsense"], "must be one of none, threads"),
         (["plan", "plan"], "twice"),
-        (["plan=--reserve 0"], "a name of its own"),
-        (["=--reserve 0"], "a name of its own"),
+        (["plan=--reserve 0"], "use a new name"),
+        (["=--reserve 0"], "use a new name"),
         (["mine=--nonsense 0"], "mine: unrecognized arguments"),
         (["mine=--reserve 'x"], "mine: No closing quotation"),
-        (["mine=--pid 1"], "no option of a plan"),
+        (["mine=--pid 1"], "not a planning option"),
     ):
         with pytest.raises(RequestError, match=words):
             variants_of(wrong)
@@ -246,7 +246,7 @@ def test_the_command_and_its_json() -> None:
         assert variant["verdict"] == "no difference"
     assert document["advice"]["variant"] == "plan"
     assert "does not matter" in document["advice"]["text"]
-    assert document["left_out"]["thread"] == "it starts the ranks as plan does"
+    assert document["left_out"]["thread"] == "starts the ranks in the same way as plan"
     # Quiet in a pipe.
     assert done.stderr == ""
 
@@ -268,11 +268,11 @@ def test_the_table_and_the_plot(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), "compare needs a command"),
-        (("--lower", *WORK), "--lower is about --metric"),
+        ((), "the command is missing"),
+        (("--lower", *WORK), "--lower requires --metric"),
         (("--budget", "0", *WORK), "--budget is 0"),
-        (("--variant", "none", *WORK), "nothing to compare none with"),
-        (("--variant", "mine=--help", *WORK), "asks for help"),
+        (("--variant", "none", *WORK), "in the same way as none"),
+        (("--variant", "mine=--help", *WORK), "requests help"),
         (("--svg", "/no/such/plot.svg", *WORK), "cannot be written"),
         (("--", "/no/such"), "under none: /no/such cannot be started"),
     ],

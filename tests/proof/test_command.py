@@ -133,11 +133,11 @@ def test_the_command_line() -> None:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (["verify", "--"], "there is no command after --"),
+        (["verify", "--"], "no command follows --"),
         (["verify", "--seconds", "0", "--", "true"], "--seconds is 0; it must be at least 1"),
-        (["verify", "--seconds", "5"], "--seconds is for a command"),
-        (["verify", "--library", "x", "--", "true"], "--library is for a team of our own"),
-        (["verify", "--pid", "1", "--", "true"], "--pid looks at workers that run already, so command cannot be met"),
+        (["verify", "--seconds", "5"], "--seconds requires a command"),
+        (["verify", "--library", "x", "--", "true"], "--library cannot be combined with a command"),
+        (["verify", "--pid", "1", "--", "true"], "--pid checks live workers and cannot be combined with -- COMMAND"),
         (["plan", "--", "true"], "unrecognized arguments"),
     ],
 )

@@ -126,9 +126,9 @@ def test_processes_that_vanish_meanwhile_are_no_crash() -> None:
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ([], "name the processes to look at (inspect PID...), or give --all"),
-        (["1", "--all"], "name the processes to look at (inspect PID...), or give --all"),
-        (["x"], "PID is 'x'; it must be process numbers"),
+        ([], "no process is given; name processes (inspect PID...), or use --all"),
+        (["1", "--all"], "both process ids and --all are given"),
+        (["x"], "PID has 'x'; it must be a list of process ids"),
         (["999999999"], "there is no process 999999999"),
     ],
 )

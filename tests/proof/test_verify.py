@@ -278,7 +278,7 @@ def test_outside_of_a_worker_there_is_nothing_to_judge(monkeypatch: pytest.Monke
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify", "--library", GOMP]) == 0
     output = capsys.readouterr().out
-    assert "The plan holds: 1 rank, every thread where it belongs." in " ".join(output.split())
+    assert "The plan holds: 1 rank, every thread on its planned CPUs." in " ".join(output.split())
     assert main(["verify", "--library", GOMP, "--json", "--strict"]) == 0
     assert json.loads(capsys.readouterr().out)["holds"]
 
@@ -288,11 +288,11 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["--library", "libc.so.6"], "--library libc.so.6 is no OpenMP runtime"),
         (["--library", "/missing.so"], "--library /missing.so cannot be found"),
-        (["--pid", "x"], "--pid is 'x'; it must be process numbers"),
-        (["--pid", "0"], "--pid is '0'; it must be process numbers"),
+        (["--pid", "x"], "--pid has 'x'; it must be a list of process ids"),
+        (["--pid", "0"], "--pid has '0'; it must be a list of process ids"),
         (["--pid", "999999999"], "there is no process 999999999"),
-        (["--pid", "1", "--tp", "2"], "--pid looks at workers that run already, so tensor_parallel_size cannot be met"),
-        (["--plan", "x"], "--plan is what live workers are compared with; name them with --pid"),
+        (["--pid", "1", "--tp", "2"], "--pid checks live workers and cannot be combined with --tp"),
+        (["--plan", "x"], "--plan requires --pid"),
         (["--pid", "1", "--plan", "/missing"], "--plan /missing cannot be read: No such file or directory"),
     ],
 )

@@ -70,7 +70,7 @@ def topology_inside(*groups: Path) -> dict[str, dict[str, object]]:
     return document
 
 
-def test_a_nested_cpuset() -> None:
+def test_reads_a_nested_cpuset() -> None:
     last = str(CPUS[-1])
     everything = {"cpuset.mems": "0", "cpuset.cpus": ",".join(map(str, CPUS))}
     with group("cpuset", everything, {"cpuset.mems": "0", "cpuset.cpus": last}) as nested:
@@ -78,13 +78,13 @@ def test_a_nested_cpuset() -> None:
     assert (limits["affinity"], limits["cpuset_cpus"], limits["cpuset_nodes"]) == (last, last, "0")
 
 
-def test_the_tightest_quota_of_nested_groups() -> None:
+def test_reads_the_tightest_quota_of_nested_groups() -> None:
     wide = {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "150000"}
     with group("cpu", wide, {"cpu.cfs_quota_us": "-1"}) as nested:
         assert topology_inside(nested)["limits"]["cpu_quota"] == 1.5
 
 
-def test_the_tightest_memory_limit_of_nested_groups() -> None:
+def test_reads_the_tightest_memory_limit_of_nested_groups() -> None:
     limit = 2**30
     with group("memory", {"memory.limit_in_bytes": str(limit)}, {}) as nested:
         limits = topology_inside(nested)["limits"]

@@ -37,7 +37,7 @@ def read(body: str, attributes: str = "", tail: str = "") -> Topology:
     return parse_hwloc(export(body, attributes, tail), "box")
 
 
-def test_levels_nodes_and_limits() -> None:
+def test_reads_levels_nodes_and_limits() -> None:
     body = (
         '<info name="Architecture" value="ppc64le"/>'
         '<object type="Package"><object type="L3Cache">' + numa(0, "0x3", 4096) + core(0, 1) + "</object></object>"
@@ -66,12 +66,12 @@ def test_levels_nodes_and_limits() -> None:
     assert topology.distance(0, 8) == 40
 
 
-def test_sets_of_many_words() -> None:
+def test_reads_sets_of_many_words() -> None:
     body = core(0) + core(40) + numa(70, "0x00000100,0x00000001", 1)
     assert read(body).nodes[0].cpus == (0, 40)
 
 
-def test_books_drawers_and_clusters_are_groups() -> None:
+def test_reads_books_drawers_and_clusters_from_groups() -> None:
     def group(kind: str, inside: str) -> str:
         return f'<object type="Group" subtype="{kind}">{inside}</object>'
 
@@ -79,7 +79,7 @@ def test_books_drawers_and_clusters_are_groups() -> None:
     assert [(cpu.drawer, cpu.book, cpu.cluster) for cpu in read(body).cpus] == [(0, 0, 0), (0, 0, UNKNOWN)]
 
 
-def test_kinds_by_core_type_and_by_frequency() -> None:
+def test_reads_kinds_by_core_type_or_frequency() -> None:
     def kind(cpuset: str, name: str, value: object) -> str:
         return f'<cpukind cpuset="{cpuset}"><info name="{name}" value="{value}"/></cpukind>'
 
@@ -90,14 +90,14 @@ def test_kinds_by_core_type_and_by_frequency() -> None:
     assert [cpu.kind for cpu in read(body, tail=fast).cpus] == ["performance", "performance", "efficiency"]
 
 
-def test_the_own_synthetic_export_of_lstopo_is_understood() -> None:
+def test_reads_a_synthetic_export_of_lstopo() -> None:
     if LSTOPO is None:
         pytest.skip("lstopo (hwloc-nox) is not installed")
     done = subprocess.run([LSTOPO, "--of", "synthetic"], capture_output=True, text=True, timeout=60, check=True)
     assert parse_synthetic(done.stdout, "x86_64").cpus
 
 
-def test_a_node_without_a_size_is_empty_where_others_have_one() -> None:
+def test_a_node_without_a_size_has_no_memory_if_others_have_sizes() -> None:
     bare = '<object type="NUMANode" os_index="1" cpuset="0x2"/>'
     nodes = read(core(0) + core(1) + numa(0, "0x1", 4096) + bare).nodes
     assert [(node.total_memory, node.has_memory) for node in nodes] == [(4096, True), (0, False)]
@@ -105,12 +105,12 @@ def test_a_node_without_a_size_is_empty_where_others_have_one() -> None:
     assert [node.has_memory for node in unsized] == [None, None]
 
 
-def test_nodes_near_the_same_cpus_are_doubted() -> None:
+def test_reports_nodes_near_the_same_cpus() -> None:
     topology = read(core(0) + numa(0, "0x1", 1) + numa(1, "0x1", 1))
     assert [message.code for message in topology.messages] == ["hwloc-nodes-doubtful"]
 
 
-def test_exports_made_from_cpuid_are_x86() -> None:
+def test_exports_from_cpuid_are_x86() -> None:
     assert read('<info name="CPUVendor" value="AuthenticAMD"/>' + core(0)).architecture == "x86_64"
     assert read(core(0)).architecture == "unknown"
 
@@ -138,13 +138,13 @@ def test_exports_made_from_cpuid_are_x86() -> None:
         export("<object>" * 5000 + "</object>" * 5000),
     ],
 )
-def test_anything_else_is_refused(text: bytes) -> None:
+def test_rejects_invalid_exports(text: bytes) -> None:
     with pytest.raises(TopologyError):
         parse_hwloc(text, "box")
 
 
 @given(st.data())
-def test_any_bytes_are_read_or_refused(data: st.DataObject) -> None:
+def test_any_bytes_are_read_or_rejected(data: st.DataObject) -> None:
     text = bytearray(export(core(0, 1) + numa(0, "0x3", 9), 'allowed_cpuset="0x3"'))
     for place in data.draw(st.lists(st.integers(0, len(text) - 1), max_size=4)):
         text[place] = data.draw(st.integers(0, 255))
@@ -168,7 +168,7 @@ def test_any_bytes_are_read_or_refused(data: st.DataObject) -> None:
         "pack:2 core:2 pu:1",
     ],
 )
-def test_synthetic_machines_are_what_hwloc_makes_of_them(text: str) -> None:
+def test_synthetic_machines_match_lstopo(text: str) -> None:
     assert LSTOPO is not None
     done = subprocess.run([LSTOPO, "-i", text, "--of", "xml"], capture_output=True, timeout=60, check=True)
     theirs, ours = parse_hwloc(done.stdout, "box"), parse_synthetic(text, "x86_64")

@@ -25,11 +25,11 @@ V1 = {
 }
 
 
-def test_no_groups_no_limits() -> None:
+def test_without_control_groups_there_are_no_limits() -> None:
     assert limits() == Limits()
 
 
-def test_cpuset_v2_of_the_innermost_group_that_shows_it() -> None:
+def test_reads_the_v2_cpuset_of_the_innermost_group_that_shows_it() -> None:
     got = limits(
         **V2,
         **{
@@ -42,7 +42,7 @@ def test_cpuset_v2_of_the_innermost_group_that_shows_it() -> None:
     assert got.cpuset_nodes == (1,)
 
 
-def test_the_tightest_quota_and_memory_limit_along_the_path() -> None:
+def test_reads_the_tightest_quota_and_memory_limit_along_the_path() -> None:
     got = limits(
         **V2,
         **{
@@ -58,7 +58,7 @@ def test_the_tightest_quota_and_memory_limit_along_the_path() -> None:
     assert (got.memory_limit_bytes, got.memory_usage_bytes) == (4096, 100)
 
 
-def test_v1_limits_and_its_words_for_none() -> None:
+def test_reads_v1_limits_and_its_values_for_unlimited() -> None:
     got = limits(
         **V1,
         **{
@@ -75,7 +75,7 @@ def test_v1_limits_and_its_words_for_none() -> None:
     assert got == Limits(cpuset_cpus=(0, 1), cpuset_nodes=(0,), cpu_quota=2.5, memory_usage_bytes=77)
 
 
-def test_a_group_whose_mount_starts_at_it() -> None:
+def test_reads_a_group_that_is_the_root_of_its_mount() -> None:
     """In a container without a group namespace the path is the host's and the mount begins inside it."""
     got = limits(
         **{
@@ -87,7 +87,7 @@ def test_a_group_whose_mount_starts_at_it() -> None:
     assert got.cpuset_cpus == (4, 5)
 
 
-def test_a_mount_that_holds_the_process_is_preferred() -> None:
+def test_prefers_a_mount_that_contains_the_process() -> None:
     got = limits(
         **{
             "proc/self/mountinfo": (
@@ -104,12 +104,12 @@ def test_a_mount_that_holds_the_process_is_preferred() -> None:
     assert got.cpu_quota == 2.0
 
 
-def test_groups_outside_of_the_namespace_are_unknown() -> None:
+def test_groups_outside_the_namespace_are_unknown() -> None:
     got = limits(**{**V2, "proc/self/cgroup": "0::/../other\n", "sys/fs/cgroup/cpu.max": "100000 100000"})
     assert got == Limits()
 
 
-def test_what_is_left_is_what_the_fullest_group_leaves() -> None:
+def test_memory_left_is_that_of_the_fullest_group() -> None:
     files = {
         **V2,
         "sys/fs/cgroup/a/memory.max": "4000",
@@ -125,16 +125,16 @@ def test_what_is_left_is_what_the_fullest_group_leaves() -> None:
 @pytest.mark.parametrize(
     ("point", "name"), [("/dev/cpuset", "dev/cpuset/dummy/cpus"), ("/my\\040groups", "my groups/dummy/cpuset.cpus")]
 )
-def test_odd_mount_points(point: str, name: str) -> None:
+def test_reads_escaped_mount_points(point: str, name: str) -> None:
     got = limits(**{"proc/mounts": f"none {point} cpuset rw 0 0\n", "proc/self/cpuset": "/dummy\n", name: "1"})
     assert got.cpuset_cpus == (1,)
 
 
-def test_a_status_that_is_not_understood_is_unknown() -> None:
+def test_an_invalid_status_is_unknown() -> None:
     assert limits(**{"proc/self/status": "Mems_allowed_list:\tjunk\n"}).cpuset_nodes is None
 
 
-def test_nodes_of_the_process_status_win() -> None:
+def test_the_process_status_overrides_the_cpuset_nodes() -> None:
     got = limits(
         **V2, **{"sys/fs/cgroup/cpuset.mems.effective": "0-3", "proc/self/status": "Name:\tx\nMems_allowed_list:\t2\n"}
     )
@@ -142,5 +142,5 @@ def test_nodes_of_the_process_status_win() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "x y", "100", "max", "-5 100000", "100000 0", f"{'9' * 5000} 100000"])
-def test_a_quota_that_is_none(text: str) -> None:
+def test_ignores_invalid_quotas(text: str) -> None:
     assert limits(**V2, **{"sys/fs/cgroup/a/b/cpu.max": text}).cpu_quota is None

@@ -30,11 +30,11 @@ def output(*rows: str) -> str:
         output('"cpu": 0, "core": 0, "socket": 0, "node": -\n'),
     ],
 )
-def test_every_version_writes_the_same_thing(text: str) -> None:
+def test_reads_the_same_cpus_from_every_version(text: str) -> None:
     assert parse_lscpu(text) == (LogicalCPUInfo(0, 0, UNKNOWN, 0),)
 
 
-def test_offline_rows_have_nothing_but_their_number() -> None:
+def test_reads_offline_rows_without_levels() -> None:
     cpus = parse_lscpu(
         output(
             '"cpu": 3, "core": -, "socket": -, "node": -, "online": false',
@@ -47,19 +47,19 @@ def test_offline_rows_have_nothing_but_their_number() -> None:
     )
 
 
-def test_an_online_cpu_without_a_core_is_online() -> None:
+def test_a_cpu_marked_online_without_a_core_is_online() -> None:
     cpus = parse_lscpu(output('"cpu": 0, "core": 0, "online": true', '"cpu": 1, "core": -, "online": true'))
     assert [(cpu.physical_core, cpu.online) for cpu in cpus] == [(0, True), (UNKNOWN, True)]
     guessed = parse_lscpu(output('"cpu": 0, "core": 0', '"cpu": 1, "core": -'))
     assert [cpu.online for cpu in guessed] == [True, False]
 
 
-def test_the_nodes_of_a_saved_output_hold_online_cpus() -> None:
+def test_nodes_of_a_saved_output_have_online_cpus_only() -> None:
     rows = ['"cpu": 0, "core": 0, "node": 8, "online": true', '"cpu": 1, "core": -, "node": 8, "online": false']
     assert [(node.id, node.cpus) for node in saved_topology(output(*rows), "box", "x86_64").nodes] == [(8, (0,))]
 
 
-def test_caches_books_and_drawers() -> None:
+def test_reads_caches_books_and_drawers() -> None:
     rows = [
         f'"cpu": {cpu}, "core": {cpu}, "socket": 0, "node": 0, "book": {cpu // 2}, "drawer": "0",'
         f' "l1d:l1i:l2:l3": "{cpu}:{cpu}:{cpu}:{cpu // 2}"'
@@ -87,13 +87,13 @@ def test_caches_books_and_drawers() -> None:
         '{"cpu": "0"}\n{"cpu": "1"}',
     ],
 )
-def test_what_cannot_be_trusted_is_refused(text: str) -> None:
+def test_rejects_invalid_outputs(text: str) -> None:
     with pytest.raises(TopologyError):
         parse_lscpu(text)
 
 
 @given(st.text(max_size=200) | st.recursive(st.none() | st.text() | st.integers(), st.lists).map(json.dumps))
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_any_text_is_read_or_rejected(text: str) -> None:
     with contextlib.suppress(TopologyError):
         assert parse_lscpu(text)
 
@@ -109,16 +109,16 @@ def test_lscpu_and_sysfs_agree_on_this_machine() -> None:
     assert [node.cpus for node in by_lscpu.nodes] == [node.cpus for node in by_sysfs.nodes]
 
 
-def test_a_missing_lscpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_a_missing_lscpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/does/not/exist")
     with pytest.raises(TopologyError, match="cannot run lscpu"):
         load_topology(source="lscpu")
 
 
 @pytest.mark.parametrize(
-    ("script", "match"), [("echo broken >&2; exit 3", "status 3 .broken"), ("exec sleep 20", "did not answer")]
+    ("script", "match"), [("echo broken >&2; exit 3", "status 3 .broken"), ("exec sleep 20", "did not finish")]
 )
-def test_an_lscpu_that_fails_is_said(
+def test_reports_a_failing_lscpu(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, script: str, match: str
 ) -> None:
     folder = tmp_path_factory.mktemp("bin")
@@ -132,13 +132,13 @@ def test_an_lscpu_that_fails_is_said(
 
 
 @needs_lscpu
-def test_settings_of_the_users_shell_do_not_reach_lscpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lscpu_does_not_inherit_its_settings_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LSCPU_COLUMNS", "CPU")
     monkeypatch.setenv("LIBSMARTCOLS_JSON", "lines")
     assert load_topology(source="lscpu").cpus
 
 
-def test_the_decoder_that_servers_know() -> None:
+def test_json_decoder_reads_rows_of_lscpu() -> None:
     rows = '{"cpu": 3, "core": "1", "node": "-"}, {"cpu": 4, "core": 1, "node": 0, "socket": 1}'
     text = f'{{"cpus": [{rows}], "other": {{"a": 1}}}}'
     decoded = json.loads(text, object_hook=LogicalCPUInfo.json_decoder)

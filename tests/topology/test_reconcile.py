@@ -29,7 +29,7 @@ def regrouped(topology: Topology, level: str, groups: list[int]) -> Topology:
     return topology._replace(source="other", cpus=cpus)
 
 
-def test_equal_groups_with_other_numbers_agree() -> None:
+def test_equal_groups_with_different_numbers_agree() -> None:
     assert disagreement(SMT, regrouped(SMT, "physical_core", [9, 9, 4, 4, 7, 7, 0, 0])) == []
 
 
@@ -42,17 +42,17 @@ def test_equal_groups_with_other_numbers_agree() -> None:
         ("numa_node", [1] * 8, "NUMA node"),
     ],
 )
-def test_other_groups_are_named(level: str, groups: list[int], word: str) -> None:
+def test_names_the_levels_that_differ(level: str, groups: list[int], word: str) -> None:
     (message,) = disagreement(SMT, regrouped(SMT, level, groups))
     assert (message.code, message.level) == ("sources-disagree", "warning")
     assert word in message.message
 
 
-def test_what_one_does_not_know_is_no_contradiction() -> None:
+def test_an_unknown_level_is_no_contradiction() -> None:
     assert disagreement(SMT, regrouped(SMT, "physical_core", [UNKNOWN] * 8)) == []
 
 
-def test_whole_levels_are_added_and_halves_are_not() -> None:
+def test_completes_only_levels_that_all_cpus_lack() -> None:
     lacking = regrouped(SMT, "physical_core", [UNKNOWN] * 8)
     assert completed(lacking, SMT).cpus == SMT.cpus
     half = regrouped(SMT, "physical_core", [0, 0, UNKNOWN, UNKNOWN, 1, 1, 2, 2])
@@ -60,14 +60,14 @@ def test_whole_levels_are_added_and_halves_are_not() -> None:
 
 
 @needs_lscpu
-def test_sysfs_that_lacks_cores_is_completed_by_lscpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_completes_missing_cores_from_lscpu(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load_topology(source="sysfs")
     blank = whole._replace(cpus=tuple(cpu._replace(physical_core=UNKNOWN) for cpu in whole.cpus))
     monkeypatch.setattr(load_module, "_settled", lambda *_: blank)
     assert [cpu.physical_core for cpu in load_topology().cpus] == [cpu.physical_core for cpu in whole.cpus]
 
 
-def test_an_unusable_lscpu_is_said_where_it_was_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_an_unusable_lscpu_only_where_required(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load_topology(source="sysfs")
     blank = whole._replace(cpus=tuple(cpu._replace(physical_core=UNKNOWN) for cpu in whole.cpus))
     monkeypatch.setattr(load_module, "_settled", lambda *_: blank)
@@ -77,7 +77,7 @@ def test_an_unusable_lscpu_is_said_where_it_was_needed(monkeypatch: pytest.Monke
     assert topology.cpus == blank.cpus
 
 
-def test_a_machine_without_sysfs_and_lscpu_is_flat(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_without_sysfs_and_lscpu_has_no_levels(monkeypatch: pytest.MonkeyPatch) -> None:
     def nothing(*_: object, **__: object) -> Topology:
         raise TopologyError("no CPU is described")
 
@@ -93,7 +93,7 @@ def test_a_machine_without_sysfs_and_lscpu_is_flat(monkeypatch: pytest.MonkeyPat
     assert load_topology().cpus
 
 
-def test_a_cpu_that_goes_off_line_meanwhile_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reads_again_if_a_cpu_goes_offline_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     machines = [load_topology(synthetic=text) for text in ("core:3 pu:1", "core:2 pu:1")]
     readings = iter(machines)
     monkeypatch.setattr(load_module, "read_sysfs", lambda *_, **__: next(readings))
@@ -114,7 +114,7 @@ def write_tree(folder: Path, topology: Topology) -> Path:
 @needs_lscpu
 @settings(max_examples=25)
 @given(topology=topologies(max_cores=6))
-def test_lscpu_reads_a_drawn_machine_as_sysfs_does(
+def test_lscpu_and_sysfs_agree_on_generated_machines(
     topology: Topology, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = write_tree(tmp_path_factory.getbasetemp() / "drawn", topology)
@@ -135,13 +135,13 @@ def test_lscpu_reads_an_archive_through_a_private_folder(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("names", [("sys/a", "sys/a/b"), ("sys/" + "x" * 300,), ("sys/a\0b",)])
-def test_archives_that_cannot_be_files_are_refused(tmp_path: Path, names: tuple[str, ...]) -> None:
+def test_rejects_archives_that_cannot_be_unpacked(tmp_path: Path, names: tuple[str, ...]) -> None:
     with pytest.raises(TopologyError, match="cannot be unpacked"):
         ArchiveTree(dict.fromkeys(names, b"x")).write_to(str(tmp_path))
 
 
 @given(st.binary(max_size=40))
-def test_private_folders_hold_what_the_archive_held(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_private_folders_have_the_archived_files(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     folder = tmp_path_factory.getbasetemp() / "private"
     ArchiveTree({"sys/a/b": content}).write_to(str(folder))
     assert (folder / "sys/a/b").read_bytes() == content

@@ -102,7 +102,7 @@ def load_expected(folder: Path, name: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", recorded_names("sysfs", ".tar.gz"))
-def test_a_recorded_tree_is_read_as_it_is(recorded_machines: Path, name: str) -> None:
+def test_reads_recorded_trees_correctly(recorded_machines: Path, name: str) -> None:
     expected = load_expected(recorded_machines, name)
     archive = str(recorded_machines / "sysfs" / f"{name}.tar.gz")
     if not expected["online"]:
@@ -116,7 +116,7 @@ def test_a_recorded_tree_is_read_as_it_is(recorded_machines: Path, name: str) ->
 
 
 @pytest.mark.parametrize("name", recorded_names("hwloc-xml", ".xml"))
-def test_an_hwloc_export_is_read_as_it_is(recorded_machines: Path, name: str) -> None:
+def test_reads_recorded_hwloc_exports_correctly(recorded_machines: Path, name: str) -> None:
     expected = load_expected(recorded_machines, name)
     topology = load_topology(machine=str(recorded_machines / "hwloc-xml" / f"{name}.xml"))
     assert topology.machine == name
@@ -125,7 +125,7 @@ def test_an_hwloc_export_is_read_as_it_is(recorded_machines: Path, name: str) ->
     assert parse_capture(json.loads(json.dumps(topology.to_document()))) == topology
 
 
-def test_gpu_memory_is_told_apart_from_the_machines_own(recorded_machines: Path) -> None:
+def test_distinguishes_gpu_memory_from_main_memory(recorded_machines: Path) -> None:
     topology = load_topology(machine=str(recorded_machines / "sysfs" / "ppc64le-power9-6v100-2p8n8c32t.tar.gz"))
     assert [node.id for node in topology.nodes if node.device_memory] == [250, 251, 252, 253, 254, 255]
 
@@ -143,7 +143,7 @@ def lscpu_outputs(folder: Path) -> Iterator[tuple[str, str, str]]:
                     yield archive.name.removesuffix(".tar.gz"), name, file.read().decode("utf-8", "replace")
 
 
-def test_every_recorded_output_of_lscpu_is_right_or_refused_or_doubted(recorded_machines: Path) -> None:
+def test_recorded_lscpu_outputs_are_correct_rejected_or_reported(recorded_machines: Path) -> None:
     read = 0
     for version, name, text in lscpu_outputs(recorded_machines):
         answer = recorded_machines / "expected" / f"{name}.json"

@@ -28,21 +28,21 @@ def through_json(topology: Topology) -> Topology:
 
 
 @given(topologies(), requests())
-def test_a_capture_is_the_machine_and_gives_the_same_plan(topology: Topology, request: PlacementRequest) -> None:
+def test_a_capture_gives_the_same_machine_and_plan(topology: Topology, request: PlacementRequest) -> None:
     assert through_json(topology) == topology
     plan = try_plan(topology, request)
     again = make_plan(through_json(topology), request)
     assert json.dumps(plan_document(plan)) == json.dumps(plan_document(again))
 
 
-def test_limits_and_messages_are_kept() -> None:
+def test_captures_limits_and_messages() -> None:
     limits = Limits((0, 1), (0, 1, 2), (0,), 1.5, 2**40, 2**30)
     messages = (Message("sources-disagree", "warning", "they do"),)
     topology = load_topology(synthetic="core:4 pu:1")._replace(limits=limits, messages=messages)
     assert through_json(topology) == topology
 
 
-def test_this_machine_is_captured_whole(tmp_path: Path) -> None:
+def test_captures_this_machine(tmp_path: Path) -> None:
     topology = load_topology()
     path = tmp_path / "machine.json"
     write_capture(topology, str(path))
@@ -98,7 +98,7 @@ def changed(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
         (("warnings",), 3),
     ],
 )
-def test_a_damaged_capture_is_refused(path: tuple[str | int, ...], value: Any) -> None:
+def test_rejects_invalid_captures(path: tuple[str | int, ...], value: Any) -> None:
     with pytest.raises(TopologyError):
         parse_capture(changed(path, value))
 
@@ -117,13 +117,13 @@ PLACES: list[tuple[str | int, ...]] = [
 
 
 @given(st.sampled_from(PLACES), json_values)
-def test_any_json_is_read_or_refused(place: tuple[str | int, ...], value: Any) -> None:
+def test_any_json_is_read_or_rejected(place: tuple[str | int, ...], value: Any) -> None:
     with contextlib.suppress(TopologyError):
         parse_capture(changed(place, value)).to_document()
 
 
 @given(st.binary(max_size=300))
-def test_any_file_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
+def test_any_file_is_read_or_rejected(tmp_path_factory: pytest.TempPathFactory, content: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "any"
     for start in (b"", b"{", b'{"schema": ', b"<topology", b"# CPU,Core\n", b"\x1f\x8b"):
         path.write_bytes(start + content)

@@ -24,14 +24,14 @@ def write_machine(folder: Path) -> Path:
     return folder
 
 
-def test_this_machine_is_read_within_its_affinity_mask() -> None:
+def test_allows_only_cpus_of_the_affinity_mask() -> None:
     topology = load_topology()
     assert set(topology.allowed_cpus) == os.sched_getaffinity(0)
     assert topology.architecture == os.uname().machine
     assert topology.limits.affinity == topology.allowed_cpus
 
 
-def test_a_narrower_mask_narrows_what_is_allowed() -> None:
+def test_a_narrower_mask_allows_fewer_cpus() -> None:
     before = os.sched_getaffinity(0)
     try:
         os.sched_setaffinity(0, {min(before)})
@@ -40,7 +40,7 @@ def test_a_narrower_mask_narrows_what_is_allowed() -> None:
         os.sched_setaffinity(0, before)
 
 
-def test_directory_folder_in_directory_and_archive_are_one_machine(tmp_path: Path) -> None:
+def test_directories_and_archives_give_the_same_machine(tmp_path: Path) -> None:
     folder = write_machine(tmp_path / "outer" / "box")
     archive = make_tar(tmp_path / "box.tar.gz", {f"box/{name}": content for name, content in SMALL.items()})
     expected = load_topology(machine=archive)
@@ -50,7 +50,7 @@ def test_directory_folder_in_directory_and_archive_are_one_machine(tmp_path: Pat
     assert load_topology(machine=str(tmp_path / "outer")).cpus == expected.cpus
 
 
-def test_what_is_no_machine(tmp_path: Path) -> None:
+def test_rejects_files_without_a_machine(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("hello")
     write_machine(tmp_path / "two" / "a")
@@ -65,7 +65,7 @@ def test_what_is_no_machine(tmp_path: Path) -> None:
             load_topology(machine=str(tmp_path / path))
 
 
-def test_two_machines_at_once_and_lscpu_of_another_machine(tmp_path: Path) -> None:
+def test_rejects_contradictory_machine_options(tmp_path: Path) -> None:
     with pytest.raises(TopologyError, match="two machines"):
         load_topology(machine=str(tmp_path), synthetic="pu:1")
     with pytest.raises(TopologyError, match="cannot read a synthetic machine"):
@@ -90,23 +90,23 @@ def test_two_machines_at_once_and_lscpu_of_another_machine(tmp_path: Path) -> No
         ("", "unknown"),
     ],
 )
-def test_the_architecture_of_a_record(cpuinfo: str, architecture: str) -> None:
+def test_detects_the_architecture_from_cpuinfo(cpuinfo: str, architecture: str) -> None:
     assert recorded_architecture(ArchiveTree({"proc/cpuinfo": cpuinfo.encode()})) == architecture
 
 
-def test_the_architecture_that_hwloc_recorded() -> None:
+def test_reads_the_architecture_that_hwloc_recorded() -> None:
     tree = ArchiveTree({"proc/hwloc-nofile-info": b"OSName: Linux\nArchitecture: ia64\n"})
     assert recorded_architecture(tree) == "ia64"
 
 
-def test_the_user_names_the_architecture(tmp_path: Path) -> None:
+def test_arch_names_an_unknown_architecture(tmp_path: Path) -> None:
     folder = write_machine(tmp_path / "box")
     assert load_topology(machine=str(folder)).architecture == "unknown"
     assert load_topology(machine=str(folder), architecture="aarch64").architecture == "aarch64"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sysfs is Linux's")
-def test_the_document_has_every_key_of_the_contract() -> None:
+def test_the_document_has_every_documented_key() -> None:
     document = load_topology().to_document()
     assert document["schema"] == "ompaffinity.topology/1"
     levels = ["core", "package", "die", "l3", "cluster", "book", "drawer", "node", "kind"]

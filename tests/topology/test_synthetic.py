@@ -11,7 +11,7 @@ def synthetic(text: str) -> Topology:
     return parse_synthetic(text, "x86_64")
 
 
-def test_levels_are_numbered_depth_first() -> None:
+def test_numbers_levels_depth_first() -> None:
     machine = synthetic("package:2 numa:2(memory=16GB) l3:1 core:2 pu:2")
     assert len(machine.cpus) == 16
     assert [(cpu.package, cpu.numa_node, cpu.l3, cpu.physical_core) for cpu in machine.cpus[5:9]] == [
@@ -29,7 +29,7 @@ def test_a_machine_without_numa_levels_has_one_node() -> None:
     assert [node.cpus for node in machine.nodes] == [(0, 1)]
 
 
-def test_levels_that_only_multiply() -> None:
+def test_levels_without_a_field_multiply_the_cpus() -> None:
     assert len(synthetic("Group:2 L2:2 Core:1 PU:3").cpus) == 12
 
 
@@ -61,6 +61,6 @@ def test_levels_that_only_multiply() -> None:
         "pu:٣",
     ],
 )
-def test_anything_else_is_refused(text: str) -> None:
+def test_rejects_invalid_descriptions(text: str) -> None:
     with pytest.raises(TopologyError):
         synthetic(text)

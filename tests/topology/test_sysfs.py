@@ -29,7 +29,7 @@ def small_machine(**more: str) -> dict[str, bytes]:
 
 
 @given(topologies())
-def test_what_is_written_is_read_back(machine: Topology) -> None:
+def test_reads_back_a_written_machine(machine: Topology) -> None:
     allowed = tuple(cpu.id for cpu in machine.cpus if cpu.allowed)
     got = read(sysfs_files(machine), machine.architecture, allowed)
     assert got.cpus == machine.cpus
@@ -38,7 +38,7 @@ def test_what_is_written_is_read_back(machine: Topology) -> None:
 
 
 @given(st.data())
-def test_any_bytes_are_read_or_refused(data: st.DataObject) -> None:
+def test_any_bytes_are_read_or_rejected(data: st.DataObject) -> None:
     files = sysfs_files(data.draw(topologies(max_cores=3)))
     for path in data.draw(st.lists(st.sampled_from(sorted(files)), max_size=6)):
         if data.draw(st.booleans()):
@@ -52,7 +52,7 @@ def test_any_bytes_are_read_or_refused(data: st.DataObject) -> None:
     assert any(cpu.online for cpu in topology.cpus)
 
 
-def test_nul_bytes_and_blanks_around_lists() -> None:
+def test_ignores_nul_bytes_and_whitespace_around_lists() -> None:
     files = small_machine()
     files[f"{CPU_ROOT}/online"] = b"0-3\n\0"
     files[f"{NODE_ROOT}/node0/cpulist"] = b"0-3\n\0"
@@ -61,13 +61,13 @@ def test_nul_bytes_and_blanks_around_lists() -> None:
     assert topology.nodes[0].cpus == (0, 1, 2, 3)
 
 
-def test_masks_where_there_are_no_lists() -> None:
+def test_reads_masks_where_lists_are_missing() -> None:
     files = {f"{CPU_ROOT}/cpu{cpu}/topology/thread_siblings": b"00000000,0000000f\n" for cpu in range(4)}
     topology = read(files)
     assert [cpu.physical_core for cpu in topology.cpus] == [0, 0, 0, 0]
 
 
-def test_a_list_that_leaves_out_its_own_cpu_gives_way_to_the_mask() -> None:
+def test_reads_the_mask_if_the_list_lacks_its_own_cpu() -> None:
     files = small_machine()
     for cpu in range(4):
         files[f"{CPU_ROOT}/cpu{cpu}/cache/index3/level"] = b"3\n"
@@ -76,7 +76,7 @@ def test_a_list_that_leaves_out_its_own_cpu_gives_way_to_the_mask() -> None:
     assert [cpu.l3 for cpu in read(files).cpus] == [0, 0, 1, 1]
 
 
-def test_offline_cpus_are_listed_and_named_so() -> None:
+def test_lists_offline_cpus_as_offline() -> None:
     topology = read(small_machine(online="0-1,3", present="0-3", offline="2"))
     assert [(cpu.id, cpu.online, cpu.allowed) for cpu in topology.cpus] == [
         (0, True, True),
@@ -87,14 +87,14 @@ def test_offline_cpus_are_listed_and_named_so() -> None:
     assert topology.cpu(2).physical_core == UNKNOWN
 
 
-def test_old_kernels_without_lists_of_cpus() -> None:
+def test_reads_old_kernels_without_cpu_lists() -> None:
     files = {f"{CPU_ROOT}/cpu{cpu}/topology/physical_package_id": b"0\n" for cpu in (0, 2, 5)}
     files[f"{CPU_ROOT}/cpu5/online"] = b"0\n"
     files[f"{CPU_ROOT}/cpufreq/boost"] = b"1\n"
     assert [(cpu.id, cpu.online) for cpu in read(files).cpus] == [(0, True), (2, True), (5, False)]
 
 
-def test_package_ids_repeat_in_sibling_lists_only_where_there_are_none() -> None:
+def test_groups_packages_by_sibling_lists_where_ids_are_missing() -> None:
     files = small_machine()
     for cpu in range(4):
         files[f"{CPU_ROOT}/cpu{cpu}/topology/physical_package_id"] = b"-1\n"
@@ -102,7 +102,7 @@ def test_package_ids_repeat_in_sibling_lists_only_where_there_are_none() -> None
     assert [cpu.package for cpu in read(files).cpus] == [0, 1, 0, 1]
 
 
-def test_die_ids_that_mean_none() -> None:
+def test_ignores_die_ids_that_mean_none() -> None:
     files = small_machine()
     for cpu in range(4):
         files[f"{CPU_ROOT}/cpu{cpu}/topology/physical_package_id"] = b"0\n"
@@ -111,7 +111,7 @@ def test_die_ids_that_mean_none() -> None:
     assert {cpu.die for cpu in read(files).cpus} == {UNKNOWN}
 
 
-def test_books_only_on_s390x() -> None:
+def test_reads_books_only_on_s390x() -> None:
     files = small_machine()
     for cpu in range(4):
         files[f"{CPU_ROOT}/cpu{cpu}/topology/book_siblings_list"] = b"0-1\n" if cpu < 2 else b"2-3\n"
@@ -119,7 +119,7 @@ def test_books_only_on_s390x() -> None:
     assert {cpu.book for cpu in read(files, "x86_64").cpus} == {UNKNOWN}
 
 
-def test_socket_ids_that_repeat_in_every_book() -> None:
+def test_socket_ids_are_unique_within_a_book() -> None:
     files = small_machine()
     for cpu in range(4):
         files[f"{CPU_ROOT}/cpu{cpu}/topology/book_siblings_list"] = b"0-1\n" if cpu < 2 else b"2-3\n"
@@ -128,7 +128,7 @@ def test_socket_ids_that_repeat_in_every_book() -> None:
     assert [cpu.package for cpu in read(files, "s390x").cpus] == [0, 1, 2, 3]
 
 
-def test_clusters_that_only_some_cpus_have() -> None:
+def test_reads_clusters_that_only_some_cpus_have() -> None:
     files = small_machine()
     for cpu, cluster in enumerate((-1, 5, 5, 6)):
         files[f"{CPU_ROOT}/cpu{cpu}/topology/physical_package_id"] = b"0\n"
@@ -139,7 +139,7 @@ def test_clusters_that_only_some_cpus_have() -> None:
     assert [cpu.cluster for cpu in read(files).cpus] == [UNKNOWN, 0, 0, 1]
 
 
-def test_distances_beside_a_node_that_is_hidden() -> None:
+def test_reads_distances_beside_a_hidden_node() -> None:
     files = small_machine() | {
         f"{NODE_ROOT}/online": b"0-1\n",
         f"{NODE_ROOT}/possible": b"0-3\n",
@@ -149,7 +149,7 @@ def test_distances_beside_a_node_that_is_hidden() -> None:
     assert read(files).nodes[0].distances == {1: 10}
 
 
-def test_no_cpu_is_an_error() -> None:
+def test_rejects_a_tree_without_cpus() -> None:
     with pytest.raises(TopologyError, match="no CPU"):
         read({"sys/kernel/x": b""})
 
@@ -166,7 +166,7 @@ def test_no_cpu_is_an_error() -> None:
         ({"cpu_core": "0-3"}, [None] * 4),
     ],
 )
-def test_kinds_from_the_pmus_of_hybrids(pmus: dict[str, str], kinds: list[str | None]) -> None:
+def test_reads_kinds_from_the_pmus_of_hybrids(pmus: dict[str, str], kinds: list[str | None]) -> None:
     files = small_machine() | {f"sys/devices/{name}/cpus": cpus.encode() for name, cpus in pmus.items()}
     assert [cpu.kind for cpu in read(files).cpus] == kinds
 
@@ -181,17 +181,19 @@ def test_kinds_from_the_pmus_of_hybrids(pmus: dict[str, str], kinds: list[str | 
     ],
 )
 @pytest.mark.parametrize("name", ["cpu_capacity", "cpufreq/cpuinfo_max_freq"])
-def test_kinds_from_capacities_and_frequencies(capacities: tuple[int, ...], kinds: list[str | None], name: str) -> None:
+def test_reads_kinds_from_capacity_or_frequency(
+    capacities: tuple[int, ...], kinds: list[str | None], name: str
+) -> None:
     files = small_machine(**{f"cpu{cpu}/{name}": str(value) for cpu, value in enumerate(capacities)})
     assert [cpu.kind for cpu in read(files).cpus] == kinds
 
 
-def test_a_frequency_that_some_cpus_lack_invents_no_kinds() -> None:
+def test_ignores_frequencies_that_some_cpus_lack() -> None:
     files = small_machine(**{"cpu0/cpufreq/cpuinfo_max_freq": "1000", "cpu1/cpufreq/cpuinfo_max_freq": "4000"})
     assert {cpu.kind for cpu in read(files).cpus} == {None}
 
 
-def test_nodes_of_any_number_with_memory_cpus_and_distances() -> None:
+def test_reads_nodes_of_any_number() -> None:
     files = small_machine()
     files |= {
         f"{NODE_ROOT}/possible": b"0-255\n",
@@ -213,7 +215,7 @@ def test_nodes_of_any_number_with_memory_cpus_and_distances() -> None:
     assert far.distances == {}, "a row whose columns cannot be told is no row"
 
 
-def test_more_nodes_than_a_word_has_bits() -> None:
+def test_reads_more_than_64_nodes() -> None:
     machine = parse_synthetic("numa:72 core:1 pu:2", "x86_64")
     row = " ".join("10" if node == 71 else "21" for node in range(72))
     files = sysfs_files(machine) | {f"{NODE_ROOT}/node71/distance": row.encode()}
@@ -222,7 +224,7 @@ def test_more_nodes_than_a_word_has_bits() -> None:
     assert got.distance(71, 0) == 21
 
 
-def test_several_nodes_that_list_the_same_cpus() -> None:
+def test_a_cpu_of_several_nodes_belongs_to_the_lowest() -> None:
     files = small_machine()
     files |= {f"{NODE_ROOT}/node{node}/cpulist": b"0-3\n" for node in (1, 4)}
     topology = read(files)
@@ -230,7 +232,7 @@ def test_several_nodes_that_list_the_same_cpus() -> None:
     assert [node.cpus for node in topology.nodes] == [(0, 1, 2, 3), ()]
 
 
-def test_absurd_numbers_are_not_believed() -> None:
+def test_ignores_numbers_out_of_range() -> None:
     files = {f"{CPU_ROOT}/cpu{'9' * 5000}/online": b"1\n", f"{CPU_ROOT}/cpu2/online": b"1\n"}
     assert [cpu.id for cpu in read(files).cpus] == [2]
     bomb = small_machine(online="0-65535," * 5000)
@@ -240,7 +242,7 @@ def test_absurd_numbers_are_not_believed() -> None:
     assert read(files).nodes[0].total_memory == UNKNOWN
 
 
-def test_numbers_of_a_cpu_that_nobody_has() -> None:
+def test_cpu_raises_key_error_for_an_absent_cpu() -> None:
     with pytest.raises(KeyError):
         read(small_machine()).cpu(99)
     assert isinstance(read(small_machine()).cpu(3), LogicalCPUInfo)

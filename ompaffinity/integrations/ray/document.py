@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 
 def cluster_document(plan: ClusterPlan, rank: int | None = None) -> dict[str, Any]:
-    """Return the ``ompaffinity.cluster/1`` document of a cluster's plan; with `rank`, of the ranks only this one."""
+    """Return the ``ompaffinity.cluster/1`` document of a cluster's plan, with all ranks or with `rank` only."""
     ranks = []
     for chosen in plan.ranks:
         if rank is None or chosen.rank == rank:
             host, node = plan.home(chosen.rank)
-            told = {"node_id": node.node_id, "node": node.name, "slots": chosen.slots}
-            ranks.append(_rank_document(host.plan, chosen.placement) | told)
+            node_keys = {"node_id": node.node_id, "node": node.name, "slots": chosen.slots}
+            ranks.append(_rank_document(host.plan, chosen.placement) | node_keys)
     return {
         "schema": "ompaffinity.cluster/1",
         "world_size": len(plan.ranks),

@@ -1,4 +1,4 @@
-"""How an actor's interpreter is started bound: what Ray's `py_executable` runs on the actor's node."""
+"""The command that starts an actor's interpreter bound: the value of Ray's `py_executable`."""
 
 from __future__ import annotations
 
@@ -21,32 +21,33 @@ if TYPE_CHECKING:
 
 HELPER_SECONDS = 30
 RANK_VARIABLES = tuple(rank_variables(0, 1, 0, 1))
-OF_ONE_ACTOR = (*BINDING_VARIABLES, PLACEMENT_VARIABLE, "OMP_NUM_THREADS", *RANK_VARIABLES)
+ACTOR_VARIABLES = (*BINDING_VARIABLES, PLACEMENT_VARIABLE, "OMP_NUM_THREADS", *RANK_VARIABLES)
 SAFE_START = f"""\
 import os, runpy, sys
 node, names = sys.argv[1], []
 del sys.argv[:2]
 command = sys.argv[sys.argv.index("--") + 1 :]
 if any(word.startswith("--node-id=") and word != "--node-id=" + node for word in command):
-    names = {OF_ONE_ACTOR!r}
+    names = {ACTOR_VARIABLES!r}
 else:
     try:
         runpy.run_path(sys.argv[0], run_name="__main__")
     except BaseException as error:
-        os.environ["{bind_exec.UNBOUND_VARIABLE}"] = "the helper does not run: " + str(error)
+        os.environ["{bind_exec.UNBOUND_VARIABLE}"] = "the helper failed: " + str(error)
         names = {BINDING_VARIABLES!r}
 for name in names:
     os.environ.pop(name, None)
 os.execvp(command[0], command)
 """
-"""What an actor's interpreter runs first: the helper, or where that is not to be had the actor all the same.
+"""The first program of an actor's interpreter: it runs the helper; if the helper fails, the actor starts unbound.
 
-Tasks that an actor starts inherit its runtime environment, and may run on another node: there, nothing of it holds.
+Tasks that an actor starts inherit its runtime environment. On another node the binding does not apply: the program
+removes the actor's variables and skips the helper.
 """
 
 
 def bound_interpreter(node: ClusterNode, placement: RankPlacement, unset: Sequence[str]) -> str:
-    """Return the command that starts the interpreter bound; Ray pastes it into a shell's, so that it is quoted."""
+    """Return the command that starts the interpreter bound, quoted because Ray inserts it into a shell command."""
     words = [*_helper_words(node.python, node.helper, node.node_id), "--cpus", format_id_list(placement.affinity)]
     if placement.memory_policy != "none" and placement.nodes:
         words += [f"--{placement.memory_policy}", format_id_list(placement.nodes)]
@@ -56,17 +57,17 @@ def bound_interpreter(node: ClusterNode, placement: RankPlacement, unset: Sequen
 
 
 def helper_problem() -> str | None:
-    """Try the helper as an actor would be started; return why that does not work."""
-    ask = f"import os; print(os.environ.get({bind_exec.UNBOUND_VARIABLE!r}, ''))"
-    words = [*_helper_words(sys.executable, bind_exec.__file__, ""), "--", sys.executable, "-I", "-S", "-c", ask]
+    """Run the helper as for an actor; return the reason if it fails, None if it works."""
+    program = f"import os; print(os.environ.get({bind_exec.UNBOUND_VARIABLE!r}, ''))"
+    words = [*_helper_words(sys.executable, bind_exec.__file__, ""), "--", sys.executable, "-I", "-S", "-c", program]
     try:
-        # This interpreter and a file of ours: no shell.
-        found = subprocess.run(words, capture_output=True, text=True, timeout=HELPER_SECONDS, check=False)  # noqa: S603
+        # The argv list runs this interpreter with a file of this package, without a shell.
+        done = subprocess.run(words, capture_output=True, text=True, timeout=HELPER_SECONDS, check=False)  # noqa: S603
     except (OSError, subprocess.SubprocessError) as error:
         return str(error)
-    if found.returncode:
-        return (found.stderr.strip().splitlines() or [f"status {found.returncode}"])[-1]
-    return found.stdout.strip() or None
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or [f"status {done.returncode}"])[-1]
+    return done.stdout.strip() or None
 
 
 def _helper_words(python: str, helper: str, node_id: str) -> list[str]:

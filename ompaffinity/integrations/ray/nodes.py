@@ -1,4 +1,4 @@
-"""The nodes of a Ray cluster: connected with, and each one read by a task that runs there."""
+"""The nodes of a Ray cluster: connect to the cluster, and read each node with a task that runs there."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 5.0
 MAX_REASON = 300
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
-HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-"""RFC 9113, 3.4: the preface of a client and empty SETTINGS; a server, such as gRPC's, answers with SETTINGS."""
+HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+"""RFC 9113, 3.4: the preface of a client with empty SETTINGS; an HTTP/2 server, such as gRPC's, returns SETTINGS."""
 HTTP2_SETTINGS = 4
 
 
 @contextmanager
 def connected(address: str | None) -> Iterator[None]:
-    """Be connected with a Ray cluster inside; a connection that is there already is used, and kept.
+    """Connect to a Ray cluster inside the context; an existing connection is used and kept.
 
     Raises:
         RequestError: Ray is not installed, or there is no cluster at the address.
@@ -52,22 +52,24 @@ def connected(address: str | None) -> Iterator[None]:
             "Ray is not installed for this Python; install it with: pip install 'ompaffinity[ray]'"
         ) from None
     if ray.is_initialized():
-        there = ray.get_runtime_context().gcs_address
-        if address is not None and not _is_this_cluster(address, there):
+        connected_to = ray.get_runtime_context().gcs_address
+        if address is not None and not _is_this_cluster(address, connected_to):
             raise RequestError(
-                f"this program is connected with the Ray cluster at {there}, and not with the one at {address}; leave"
-                " the address out, or call ray.shutdown() first"
+                f"this program is connected to the Ray cluster at {connected_to}, not to {address}; omit the address,"
+                " or call ray.shutdown() first"
             )
         yield
         return
     if address is None:
-        raise RequestError("this program is not connected with a Ray cluster; call ray.init(address=...), or give one")
+        raise RequestError(
+            "this program is not connected to a Ray cluster; call ray.init(address=...), or pass the address"
+        )
     _check_address(address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    # Ray raises whatever its parts raise: ConnectionError, RuntimeError, gRPC's own, ...
+    # Ray documents no common base class: it raises ConnectionError, RuntimeError, exceptions of gRPC and others.
     except Exception as error:  # noqa: BLE001
-        raise RequestError(f"no Ray cluster answers at {address}: {in_one_line(error)}") from None
+        raise RequestError(f"cannot connect to a Ray cluster at {address}: {in_one_line(error)}") from None
     try:
         yield
     finally:
@@ -75,7 +77,7 @@ def connected(address: str | None) -> Iterator[None]:
 
 
 def _check_address(address: str) -> None:
-    """Refuse an address that nobody listens at: Ray itself would try for minutes."""
+    """Raise RequestError at once if no HTTP/2 server listens at the address: Ray retries for minutes."""
     if address == "auto":
         return
     host, colon, port = address.removeprefix("ray://").rpartition(":")
@@ -85,19 +87,19 @@ def _check_address(address: str) -> None:
     try:
         with socket.create_connection((host.strip("[]"), int(port)), CONNECT_SECONDS) as connection:
             if not encrypted:
-                connection.sendall(HTTP2_HELLO)
+                connection.sendall(HTTP2_PREFACE)
                 answer = connection.recv(9)
                 if len(answer) < 4 or answer[3] != HTTP2_SETTINGS:
-                    raise RequestError(f"what answers at {address} is no Ray cluster")
+                    raise RequestError(f"the server at {address} is not a Ray cluster; pass the address of one")
     except OSError as error:
-        raise RequestError(f"no Ray cluster answers at {address}: {error.strerror or error}") from None
+        raise RequestError(f"cannot connect to a Ray cluster at {address}: {error.strerror or error}") from None
 
 
-def _is_this_cluster(address: str, connected_with: str) -> bool:
-    """Return whether an address names the cluster that this program is connected with."""
+def _is_this_cluster(address: str, connected_to: str) -> bool:
+    """Return whether an address names the cluster to which this program is connected."""
     if address == "auto" or address.startswith("ray://"):
         return True
-    (host, _, port), (other, _, other_port) = (text.rpartition(":") for text in (address, connected_with))
+    (host, _, port), (other, _, other_port) = (text.rpartition(":") for text in (address, connected_to))
     try:
         return port == other_port and socket.gethostbyname(host) in (socket.gethostbyname(other), "127.0.0.1")
     except OSError:
@@ -107,11 +109,11 @@ def _is_this_cluster(address: str, connected_with: str) -> bool:
 def read_nodes(
     request: PlacementRequest, machines: Mapping[str, Topology | str], timeout_seconds: float
 ) -> tuple[list[ClusterNode], list[Message]]:
-    """Return the nodes that may run something, by address and id, and what there is to say of the others.
+    """Return the nodes with CPU slots, by address and id, and the messages about them and about unreadable nodes.
 
     Raises:
-        RequestError: `machines` names a node that the cluster does not have.
-        TopologyError: no node could be read.
+        RequestError: `machines` names a node that is not in the cluster.
+        TopologyError: no node can be read.
     """
     import ray
 
@@ -120,24 +122,25 @@ def read_nodes(
     )
     unknown = set(machines) - {node["NodeID"] for node in alive}
     if unknown:
-        raise RequestError(f"machines names node {min(unknown)!r}, which the cluster does not have")
-    working = [node for node in alive if node["Resources"].get("CPU", 0) > 0]
-    ids = [node["NodeID"] for node in working]
-    read = _on_each(ids, read_node, (request.for_gpus,), timeout_seconds)
-    nodes, found_messages = [], []
-    for node in working:
-        found = read[node["NodeID"]]
-        if isinstance(found, str):
+        raise RequestError(f"machines has node {min(unknown)!r}, which is not in the cluster; use ids of ray.nodes()")
+    usable = [node for node in alive if node["Resources"].get("CPU", 0) > 0]
+    ids = [node["NodeID"] for node in usable]
+    results = _on_each(ids, read_node, (request.for_gpus,), timeout_seconds)
+    nodes: list[ClusterNode] = []
+    messages: list[Message] = []
+    for node in usable:
+        result = results[node["NodeID"]]
+        if isinstance(result, str):
             name = f"{node['NodeManagerAddress']} ({node['NodeID'][:8]})"
-            found_messages.append(NODE_NOT_READ(node=name, reason=found))
+            messages.append(NODE_NOT_READ(node=name, reason=result))
             continue
-        read_here, about_node = _cluster_node(node, found, request, machines.get(node["NodeID"]))
-        nodes.append(read_here)
-        found_messages += about_node
-    if working and not nodes:
-        raise TopologyError(f"no node of the cluster could be read: {found_messages[0].message}")
-    found_messages += _overlaps(nodes)
-    return nodes, found_messages
+        cluster_node, node_messages = _cluster_node(node, result, request, machines.get(node["NodeID"]))
+        nodes.append(cluster_node)
+        messages += node_messages
+    if usable and not nodes:
+        raise TopologyError(f"no node of the cluster can be read: {messages[0].message}")
+    messages += _overlaps(nodes)
+    return nodes, messages
 
 
 def _cluster_node(
@@ -146,7 +149,7 @@ def _cluster_node(
     request: PlacementRequest,
     machine: Topology | str | None,
 ) -> tuple[ClusterNode, list[Message]]:
-    """Return a node by what was read there, planned as `machine` if that is given, and what there is to say of it."""
+    """Return a node from the values read there, with `machine` instead of its own topology, and its messages."""
     from ompaffinity.topology.snapshot import parse_capture
 
     if machine is None:
@@ -155,12 +158,12 @@ def _cluster_node(
     else:
         topology = machine if isinstance(machine, Topology) else load_topology(machine=machine)
         host = node["NodeID"]
-    asked = request
-    about_node: list[Message] = []
+    resolved = request
+    messages: list[Message] = []
     if request.bind != "none":
-        asked, about_node = for_runtimes(request, tuple(RuntimeLibrary(*library) for library in found["runtimes"]))
+        resolved, messages = for_runtimes(request, tuple(RuntimeLibrary(*library) for library in found["runtimes"]))
     if found["problem"]:
-        about_node.append(HELPER_UNUSABLE(reason=found["problem"]))
+        messages.append(HELPER_UNUSABLE(reason=found["problem"]))
     name = f"{found['name']} ({node['NodeID'][:8]})"
     cluster_node = ClusterNode(
         node_id=node["NodeID"],
@@ -168,8 +171,8 @@ def _cluster_node(
         topology=topology,
         slots=float(node["Resources"]["CPU"]),
         host=host,
-        runtime=asked.runtime,
-        granularity=asked.granularity,
+        runtime=resolved.runtime,
+        granularity=resolved.granularity,
         address=node["NodeManagerAddress"],
         port=found["port"],
         python=found["python"],
@@ -177,13 +180,13 @@ def _cluster_node(
         gpu_slots=float(node["Resources"].get("GPU", 0)),
         gpus=_homes(found["devices"], machine, topology) if request.for_gpus else (),
     )
-    return cluster_node, [message._replace(message=f"{name}: {message.message}") for message in about_node]
+    return cluster_node, [message._replace(message=f"{name}: {message.message}") for message in messages]
 
 
 def _homes(
     found: Iterable[Sequence[Any]], machine: Topology | str | None, topology: Topology
 ) -> tuple[tuple[str, GPUHome], ...]:
-    """Return the GPUs of a node: those that it told of, or those of the record that it is planned as."""
+    """Return the GPUs of a node: those read there, or those of the recorded machine that replaces it."""
     if isinstance(machine, str):
         from ompaffinity.devices.recorded import recorded_gpus
 
@@ -209,7 +212,7 @@ def _overlaps(nodes: Sequence[ClusterNode]) -> Iterator[Message]:
 def _on_each(
     node_ids: Sequence[str], function: Callable[..., Any], arguments: tuple[Any, ...], timeout_seconds: float
 ) -> dict[str, Any]:
-    """Return what `function` returns on each of the nodes; a sentence where it did not."""
+    """Return {node id: result of `function` on that node}; the result is a text with the reason if it failed."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -221,26 +224,26 @@ def _on_each(
         for node_id in node_ids
     }
     ready, _ = ray.wait([*started.values()], num_returns=len(started), timeout=timeout_seconds) if started else ([], [])
-    answers: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     for node_id, reference in started.items():
         if reference not in ready:
             ray.cancel(reference, force=True)
-            answers[node_id] = f"it does not answer within {timeout_seconds:g} seconds"
+            results[node_id] = f"no reply within {timeout_seconds:g} seconds"
             continue
         try:
-            answers[node_id] = ray.get(reference)
+            results[node_id] = ray.get(reference)
         except Exception as error:  # noqa: BLE001
-            answers[node_id] = in_one_line(error)
-    return answers
+            results[node_id] = in_one_line(error)
+    return results
 
 
 def in_one_line(error: Exception) -> str:
-    """Return what a task or an actor died of: it arrives with the traceback, and the last line says it."""
+    """Return the last line of the exception of a task or an actor: Ray puts the traceback before it."""
     return (str(error).strip().splitlines() or [type(error).__name__])[-1][:MAX_REASON]
 
 
 def read_node(for_gpus: bool) -> dict[str, Any]:
-    """Return what a worker of a Ray node sees there, as plain values; it is run as a task of that node."""
+    """Return the topology and the software of a Ray node as plain values; runs as a task on that node."""
     topology = _topology_of_node()
     try:
         with open(BOOT_ID, encoding="ascii") as file:
@@ -261,15 +264,18 @@ def read_node(for_gpus: bool) -> dict[str, Any]:
 
 
 def _devices(topology: Topology) -> list[tuple[str, tuple[int, ...], list[tuple[str, ...]]]]:
-    """Return (PCI address, nodes, messages) of every GPU of this machine, whatever is visible to this process."""
+    """Return (PCI address, nodes, messages) of every GPU of this machine, visible or not."""
     from ompaffinity.devices.live import live_gpus
 
-    found = live_gpus(topology, environ={}).gpus
-    return [(device.address, device.nodes, [tuple(message) for message in device.messages]) for device in found]
+    gpus = live_gpus(topology, environ={}).gpus
+    return [(gpu.address, gpu.nodes, [tuple(message) for message in gpu.messages]) for gpu in gpus]
 
 
 def _topology_of_node() -> Topology:
-    """Return what the raylet may use: this worker is bound if who asks is, for tasks inherit runtime environments."""
+    """Return the topology with the CPU mask of the raylet.
+
+    This worker may be bound itself: tasks inherit the runtime environment of the actor that starts them.
+    """
     if not hasattr(os, "sched_getaffinity"):
         return load_topology()
     before = os.sched_getaffinity(0)
@@ -282,12 +288,12 @@ def _topology_of_node() -> Topology:
 
 
 def granted_there(node: ClusterNode, plan: Plan, timeout_seconds: float) -> Plan:
-    """Return the plan with the memory policies that the kernel of that node grants."""
+    """Return the plan with the memory policies that the kernel of that node accepts."""
     if all(rank.memory_policy == "none" for rank in plan.ranks):
         return plan
-    answer = _on_each([node.node_id], with_granted_memory, (plan,), timeout_seconds)[node.node_id]
-    if isinstance(answer, str):
-        unknown = MEMORY_POLICY_UNKNOWN(reason=answer)
+    result = _on_each([node.node_id], with_granted_memory, (plan,), timeout_seconds)[node.node_id]
+    if isinstance(result, str):
+        unknown = MEMORY_POLICY_UNKNOWN(reason=result)
         return plan._replace(messages=(*plan.messages, unknown))
-    granted: Plan = answer
+    granted: Plan = result
     return granted

@@ -7,7 +7,7 @@ import sys
 
 from ompaffinity.bind.worker_placement import current_placement
 from ompaffinity.errors import TopologyError
-from ompaffinity.ids import parse_ordered_id_list
+from ompaffinity.ids import format_id_list, parse_ordered_id_list
 from ompaffinity.placement.model import RankPlacement
 from ompaffinity.topology.limits import memory_left, mems_allowed, read_limits
 from ompaffinity.topology.model import LogicalCPUInfo, MemoryNodeInfo
@@ -20,7 +20,7 @@ VISIBLE_NODES_VARIABLE = "CPU_VISIBLE_MEMORY_NODES"
 
 
 def get_allowed_cpu_list() -> list[LogicalCPUInfo]:
-    """Return the CPUs that the calling thread may run on, ascending.
+    """Return the allowed CPUs of the calling thread, ascending.
 
     Raises:
         TopologyError: this machine cannot be read.
@@ -29,9 +29,9 @@ def get_allowed_cpu_list() -> list[LogicalCPUInfo]:
 
 
 def get_memory_affinity(pid: int = 0) -> list[int]:
-    """Return the memory nodes that a process (0: this one) may use: ``Mems_allowed_list`` of proc(5).
+    """Return the allowed memory nodes of a process (0: this one): ``Mems_allowed_list`` of proc_pid_status(5).
 
-    Empty where the kernel does not say.
+    The list is empty if the kernel does not report them.
 
     Raises:
         TopologyError: there is no such process.
@@ -39,15 +39,15 @@ def get_memory_affinity(pid: int = 0) -> list[int]:
     process = str(pid) if pid else "self"
     with DirectoryTree("/") as tree:
         if pid and tree.read(f"proc/{process}/status") is None:
-            raise TopologyError(f"there is no process {pid} whose status can be read")
+            raise TopologyError(f"there is no process {pid} with a readable status; pass a live process id")
         return list(mems_allowed(tree, process) or ())
 
 
 def get_visible_memory_node(assigned: list[int] | None = None) -> list[int]:
-    """Return the memory nodes to plan with, in the order in which they are to be used.
+    """Return the memory nodes for planning, in order of preference.
 
-    Those of `assigned`, or else of the environment variable ``CPU_VISIBLE_MEMORY_NODES``
-    (``"1,0"``), that this process may use, in that order; without either all that it may use. ``[0]`` on macOS.
+    These are the nodes of `assigned`, or else of the environment variable ``CPU_VISIBLE_MEMORY_NODES`` (``"1,0"``), or
+    else all nodes, restricted to the allowed ones. ``[0]`` on macOS.
 
     Raises:
         IDListError: the variable is not an id list.
@@ -64,7 +64,7 @@ def get_memory_node_info(node: int = 0) -> MemoryNodeInfo:
     """Return the total and the available memory of a node, in bytes.
 
     Available is MemFree + Active(file) + Inactive(file) + SReclaimable. Both are clamped by the
-    tightest memory limit of the control groups. A node that does not tell has an even part of the machine's.
+    tightest memory limit of the control groups. A node without these values gets an even part of the machine's memory.
 
     Raises:
         TopologyError: the machine has nodes, but not this one.
@@ -72,7 +72,7 @@ def get_memory_node_info(node: int = 0) -> MemoryNodeInfo:
     with DirectoryTree("/") as tree:
         nodes = numbered(tree.names(NODE_ROOT), "node")
         if nodes and node not in nodes:
-            raise TopologyError(f"this machine has no memory node {node}")
+            raise TopologyError(f"this machine has no memory node {node}; its nodes are {format_id_list(nodes)}")
         total, available = node_memory(tree, node)
         if total < 0:
             import psutil
@@ -87,12 +87,12 @@ def get_memory_node_info(node: int = 0) -> MemoryNodeInfo:
 
 
 def get_device_total_memory(device_id: int = 0) -> int:  # noqa: ARG001
-    """Return this worker's part of the memory that its nodes have, in bytes (a server's name for it).
+    """Return this worker's part of the memory of its nodes, in bytes (a name in servers).
 
-    `device_id` is there for servers that give one; a CPU worker has one device.
+    `device_id` is accepted for servers that pass one; a CPU worker has one device.
 
     Raises:
-        CapacityError: this machine does not tell how much memory it has.
+        CapacityError: the memory of this machine is unknown.
     """
     from ompaffinity.bind.capacity import memory_budget
 
@@ -100,7 +100,7 @@ def get_device_total_memory(device_id: int = 0) -> int:  # noqa: ARG001
 
 
 def determine_available_memory(utilization: float | None = None, explicit: int | None = None) -> int:
-    """Return the bytes for this worker's KV cache after its model was loaded (a server's name for `kv_cache_bytes`).
+    """Return the bytes for this worker's KV cache after its model is loaded (a name in servers for `kv_cache_bytes`).
 
     Raises:
         RequestError, CapacityError: as `kv_cache_bytes`.
@@ -111,5 +111,5 @@ def determine_available_memory(utilization: float | None = None, explicit: int |
 
 
 def _current_or_alone() -> RankPlacement:
-    """Return this process's placement; outside of a worker that of one rank on all that there is."""
+    """Return the placement of this process; outside of a worker, an unbound rank on the whole machine."""
     return current_placement() or RankPlacement(0, 0, bound=False)

@@ -1,4 +1,4 @@
-"""The NUMA node of a GPU's worker, by the names that servers know."""
+"""The NUMA node of a GPU's worker, in functions with the names that servers use."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 
 def get_device_numa_node(index: int) -> int | None:
-    """Return the NUMA node that a GPU is next to, None where nothing tells (a server's name for it).
+    """Return the NUMA node that is local to a GPU, None where unknown (a name in servers).
 
-    `index` is its number in this process, as CUDA_VISIBLE_DEVICES and its like leave it; no driver is initialised.
+    `index` is its number in this process, after CUDA_VISIBLE_DEVICES and similar variables; no driver is initialised.
 
     Raises:
-        RequestError: this process sees no such GPU.
+        RequestError: no visible GPU has this number.
         TopologyError: the machine cannot be read.
     """
     return _entry(get_all_device_numa_nodes(), index)
 
 
 def get_all_device_numa_nodes() -> list[int | None]:
-    """Return the NUMA node that each GPU of this process is next to, None for one that nothing is known of.
+    """Return the NUMA node that is local to each visible GPU, None where unknown.
 
     Raises:
         TopologyError: the machine cannot be read.
@@ -37,10 +37,10 @@ def get_all_device_numa_nodes() -> list[int | None]:
 
 
 def get_auto_numa_nodes() -> list[int | None]:
-    """Return the NUMA node that the worker of each GPU of this process would be bound to; a server's name for it.
+    """Return the NUMA node for the worker of each visible GPU (a name in servers).
 
-    None for a GPU that nothing is known of, or that is next to no CPU that this process may use. Each GPU is judged for
-    itself, and in whatever mask or cpuset this process is.
+    None for a GPU whose node is unknown or has no CPU that is allowed for this process. Each GPU is handled
+    independently.
 
     Raises:
         TopologyError: the machine cannot be read.
@@ -51,10 +51,10 @@ def get_auto_numa_nodes() -> list[int | None]:
 
 
 def get_numa_node_if_available(config: NUMABindConfig | Any, gpu: int) -> int | None:
-    """Return the NUMA node for the worker of a GPU: the user's, else what `get_auto_numa_nodes` says.
+    """Return the NUMA node for the worker of a GPU: the one in `config`, or else that of `get_auto_numa_nodes`.
 
-    `config` has `numa_bind` and `numa_bind_nodes`, as a `NUMABindConfig`. None without `numa_bind`, where nothing is
-    known of the GPU, and where this process may use no CPU of that node.
+    `config` has the attributes `numa_bind` and `numa_bind_nodes`, as a `NUMABindConfig`. None without `numa_bind`,
+    where the node is unknown, and where no CPU of the node is allowed for this process.
 
     Raises:
         RequestError: there is no such GPU.
@@ -69,12 +69,12 @@ def get_numa_node_if_available(config: NUMABindConfig | Any, gpu: int) -> int | 
 
 
 def _usable_nodes(topology: Topology) -> set[int]:
-    """Return the nodes of which this process may use a CPU."""
+    """Return the nodes with a CPU that is allowed for this process."""
     allowed = set(topology.allowed_cpus)
     return {node.id for node in topology.nodes if not allowed.isdisjoint(node.cpus)}
 
 
 def _entry(nodes: list[int | None], index: int) -> int | None:
     if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(nodes):
-        raise RequestError(f"GPU {index!r} is not one of the {len(nodes)} GPUs that there are")
+        raise RequestError(f"GPU {index!r} is not one of the {len(nodes)} GPUs; numbers start at 0")
     return nodes[index]

@@ -170,7 +170,7 @@ def test_no_actor_hangs_also_without_its_helper(cluster: str) -> None:
     affinity, bound, unbound = program("many_actors", cluster)
     assert len(bound) == len(unbound) == 20
     assert all(inside(state["masks"], affinity) for state in bound)
-    assert all("does not run" in state["environment"]["OMPAFFINITY_UNBOUND"] for state in unbound)
+    assert all("the helper failed" in state["environment"]["OMPAFFINITY_UNBOUND"] for state in unbound)
 
 
 @needs_ray
@@ -249,13 +249,13 @@ def test_what_goes_wrong_is_said(cluster: str) -> None:
     assert "there is no actor of this rank" in missing[0]["message"]
     kinds, texts = zip(*told)
     assert kinds == ("TopologyError", *["RequestError"] * 6)
-    assert "does not answer within 0 seconds" in texts[0]
-    assert "which the cluster does not have" in texts[1]
+    assert "no reply within 0 seconds" in texts[0]
+    assert "which is not in the cluster" in texts[1]
     assert "the sizes make 2 ranks" in texts[2]
     assert "not one of the" in texts[3]
     assert "not one of the" in texts[4]
     assert "there are 3 actors, but the plan has 2 ranks" in texts[5]
-    assert "this program is connected with the Ray cluster at" in texts[6]
+    assert "this program is connected to the Ray cluster at" in texts[6]
 
 
 @needs_ray
@@ -292,7 +292,7 @@ def test_what_is_for_one_machine_is_refused(arguments: tuple[str, ...], text: st
 @pytest.mark.parametrize(
     ("address", "text"),
     [
-        ("127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1: Connection refused"),
+        ("127.0.0.1:1", "cannot connect to a Ray cluster at 127.0.0.1:1: Connection refused"),
         ("nonsense", "the Ray address is 'nonsense'; it must be auto, HOST:PORT or ray://HOST:PORT"),
         ("local", "the Ray address is 'local'; it must be auto, HOST:PORT or ray://HOST:PORT"),
     ],
@@ -319,12 +319,12 @@ def test_what_listens_there_is_no_cluster() -> None:
         done = run_command("plan", "--ray", address, "--tp", "2")
         thread.join()
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == f"ompaffinity: error: what answers at {address} is no Ray cluster\n"
+    assert done.stderr == f"ompaffinity: error: the server at {address} is not a Ray cluster; pass the address of one\n"
 
 
 @needs_ray
 def test_a_program_that_is_not_connected_is_told() -> None:
-    with pytest.raises(RequestError, match="not connected with a Ray cluster"):
+    with pytest.raises(RequestError, match="not connected to a Ray cluster"):
         ours.plan_cluster(2)
 
 

@@ -1,0 +1,42 @@
+"""The texts that users read in the terminal use standard terms."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from ompaffinity.cli.options import VERBS
+from ompaffinity.cli.parse import parse_command_line
+from ompaffinity.messages import catalogue
+
+BANNED_WORDS = (
+    # Personification: programs report, read and set; processes start and end.
+    "anybody", "believe", "believed", "believes", "birth", "born", "hear", "heard", "hears", "know", "knows", "nobody",
+    "said", "say", "says", "somebody", "speak", "speaks", "tell", "tells", "told", "whoever",
+    # Archaic or inverted phrases.
+    "are to be had", "beyond doubt", "but for what", "cannot be had", "comes of it", "for ever", "is not had",
+    "is to be had", "of which none", "off line", "on line", "so wide are", "take it with care", "takes it",
+    "there are none such",
+    # Words with a standard term: synthetic, export format, exec.
+    "becomes the command", "become the command", "invented", "in other tools' words", "in another tool's words",
+)  # fmt: skip
+BANNED = re.compile(rf"\b({'|'.join(BANNED_WORDS)})\b", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([verb, "--help"] for verb in VERBS)], ids=lambda words: words[0])
+def test_help_has_no_banned_word(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_command_line(arguments)
+    assert BANNED.findall(" ".join(capsys.readouterr().out.split())) == []
+
+
+def test_the_message_catalogue_has_no_banned_word() -> None:
+    assert [
+        (template.code, BANNED.findall(template.text)) for template in catalogue() if BANNED.search(template.text)
+    ] == []
+
+
+@pytest.mark.parametrize("text", ["a CPU that is on line", "Nobody says which rank this is", "so wide are they"])
+def test_finds_banned_words(text: str) -> None:
+    assert BANNED.search(text)
