@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,18 +21,13 @@ from ompaffinity.ids import format_id_list, parse_id_list
 from ompaffinity.placement.model import Plan
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
-from tests.conftest import run_command
+from tests.conftest import CPUS, needs_libnuma, needs_program, needs_two_cpus, run_command
 from tests.launch.test_exec import launch
 from tests.placement.machines import plan_for, synthetic
 from tests.strategies import requests, topologies
 
 TWO = "package:2 numa:1 core:4 pu:2"
-HERE = sorted(os.sched_getaffinity(0))
 SHOW = "import os; print(sorted(os.sched_getaffinity(0)))"
-
-
-def needs(tool: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(shutil.which(tool) is None, reason=f"{tool} is not installed")
 
 
 def lines_of(text: str) -> list[str]:
@@ -136,16 +130,22 @@ def test_what_there_are_no_words_for() -> None:
 # The tools themselves.
 
 
-@needs("numactl")
-@pytest.mark.parametrize("form", ["numactl", "taskset"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        # numactl is linked with libnuma.
+        pytest.param("numactl", marks=[needs_program("numactl"), needs_libnuma]),
+        pytest.param("taskset", marks=needs_program("taskset")),
+    ],
+)
 def test_numactl_and_taskset_bind_as_planned(form: str) -> None:
-    done = run_command("plan", "--cpus", str(HERE[-1]), "--reserve", "0", "--format", form)
+    done = run_command("plan", "--cpus", str(CPUS[-1]), "--reserve", "0", "--format", form)
     (line,) = lines_of(done.stdout)
     started = launch(*shlex.split(line), sys.executable, "-c", SHOW)
-    assert started.stdout.strip() == str([HERE[-1]]), started.stderr
+    assert started.stdout.strip() == str([CPUS[-1]]), started.stderr
 
 
-@needs("hwloc-calc")
+@needs_program("hwloc-calc")
 @given(st.sets(st.integers(0, 200), min_size=1))
 def test_hwloc_reads_its_masks(cpus: set[int]) -> None:
     command = [
@@ -161,7 +161,7 @@ def test_hwloc_reads_its_masks(cpus: set[int]) -> None:
     assert done.stdout.strip() == ",".join(map(str, sorted(cpus)))
 
 
-@needs("systemd-analyze")
+@needs_program("systemd-analyze")
 def test_systemd_reads_its_unit(tmp_path: Path) -> None:
     unit = tmp_path / "rank.service"
     text = export(plan_for(TWO, 2, memory_policy="bind"), "systemd", 0)
@@ -179,8 +179,8 @@ def test_systemd_reads_its_unit(tmp_path: Path) -> None:
     assert "CPU affinity" in complaints()
 
 
-@needs("mpirun.openmpi")
-@pytest.mark.skipif(len(HERE) < 2, reason="two ranks need two CPUs")
+@needs_program("mpirun.openmpi")
+@needs_two_cpus
 def test_open_mpi_binds_by_the_rankfile(tmp_path: Path) -> None:
     done = run_command("plan", "--tp", "2", "--reserve", "0", "--format", "rankfile")
     (tmp_path / "ranks").write_text(done.stdout)

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ import pytest
 from ompaffinity.launch.exec import options_of_group
 from ompaffinity.launch.mask_groups import MaskGroup
 from ompaffinity.launch.ranks import LauncherRank
-from tests.conftest import ROOT
+from tests.conftest import CPUS, ROOT, needs_program, needs_two_cpus
 from tests.openmp.libraries import needs_torch
 
 REPORT = """
@@ -32,9 +31,6 @@ while len(os.listdir(folder)) < ranks and time.monotonic() < deadline:
 # Which runtime a worker loads is not the same everywhere.
 EXEC = [sys.executable, "-m", "ompaffinity", "exec", "--runtime", "gomp", "--granularity", "thread"]
 WORKER = ["--", sys.executable, "-c", REPORT]
-CPUS = sorted(os.sched_getaffinity(0))
-
-needs_two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="two ranks need two CPUs")
 
 
 def launch(*command: str, ranks: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -166,16 +162,12 @@ OPEN_MPI = ["mpirun.openmpi", "--allow-run-as-root", "--oversubscribe"]
 HYDRA = ["mpirun.mpich"]
 
 
-def needs(program: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
-
-
 @needs_two_cpus
 @pytest.mark.parametrize(
     "launcher",
     [
-        pytest.param([*OPEN_MPI, "--bind-to", "none", "-n"], marks=needs("mpirun.openmpi"), id="openmpi"),
-        pytest.param([*HYDRA, "-n"], marks=needs("mpirun.mpich"), id="mpich"),
+        pytest.param([*OPEN_MPI, "--bind-to", "none", "-n"], marks=needs_program("mpirun.openmpi"), id="openmpi"),
+        pytest.param([*HYDRA, "-n"], marks=needs_program("mpirun.mpich"), id="mpich"),
     ],
 )
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -185,7 +177,7 @@ def test_mpi_starts_ranks_that_bind_themselves(launcher: list[str], ranks: int, 
 
 
 @needs_two_cpus
-@needs("mpirun.openmpi")
+@needs_program("mpirun.openmpi")
 def test_ranks_that_mpirun_bound_apart_stay_apart(folder: Path) -> None:
     done = launch(*OPEN_MPI, "--bind-to", "core", "-n", "2", *EXEC, *WORKER, ranks=2)
     found = reports(folder)
@@ -207,8 +199,12 @@ def test_torchrun_starts_ranks_that_bind_themselves(ranks: int, folder: Path) ->
 
 
 @needs_two_cpus
-@needs("mpirun.openmpi")
-@pytest.mark.parametrize("binding", [["--bind-to", "socket:overload-allowed"], ["--bind-to", "numa:overload-allowed"], []])
+@needs_program("mpirun.openmpi")
+@pytest.mark.parametrize(
+    "binding",
+    [["--bind-to", "socket:overload-allowed"], ["--bind-to", "numa:overload-allowed"], []],
+    ids=["socket", "numa", "default"],
+)
 def test_ranks_that_mpirun_bound_together_share_what_they_have(binding: list[str], folder: Path) -> None:
     done = launch(*OPEN_MPI, *binding, "-n", "3", *EXEC, "--reserve", "0", "--oversubscribe", *WORKER, ranks=3)
     assert done.returncode == 0, done.stderr
@@ -232,6 +228,7 @@ def script(folder: Path, before: str = "", after: str = "", prefix: str = "") ->
 
 @needs_two_cpus
 @needs_torch
+@needs_program("taskset")
 @pytest.mark.parametrize("before", ["", "sleep 0.$((LOCAL_RANK * 8))"], ids=["at once", "one after the other"])
 def test_a_mask_that_a_script_set_for_all_ranks_is_shared(before: str, folder: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
@@ -245,7 +242,8 @@ def test_a_mask_that_a_script_set_for_all_ranks_is_shared(before: str, folder: P
 
 
 @needs_two_cpus
-@needs("mpirun.mpich")
+@needs_program("mpirun.mpich")
+@needs_program("taskset")
 def test_a_script_of_its_own_for_each_rank(folder: Path) -> None:
     path = script(folder, prefix=f"taskset -c $(($MPI_LOCALRANKID + {CPUS[0]}))", after="true")
     done = launch(*HYDRA, "-n", "2", str(path), ranks=2)
@@ -254,7 +252,7 @@ def test_a_script_of_its_own_for_each_rank(folder: Path) -> None:
 
 
 @needs_two_cpus
-@needs("mpirun.mpich")
+@needs_program("mpirun.mpich")
 def test_a_script_does_not_hide_that_ranks_are_bound_apart(folder: Path) -> None:
     done = launch(*HYDRA, "-n", "2", "-bind-to", "core", str(script(folder, after="true")), ranks=2)
     assert done.returncode == 0, done.stderr

@@ -18,12 +18,15 @@ from pathlib import Path
 import pytest
 
 from ompaffinity.launch.ranks import free_port
-from tests.launch.test_exec import CPUS, EXEC, WORKER, check_ranks, folder, launch, needs_two_cpus, reports
+from tests.conftest import CPUS, needs_libnuma, needs_two_cpus
+from tests.launch.test_exec import EXEC, WORKER, check_ranks, folder, launch, reports
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch")
 SECONDS = 30
 pytestmark = [
     needs_two_cpus,
+    # slurmd is linked with it.
+    needs_libnuma,
     pytest.mark.skipif(not all(map(shutil.which, PROGRAMS)), reason="Slurm and munge are not installed"),
     pytest.mark.skipif(os.geteuid() != 0, reason="slurmd needs root"),
 ]

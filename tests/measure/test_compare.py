@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -19,9 +18,8 @@ from ompaffinity.cli.compare import variants_of
 from ompaffinity.errors import RequestError
 from ompaffinity.measure.runs import CommandFailedError, TooSlowError, measure_run, metric_of
 from ompaffinity.measure.variants import VARIANTS, VariantManager
-from tests.conftest import run_command
+from tests.conftest import CPUS, needs_drawsvg, needs_two_cpus, run_command
 
-CPUS = sorted(os.sched_getaffinity(0))
 FAST = {"runtime": "gomp", "granularity": "thread"}
 REPORT = """
 import json, os
@@ -30,10 +28,6 @@ print(json.dumps([sorted(os.sched_getaffinity(0)), *(os.environ.get(name) for na
     os.environ["REPORT"] + os.environ["RANK"], "w"))
 print("rate: 2.5")
 """
-needs_two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="two ranks need two CPUs")
-needs_drawsvg = pytest.mark.skipif(
-    importlib.util.find_spec("drawsvg") is None, reason="drawsvg is not installed (the extra [svg])"
-)
 
 
 def reported(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **asked: Any) -> list[Any]:

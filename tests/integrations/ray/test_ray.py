@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shlex
@@ -25,11 +24,9 @@ from ompaffinity.integrations.ray.cluster import ClusterNode, make_cluster_plan
 from ompaffinity.integrations.ray.interpreter import bound_interpreter
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.topology.source import load_topology
-from tests.conftest import ROOT, needs_nvml, run_command
+from tests.conftest import CPUS, ROOT, needs_nvml, needs_ray, needs_two_cpus, run_command
 
-CPUS = sorted(os.sched_getaffinity(0))
 RANKS = min(2, len(CPUS))
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (the extra [ray])")
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +110,7 @@ def test_every_thread_of_every_actor_is_bound_from_birth(cluster: str) -> None:
 
 
 @needs_ray
-@pytest.mark.skipif(len(CPUS) < 2, reason="a CPU outside of the plan needs two CPUs")
+@needs_two_cpus
 def test_reports_an_actor_that_leaves_its_cpus(cluster: str) -> None:
     planned, widened, moved = program("moved_actor", cluster)
     assert planned["holds"], planned
