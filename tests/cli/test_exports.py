@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -22,7 +20,7 @@ from ompaffinity.placement.model import Plan
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
 from tests.conftest import CPUS, needs_libnuma, needs_program, needs_two_cpus, run_command
-from tests.launch.test_exec import launch
+from tests.launch.test_exec import WRITE_MASK, launch, masks_by_rank
 from tests.placement.machines import plan_for, synthetic
 from tests.strategies import requests, topologies
 
@@ -185,7 +183,8 @@ def test_open_mpi_binds_by_the_rankfile(tmp_path: Path) -> None:
     done = run_command("plan", "--tp", "2", "--reserve", "0", "--format", "rankfile")
     (tmp_path / "ranks").write_text(done.stdout)
     planned = [set(parse_id_list(line.partition("slot=")[2])) for line in lines_of(done.stdout)]
-    show = "import os; print('rank', os.environ['OMPI_COMM_WORLD_RANK'], sorted(os.sched_getaffinity(0)), flush=True)"
+    folder = tmp_path / "masks"
+    folder.mkdir()
     words = [
         "mpirun.openmpi",
         "--allow-run-as-root",
@@ -197,10 +196,9 @@ def test_open_mpi_binds_by_the_rankfile(tmp_path: Path) -> None:
         "-n",
         "2",
     ]
-    started = launch(*words, sys.executable, "-c", show)
+    started = launch(*words, sys.executable, "-c", WRITE_MASK, str(folder), "OMPI_COMM_WORLD_RANK")
     assert started.returncode == 0, started.stderr
-    found = {int(rank): set(json.loads(mask)) for rank, mask in re.findall(r"rank (\d) (\[.*?\])", started.stdout)}
-    assert found == dict(enumerate(planned))
+    assert masks_by_rank(folder) == dict(enumerate(planned))
     assert not planned[0] & planned[1]
 
 

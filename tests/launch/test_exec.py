@@ -28,6 +28,13 @@ deadline = time.monotonic() + 60
 while len(os.listdir(folder)) < ranks and time.monotonic() < deadline:
     time.sleep(0.02)
 """
+WRITE_MASK = """
+import json, os, sys
+folder, rank = sys.argv[1], os.environ[sys.argv[2]]
+with open(os.path.join(folder, rank), "w") as file:
+    json.dump(sorted(os.sched_getaffinity(0)), file)
+"""
+"""What a rank runs that its launcher binds. Arguments: the folder of the files, and the variable that has the rank."""
 # Which runtime a worker loads is not the same everywhere.
 EXEC = [sys.executable, "-m", "ompaffinity", "exec", "--runtime", "gomp", "--granularity", "thread"]
 WORKER = ["--", sys.executable, "-c", REPORT]
@@ -60,6 +67,11 @@ def reports(folder: Path) -> list[Any]:
     """Return what each worker reports, by local rank."""
     found = [json.loads(path.read_text()) for path in folder.iterdir()]
     return sorted(found, key=lambda report: json.loads(report[2])["local_rank"])
+
+
+def masks_by_rank(folder: Path) -> dict[int, set[int]]:
+    """Return what the ranks that run WRITE_MASK wrote."""
+    return {int(path.name): set(json.loads(path.read_text())) for path in folder.iterdir()}
 
 
 def check_ranks(done: subprocess.CompletedProcess[str], ranks: int, folder: Path) -> None:
