@@ -5,12 +5,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from ompaffinity.bind.mempolicy import LibnumaMissingError, load_libnuma
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -37,14 +41,46 @@ def recorded_machines() -> Path:
     return RECORDED
 
 
-@pytest.fixture(autouse=True)
-def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep the planning options of the shell that runs the tests out of them."""
-    from ompaffinity.placement.request import ENVIRONMENT
+OUTSIDE_VARIABLES = ("OMPAFFINITY_", "OMP_", "GOMP_", "KMP_", "VLLM_CPU_", "CPU_VISIBLE_MEMORY_NODES")
+"""Prefixes of the variables that change a plan or a team, and that the shell of a developer may have."""
 
-    for names in ENVIRONMENT.values():
-        for name in names:
-            monkeypatch.delenv(name, raising=False)
+
+@pytest.fixture(scope="session", autouse=True)
+def _clean_environment() -> Iterator[None]:
+    """Unset the variables of the shell that runs the tests; of session scope, so that every fixture starts without."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith(OUTSIDE_VARIABLES)]:
+            patch.delenv(name)
+        yield
+
+
+SENT_SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGTSTP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGCHLD,
+)
+"""The signals that tests send to their children, and the one that the kernel sends when a child ends."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _default_signals() -> Iterator[None]:
+    """Stop ignoring the signals that pytest was started with ignored: under nohup, or as a script's background job.
+
+    Children inherit what is ignored (signal(7)), so the signals that tests send to them would have no effect.
+    """
+    ignored = [number for number in SENT_SIGNALS if signal.getsignal(number) is signal.SIG_IGN]
+    for number in ignored:
+        # Python's own handler of SIGINT, which it installs only where SIGINT is not ignored at its start.
+        default = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+        signal.signal(number, default)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -60,6 +96,39 @@ def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProc
         check=False,
     )
 
+
+# The conditions that a machine may not meet, each with the reason that a skipped test gives.
+
+CPUS = sorted(os.sched_getaffinity(0))
+"""The CPUs that the tests may use."""
+
+needs_two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="two ranks or two OpenMP threads need two CPUs")
+
+ONE_OR_TWO = [1, pytest.param(2, marks=needs_two_cpus)]
+"""Numbers of ranks: parameters of a test."""
+
+
+def needs_program(name: str) -> pytest.MarkDecorator:
+    """Skip where the program is not in PATH."""
+    return pytest.mark.skipif(shutil.which(name) is None, reason=f"{name} is not installed")
+
+
+def has_libnuma() -> bool:
+    """Whether libnuma loads."""
+    try:
+        load_libnuma()
+    except LibnumaMissingError:
+        return False
+    return True
+
+
+needs_libnuma = pytest.mark.skipif(not has_libnuma(), reason="libnuma1 is not installed")
+
+needs_drawsvg = pytest.mark.skipif(
+    importlib.util.find_spec("drawsvg") is None, reason="drawsvg is not installed (the extra [svg])"
+)
+
+needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (the extra [ray])")
 
 needs_nvml = pytest.mark.skipif(
     importlib.util.find_spec("pynvml") is None or shutil.which("gcc") is None,

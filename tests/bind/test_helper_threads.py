@@ -19,11 +19,10 @@ from ompaffinity.placement.model import RankPlacement
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.topology.source import load_topology
+from tests.conftest import CPUS, needs_two_cpus
 from tests.openmp.libraries import GOMP, INTEL, LLVM, NEWER_LLVM, needs_gomp, needs_intel, needs_llvm, needs_newer_llvm
 
 ROOT = Path(__file__).resolve().parents[2]
-CPUS = sorted(os.sched_getaffinity(0))
-needs_two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="a helper CPU beside a compute CPU needs two CPUs")
 
 
 def placement_with_helper() -> RankPlacement:
@@ -179,9 +178,8 @@ def test_a_running_process_is_bound_and_unbound(library: str, reserve: int) -> N
 
 
 @needs_gomp
+@needs_two_cpus
 def test_a_team_that_cannot_grow_leaves_all_as_it_was() -> None:
-    if len(CPUS) < 2:
-        pytest.skip("a team of two needs two CPUs")
     (placement,) = make_plan(load_topology(), PlacementRequest(reserve=0)).ranks
     with pytest.raises(AssertionError, match="look at OMP_THREAD_LIMIT and OMP_DYNAMIC"):
         bound_in_process(placement, GOMP, OMP_THREAD_LIMIT="1")

@@ -21,27 +21,15 @@ from ompaffinity.bind import live_plan as live_plan_module
 from ompaffinity.bind import manager as manager_module
 from ompaffinity.bind import scope, team_policy
 from ompaffinity.bind.manager import OMPProcessManager
-from ompaffinity.bind.mempolicy import LibnumaMissingError, ThreadPolicy, load_libnuma, thread_policy
+from ompaffinity.bind.mempolicy import LibnumaMissingError, ThreadPolicy, thread_policy
 from ompaffinity.errors import BindingError, RequestError
 from ompaffinity.placement.document import parse_placement, placement_document
 from ompaffinity.placement.model import Plan
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.topology.source import load_topology
+from tests.conftest import CPUS, needs_libnuma
 from tests.openmp.team import send_policy
-
-CPUS = sorted(os.sched_getaffinity(0))
-
-
-def has_libnuma() -> bool:
-    try:
-        load_libnuma()
-    except LibnumaMissingError:
-        return False
-    return True
-
-
-needs_libnuma = pytest.mark.skipif(not has_libnuma(), reason="libnuma1 is not installed")
 
 
 def live_plan(ranks: int = 1, **request: object) -> Plan:
@@ -285,9 +273,8 @@ def test_the_memory_policy_is_inherited_and_given_back(policy: str, mode: int) -
     process.join(60)
 
 
+@needs_libnuma
 def test_a_refused_memory_policy_is_a_warning_or_an_error() -> None:
-    if not has_libnuma():
-        pytest.skip("libnuma1 is not installed")
     plan = changed(live_plan(), memory_policy="bind", nodes=(900,))
     manager = OMPProcessManager(plan)
     before = thread_policy()

@@ -9,7 +9,7 @@ import pytest
 import ompaffinity
 from ompaffinity.bind import mempolicy
 from ompaffinity.bind.mempolicy import LibnumaMissingError, MemoryPolicyError, ThreadPolicy
-from tests.bind.test_manager import needs_libnuma
+from tests.conftest import needs_libnuma
 
 
 def in_thread(work: Any) -> Any:

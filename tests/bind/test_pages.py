@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ompaffinity.bind import pages
 from ompaffinity.bind.mempolicy import MemoryPolicyError
 from ompaffinity.bind.pages import NoRoomError, mapped_memory, migrate_process_pages, parse_numa_maps
-from tests.bind.test_manager import needs_libnuma
+from tests.conftest import needs_libnuma
 
 NUMA_MAPS = """\
 00400000 default file=/usr/bin/python3 mapped=20 active=0 N0=12 N1=8 kernelpagesize_kB=4

@@ -18,9 +18,8 @@ from ompaffinity.bind.mempolicy import (
     take_policy,
     thread_policy,
 )
-from tests.bind.test_manager import needs_libnuma
 from tests.bind.test_mempolicy import in_thread
-from tests.conftest import ROOT
+from tests.conftest import ROOT, needs_libnuma
 
 
 def kernel_that_knows(monkeypatch: pytest.MonkeyPatch, *known: str) -> list[tuple[str, tuple[int, ...]]]:
@@ -37,6 +36,7 @@ def kernel_that_knows(monkeypatch: pytest.MonkeyPatch, *known: str) -> list[tupl
     return asked
 
 
+@needs_libnuma
 @pytest.mark.parametrize(
     ("asked", "nodes", "known", "granted", "granted_nodes"),
     [

@@ -18,6 +18,7 @@ from ompaffinity.placement.model import Plan, RankPlacement
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.topology.source import load_topology
+from tests.conftest import ONE_OR_TWO
 from tests.openmp import team
 from tests.openmp.libraries import (
     GOMP,
@@ -78,13 +79,11 @@ def check(placement: RankPlacement, report: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("granularity", ["thread", "team"])
 @pytest.mark.parametrize("reserve", [0, None])
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", ONE_OR_TWO)
 @pytest.mark.parametrize(("runtime", "library"), RUNTIMES.values(), ids=RUNTIMES.keys())
 def test_the_kernel_reports_the_places(
     runtime: str, library: str, ranks: int, reserve: int | None, granularity: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if ranks > len(CPUS):
-        pytest.skip("two ranks need two CPUs")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("KMP_AFFINITY", "disabled")
     monkeypatch.setenv("OMP_PROC_BIND", "false")
@@ -210,10 +209,8 @@ def test_a_worker_under_a_narrow_outside_mask() -> None:
 
 
 @needs_torch
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", ONE_OR_TWO)
 def test_torch_workers(ranks: int) -> None:
-    if ranks > len(CPUS):
-        pytest.skip("two ranks need two CPUs")
     plan = plan_for("gomp", ranks, "thread", None)
     for placement, report in zip(plan.ranks, start_workers(plan, team.send_torch_report)):
         assert report["threads"] == len(placement.cpus)

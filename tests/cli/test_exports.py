@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,18 +19,13 @@ from ompaffinity.ids import format_id_list, parse_id_list
 from ompaffinity.placement.model import Plan
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
-from tests.conftest import run_command
-from tests.launch.test_exec import launch
+from tests.conftest import CPUS, needs_libnuma, needs_program, needs_two_cpus, run_command
+from tests.launch.test_exec import WRITE_MASK, launch, masks_by_rank
 from tests.placement.machines import plan_for, synthetic
 from tests.strategies import requests, topologies
 
 TWO = "package:2 numa:1 core:4 pu:2"
-HERE = sorted(os.sched_getaffinity(0))
 SHOW = "import os; print(sorted(os.sched_getaffinity(0)))"
-
-
-def needs(tool: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(shutil.which(tool) is None, reason=f"{tool} is not installed")
 
 
 def lines_of(text: str) -> list[str]:
@@ -136,16 +128,22 @@ def test_rejects_plans_that_a_format_cannot_express() -> None:
 # The tools themselves.
 
 
-@needs("numactl")
-@pytest.mark.parametrize("form", ["numactl", "taskset"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        # numactl is linked with libnuma.
+        pytest.param("numactl", marks=[needs_program("numactl"), needs_libnuma]),
+        pytest.param("taskset", marks=needs_program("taskset")),
+    ],
+)
 def test_numactl_and_taskset_bind_as_planned(form: str) -> None:
-    done = run_command("plan", "--cpus", str(HERE[-1]), "--reserve", "0", "--format", form)
+    done = run_command("plan", "--cpus", str(CPUS[-1]), "--reserve", "0", "--format", form)
     (line,) = lines_of(done.stdout)
     started = launch(*shlex.split(line), sys.executable, "-c", SHOW)
-    assert started.stdout.strip() == str([HERE[-1]]), started.stderr
+    assert started.stdout.strip() == str([CPUS[-1]]), started.stderr
 
 
-@needs("hwloc-calc")
+@needs_program("hwloc-calc")
 @given(st.sets(st.integers(0, 200), min_size=1))
 def test_hwloc_reads_the_exported_mask(cpus: set[int]) -> None:
     command = [
@@ -161,7 +159,7 @@ def test_hwloc_reads_the_exported_mask(cpus: set[int]) -> None:
     assert done.stdout.strip() == ",".join(map(str, sorted(cpus)))
 
 
-@needs("systemd-analyze")
+@needs_program("systemd-analyze")
 def test_systemd_reads_the_exported_unit(tmp_path: Path) -> None:
     unit = tmp_path / "rank.service"
     text = export(plan_for(TWO, 2, memory_policy="bind"), "systemd", 0)
@@ -179,13 +177,14 @@ def test_systemd_reads_the_exported_unit(tmp_path: Path) -> None:
     assert "CPU affinity" in complaints()
 
 
-@needs("mpirun.openmpi")
-@pytest.mark.skipif(len(HERE) < 2, reason="two ranks need two CPUs")
+@needs_program("mpirun.openmpi")
+@needs_two_cpus
 def test_open_mpi_binds_by_the_rankfile(tmp_path: Path) -> None:
     done = run_command("plan", "--tp", "2", "--reserve", "0", "--format", "rankfile")
     (tmp_path / "ranks").write_text(done.stdout)
     planned = [set(parse_id_list(line.partition("slot=")[2])) for line in lines_of(done.stdout)]
-    show = "import os; print('rank', os.environ['OMPI_COMM_WORLD_RANK'], sorted(os.sched_getaffinity(0)), flush=True)"
+    folder = tmp_path / "masks"
+    folder.mkdir()
     words = [
         "mpirun.openmpi",
         "--allow-run-as-root",
@@ -197,10 +196,9 @@ def test_open_mpi_binds_by_the_rankfile(tmp_path: Path) -> None:
         "-n",
         "2",
     ]
-    started = launch(*words, sys.executable, "-c", show)
+    started = launch(*words, sys.executable, "-c", WRITE_MASK, str(folder), "OMPI_COMM_WORLD_RANK")
     assert started.returncode == 0, started.stderr
-    found = {int(rank): set(json.loads(mask)) for rank, mask in re.findall(r"rank (\d) (\[.*?\])", started.stdout)}
-    assert found == dict(enumerate(planned))
+    assert masks_by_rank(folder) == dict(enumerate(planned))
     assert not planned[0] & planned[1]
 
 

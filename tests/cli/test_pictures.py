@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections import Counter
 from pathlib import Path
@@ -19,14 +18,11 @@ from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.topology.model import Topology
 from ompaffinity.topology.source import load_topology
-from tests.conftest import recorded_names, run_command
+from tests.conftest import needs_drawsvg, recorded_names, run_command
 from tests.placement.machines import plan_for, synthetic
 from tests.strategies import requests, topologies
 
 SVG = "{http://www.w3.org/2000/svg}"
-needs_drawsvg = pytest.mark.skipif(
-    importlib.util.find_spec("drawsvg") is None, reason="drawsvg is not installed (the extra [svg])"
-)
 
 
 def planned(topology: Topology, ranks: int) -> Plan:

@@ -20,8 +20,7 @@ from ompaffinity.errors import RequestError
 from ompaffinity.messages import Message
 from ompaffinity.topology.model import Topology
 from ompaffinity.topology.tree import DirectoryTree
-from tests.bind.test_manager import needs_libnuma
-from tests.conftest import run_command
+from tests.conftest import needs_libnuma, run_command
 from tests.openmp.libraries import GOMP, NEWER_LLVM, needs_gomp, needs_newer_llvm
 from tests.placement.machines import synthetic
 

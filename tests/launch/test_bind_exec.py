@@ -16,8 +16,7 @@ from ompaffinity.ids import MAX_ID
 from ompaffinity.launch import bind_exec
 from ompaffinity.launch.bind_exec import InvalidArgumentsError, id_list
 from ompaffinity.openmp import variables
-from tests.bind.test_manager import needs_libnuma
-from tests.conftest import ROOT
+from tests.conftest import ROOT, needs_libnuma
 
 FILE = str(Path(bind_exec.__file__))
 BIND_EXEC = [sys.executable, "-I", "-S", FILE]

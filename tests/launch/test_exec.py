@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +14,7 @@ import pytest
 from ompaffinity.launch.exec import options_of_group
 from ompaffinity.launch.mask_groups import MaskGroup
 from ompaffinity.launch.ranks import LauncherRank
-from tests.conftest import ROOT
+from tests.conftest import CPUS, ROOT, needs_program, needs_two_cpus
 from tests.openmp.libraries import needs_torch
 
 REPORT = """
@@ -30,12 +29,16 @@ deadline = time.monotonic() + 60
 while len(os.listdir(folder)) < ranks and time.monotonic() < deadline:
     time.sleep(0.02)
 """
+WRITE_MASK = """
+import json, os, sys
+folder, rank = sys.argv[1], os.environ[sys.argv[2]]
+with open(os.path.join(folder, rank), "w") as file:
+    json.dump(sorted(os.sched_getaffinity(0)), file)
+"""
+"""What a rank runs that its launcher binds. Arguments: the folder of the files, and the variable that has the rank."""
 # Which runtime a worker loads is not the same everywhere.
 EXEC = [sys.executable, "-m", "ompaffinity", "exec", "--runtime", "gomp", "--granularity", "thread"]
 WORKER = ["--", sys.executable, "-c", REPORT]
-CPUS = sorted(os.sched_getaffinity(0))
-
-needs_two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="two ranks need two CPUs")
 
 
 def launch(*command: str, ranks: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -65,6 +68,11 @@ def reports(folder: Path) -> list[Any]:
     """Return what each worker reports, by local rank."""
     found = [json.loads(path.read_text()) for path in folder.iterdir()]
     return sorted(found, key=lambda report: json.loads(report[2])["local_rank"])
+
+
+def masks_by_rank(folder: Path) -> dict[int, set[int]]:
+    """Return what the ranks that run WRITE_MASK wrote."""
+    return {int(path.name): set(json.loads(path.read_text())) for path in folder.iterdir()}
 
 
 def check_ranks(done: subprocess.CompletedProcess[str], ranks: int, folder: Path) -> None:
@@ -188,16 +196,12 @@ OPEN_MPI = ["mpirun.openmpi", "--allow-run-as-root", "--oversubscribe"]
 HYDRA = ["mpirun.mpich"]
 
 
-def needs(program: str) -> pytest.MarkDecorator:
-    return pytest.mark.skipif(shutil.which(program) is None, reason=f"{program} is not installed")
-
-
 @needs_two_cpus
 @pytest.mark.parametrize(
     "launcher",
     [
-        pytest.param([*OPEN_MPI, "--bind-to", "none", "-n"], marks=needs("mpirun.openmpi"), id="openmpi"),
-        pytest.param([*HYDRA, "-n"], marks=needs("mpirun.mpich"), id="mpich"),
+        pytest.param([*OPEN_MPI, "--bind-to", "none", "-n"], marks=needs_program("mpirun.openmpi"), id="openmpi"),
+        pytest.param([*HYDRA, "-n"], marks=needs_program("mpirun.mpich"), id="mpich"),
     ],
 )
 @pytest.mark.parametrize("ranks", [2, 4])
@@ -207,7 +211,7 @@ def test_mpi_starts_ranks_that_bind_themselves(launcher: list[str], ranks: int, 
 
 
 @needs_two_cpus
-@needs("mpirun.openmpi")
+@needs_program("mpirun.openmpi")
 def test_ranks_that_mpirun_bound_apart_stay_apart(folder: Path) -> None:
     done = launch(*OPEN_MPI, "--bind-to", "core", "-n", "2", *EXEC, *WORKER, ranks=2)
     found = reports(folder)
@@ -229,9 +233,11 @@ def test_torchrun_starts_ranks_that_bind_themselves(ranks: int, folder: Path) ->
 
 
 @needs_two_cpus
-@needs("mpirun.openmpi")
+@needs_program("mpirun.openmpi")
 @pytest.mark.parametrize(
-    "binding", [["--bind-to", "socket:overload-allowed"], ["--bind-to", "numa:overload-allowed"], []]
+    "binding",
+    [["--bind-to", "socket:overload-allowed"], ["--bind-to", "numa:overload-allowed"], []],
+    ids=["socket", "numa", "default"],
 )
 def test_ranks_that_mpirun_bound_together_share_what_they_have(binding: list[str], folder: Path) -> None:
     done = launch(*OPEN_MPI, *binding, "-n", "3", *EXEC, "--reserve", "0", "--oversubscribe", *WORKER, ranks=3)
@@ -256,6 +262,7 @@ def script(folder: Path, before: str = "", after: str = "", prefix: str = "") ->
 
 @needs_two_cpus
 @needs_torch
+@needs_program("taskset")
 @pytest.mark.parametrize("before", ["", "sleep 0.$((LOCAL_RANK * 8))"], ids=["at once", "one after the other"])
 def test_a_mask_that_a_script_set_for_all_ranks_is_shared(before: str, folder: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python"]
@@ -269,7 +276,8 @@ def test_a_mask_that_a_script_set_for_all_ranks_is_shared(before: str, folder: P
 
 
 @needs_two_cpus
-@needs("mpirun.mpich")
+@needs_program("mpirun.mpich")
+@needs_program("taskset")
 def test_a_script_of_its_own_for_each_rank(folder: Path) -> None:
     path = script(folder, prefix=f"taskset -c $(($MPI_LOCALRANKID + {CPUS[0]}))", after="true")
     done = launch(*HYDRA, "-n", "2", str(path), ranks=2)
@@ -278,7 +286,7 @@ def test_a_script_of_its_own_for_each_rank(folder: Path) -> None:
 
 
 @needs_two_cpus
-@needs("mpirun.mpich")
+@needs_program("mpirun.mpich")
 def test_a_script_does_not_hide_that_ranks_are_bound_apart(folder: Path) -> None:
     done = launch(*HYDRA, "-n", "2", "-bind-to", "core", str(script(folder, after="true")), ranks=2)
     assert done.returncode == 0, done.stderr

@@ -12,6 +12,7 @@ from ompaffinity.launch import mask_groups
 from ompaffinity.launch.mask_groups import MaskGroup, mask_group_of
 from ompaffinity.launch.ranks import LauncherRank
 from ompaffinity.proc import mask_of, parent_of, started_with
+from tests.conftest import needs_two_cpus
 
 CPUS = sorted(os.sched_getaffinity(0))
 SLEEPER = (
@@ -96,7 +97,7 @@ def test_only_the_options_say_which_rank_this_is(processes: Any) -> None:
     assert mask_group_of({}, place(0, 1, "the options")) == MaskGroup(0, (0,))
 
 
-@pytest.mark.skipif(len(CPUS) < 2, reason="masks that differ need two CPUs")
+@needs_two_cpus
 def test_the_masks_of_real_processes() -> None:
     started = []
     try:

@@ -16,7 +16,7 @@ import pytest
 
 from ompaffinity.launch.output import CHUNK, MAX_LINE, PrefixedLines
 from ompaffinity.launch.ranks import free_port, rank_variables
-from tests.conftest import ROOT
+from tests.conftest import ROOT, needs_program, needs_two_cpus
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -108,7 +108,8 @@ print(json.dumps([told, sorted(os.sched_getaffinity(0)), json.loads(os.environ["
     assert found[0][0]["MASTER_PORT"] == found[1][0]["MASTER_PORT"]
 
 
-@pytest.mark.skipif(len(CPUS) < 2, reason="a narrower mask needs two CPUs")
+@needs_two_cpus
+@needs_program("taskset")
 def test_an_outside_mask_is_kept_unless_it_is_overridden() -> None:
     code = "import os; print(sorted(os.sched_getaffinity(0)))"
     narrow = ["taskset", "--cpu-list", str(CPUS[-1]), *RUN, "--reserve", "0"]

@@ -18,12 +18,15 @@ from pathlib import Path
 import pytest
 
 from ompaffinity.launch.ranks import free_port
-from tests.launch.test_exec import CPUS, EXEC, WORKER, check_ranks, folder, launch, needs_two_cpus, reports
+from tests.conftest import CPUS, needs_libnuma, needs_two_cpus
+from tests.launch.test_exec import EXEC, WORKER, WRITE_MASK, check_ranks, folder, launch, masks_by_rank, reports
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch")
 SECONDS = 30
 pytestmark = [
     needs_two_cpus,
+    # slurmd is linked with it.
+    needs_libnuma,
     pytest.mark.skipif(not all(map(shutil.which, PROGRAMS)), reason="Slurm and munge are not installed"),
     pytest.mark.skipif(os.geteuid() != 0, reason="slurmd needs root"),
 ]
@@ -134,17 +137,15 @@ def test_a_batch_script_is_no_step(slurm: str, folder: Path) -> None:
     assert output.read_text().startswith("1\nrank-unknown: no launcher says which rank this is")
 
 
-def test_the_exported_masks_bind(slurm: str) -> None:
+def test_the_exported_masks_bind(slurm: str, folder: Path) -> None:
     # Slurm was told how many CPUs there are, and takes them to be the first ones, whatever mask these tests run in.
     machine = ("--synthetic", f"core:{len(CPUS)} pu:1", "--arch", "x86_64")
     plan = (sys.executable, "-m", "ompaffinity", "plan", "--tp", "2", "--reserve", "0", *machine)
     done = launch(*plan, "--format", "slurm")
     assert done.returncode == 0, done.stderr
-    show = "import os; print('rank', os.environ['SLURM_PROCID'], sorted(os.sched_getaffinity(0)))"
     words = ["srun", "-n", "2", "-c", str(len(CPUS) // 2), *shlex.split(done.stdout)]
-    started = launch(*words, sys.executable, "-c", show, SLURM_CONF=slurm)
+    started = launch(*words, sys.executable, "-c", WRITE_MASK, str(folder), "SLURM_PROCID", SLURM_CONF=slurm)
     assert started.returncode == 0, started.stderr
     masks = [int(mask, 16) for mask in re.findall("0x([0-9A-F]+)", done.stdout)]
-    for rank, mask in enumerate(masks[:2]):
-        cpus = [cpu for cpu in range(len(CPUS)) if mask >> cpu & 1]
-        assert f"rank {rank} {cpus}" in started.stdout
+    planned = [{cpu for cpu in range(len(CPUS)) if mask >> cpu & 1} for mask in masks[:2]]
+    assert masks_by_rank(folder) == dict(enumerate(planned))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -24,9 +23,8 @@ from ompaffinity.launch.watcher import Watcher
 from ompaffinity.measure import runs
 from ompaffinity.measure.runs import CommandFailedError, Run, TooSlowError, metric_of
 from ompaffinity.measure.variants import VARIANTS, variant_manager
-from tests.conftest import run_command
+from tests.conftest import CPUS, needs_drawsvg, needs_two_cpus, run_command
 
-CPUS = sorted(os.sched_getaffinity(0))
 FAST = {"runtime": "gomp", "granularity": "thread"}
 REPORT = """
 import json, os
@@ -35,10 +33,6 @@ print(json.dumps([sorted(os.sched_getaffinity(0)), *(os.environ.get(name) for na
     os.environ["REPORT"] + os.environ["RANK"], "w"))
 print("rate: 2.5")
 """
-needs_two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="two ranks need two CPUs")
-needs_drawsvg = pytest.mark.skipif(
-    importlib.util.find_spec("drawsvg") is None, reason="drawsvg is not installed (the extra [svg])"
-)
 
 
 def measure_run(

@@ -23,6 +23,7 @@ def loadable(library: str) -> bool:
 
 
 def intel_library() -> str | None:
+    """Return the path of libiomp5 in the package intel-openmp; None if it is not installed."""
     try:
         files = importlib.metadata.files("intel-openmp") or []
     except importlib.metadata.PackageNotFoundError:

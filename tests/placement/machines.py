@@ -10,31 +10,38 @@ from ompaffinity.topology.source import load_topology
 
 
 def synthetic(text: str, architecture: str = "x86_64") -> Topology:
+    """Return the machine that hwloc's synthetic description `text` describes."""
     return load_topology(synthetic=text, architecture=architecture)
 
 
 def plan_for(text: str, ranks: int = 1, architecture: str = "x86_64", **request: object) -> Plan:
+    """Plan tensor-parallel ranks on a synthetic machine; `request` are fields of `PlacementRequest`."""
     return make_plan(synthetic(text, architecture), PlacementRequest(tensor_parallel_size=ranks, **request))  # type: ignore[arg-type]
 
 
 def threads(plan: Plan) -> list[tuple[int, ...]]:
+    """Return the CPUs of each rank, in the order of its threads."""
     return [rank.cpus for rank in plan.ranks]
 
 
 def codes(plan: Plan) -> dict[str, str]:
+    """Return {code: level} of the messages."""
     return {message.code: message.level for message in plan.messages}
 
 
 def reasons(plan: Plan) -> dict[str, tuple[int, ...]]:
+    """Return {reason: CPUs} of the CPUs that no rank has."""
     return {group.reason: group.cpus for group in plan.left_out}
 
 
 def with_distances(topology: Topology, matrix: list[list[int]]) -> Topology:
+    """Return the machine with these distances between its nodes: one row per node, 10 is local."""
     nodes = [node._replace(distances=dict(enumerate(row))) for node, row in zip(topology.nodes, matrix)]
     return topology._replace(nodes=tuple(nodes))
 
 
 def without_nodes(topology: Topology) -> Topology:
+    """Return the machine without NUMA information."""
     return topology._replace(nodes=(), cpus=tuple(cpu._replace(numa_node=UNKNOWN) for cpu in topology.cpus))
 
 

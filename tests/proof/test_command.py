@@ -20,7 +20,7 @@ from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.proof.command import verify_command
 from ompaffinity.topology.source import load_topology
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, needs_two_cpus, run_command
 from tests.openmp.libraries import (
     GOMP,
     LIBRARIES,
@@ -61,7 +61,7 @@ def test_a_server_is_seen_and_ended(runtime: str, library: str, capfd: pytest.Ca
 
 
 @needs_gomp
-@pytest.mark.skipif(len(CPUS) < 2, reason="libgomp says nothing of a team of one; two threads need two CPUs")
+@needs_two_cpus
 def test_the_runtimes_own_word_is_heard() -> None:
     plan = live_plan("gomp", reserve=0)
     code = SERVER.replace("time.sleep(60)", "time.sleep(1)")
@@ -73,7 +73,7 @@ def test_the_runtimes_own_word_is_heard() -> None:
 
 
 @needs_gomp
-@pytest.mark.skipif(len(CPUS) < 2, reason="two OpenMP threads need two CPUs")
+@needs_two_cpus
 def test_a_program_that_goes_its_own_way_is_caught() -> None:
     code = SERVER.replace("form_team(sys.argv[1])", "import ctypes; ctypes.CDLL(sys.argv[1]).omp_set_num_threads(1)")
     verdict = verify_command(OMPProcessManager(live_plan("gomp", reserve=0)), command(GOMP, code), 2)
@@ -89,7 +89,7 @@ def test_a_program_without_openmp_does_not_hold() -> None:
 
 
 @needs_gomp
-@pytest.mark.skipif(len(CPUS) < 2, reason="two OpenMP threads need two CPUs")
+@needs_two_cpus
 def test_a_team_that_is_too_large_is_caught() -> None:
     form = f"import ctypes; ctypes.CDLL(sys.argv[1]).omp_set_num_threads({2 * len(CPUS)}); form_team(sys.argv[1])"
     code = SERVER.replace("form_team(sys.argv[1])", form)

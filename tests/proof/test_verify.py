@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -27,7 +26,7 @@ from ompaffinity.proof.observe import observe_process
 from ompaffinity.proof.verdict import RankVerdict
 from ompaffinity.proof.verify import library_to_probe, verify_plan, verify_processes
 from ompaffinity.topology.source import load_topology
-from tests.conftest import ROOT, run_command
+from tests.conftest import CPUS, ONE_OR_TWO, ROOT, needs_program, needs_two_cpus, run_command
 from tests.openmp.libraries import (
     GOMP,
     INTEL,
@@ -41,20 +40,15 @@ from tests.openmp.libraries import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-CPUS = sorted(os.sched_getaffinity(0))
-needs_two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="two OpenMP threads need two CPUs")
-
 
 def live_plan(runtime: str = "gomp", **request: Any) -> Plan:
     return make_plan(load_topology(), PlacementRequest(runtime=runtime, **request))
 
 
 @pytest.mark.parametrize("granularity", ["thread", "team"])
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", ONE_OR_TWO)
 @pytest.mark.parametrize(("runtime", "library"), LIBRARIES.values(), ids=LIBRARIES.keys())
 def test_workers_that_are_right_pass(runtime: str, library: str, ranks: int, granularity: str) -> None:
-    if ranks > len(CPUS):
-        pytest.skip("two ranks need two CPUs")
     manager = OMPProcessManager(live_plan(runtime, tensor_parallel_size=ranks, granularity=granularity))
     verdict = verify_plan(manager, library)
     assert verdict.holds, verdict
@@ -162,7 +156,7 @@ def test_the_environment_of_another_rank_is_the_cause() -> None:
 
 @needs_gomp
 @needs_two_cpus
-@pytest.mark.skipif(shutil.which("taskset") is None, reason="util-linux's taskset is not installed")
+@needs_program("taskset")
 def test_taskset_around_the_worker_is_the_cause() -> None:
     # GOMP_CPU_AFFINITY would leave the mask; OMP_PLACES stays within.
     plan = live_plan("omp", reserve=0)

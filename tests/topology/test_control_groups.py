@@ -42,19 +42,16 @@ def group(controller: str, outer: dict[str, str], inner: dict[str, str]) -> Iter
         pytest.skip(f"no version 1 control group controller {controller} on this machine")
     folder = mount / f"ompaffinity-test-{os.getpid()}"
     nested = folder / "inner"
-    try:
+    with contextlib.ExitStack() as made:
         try:
-            nested.mkdir(parents=True)
             for place, files in ((folder, outer), (nested, inner)):
+                place.mkdir()
+                made.callback(place.rmdir)
                 for name, text in files.items():
                     (place / name).write_text(text)
         except OSError as error:
-            pytest.skip(f"control groups cannot be made here: {error}")
+            pytest.skip(f"control groups cannot be created here: {error}")
         yield nested
-    finally:
-        for place in (nested, folder):
-            with contextlib.suppress(FileNotFoundError):
-                place.rmdir()
 
 
 def topology_inside(*groups: Path) -> dict[str, dict[str, object]]:

@@ -13,7 +13,8 @@ from ompaffinity.topology.hwloc import parse_hwloc
 from ompaffinity.topology.model import UNKNOWN, Topology
 from ompaffinity.topology.synthetic import parse_synthetic
 
-LSTOPO = shutil.which("lstopo-no-graphics")
+LSTOPO = shutil.which("lstopo-no-graphics") or shutil.which("lstopo")
+needs_lstopo = pytest.mark.skipif(LSTOPO is None, reason="lstopo (hwloc or hwloc-nox) is not installed")
 
 
 def export(body: str, attributes: str = "", tail: str = "") -> bytes:
@@ -90,9 +91,9 @@ def test_reads_kinds_by_core_type_or_frequency() -> None:
     assert [cpu.kind for cpu in read(body, tail=fast).cpus] == ["performance", "performance", "efficiency"]
 
 
+@needs_lstopo
 def test_reads_a_synthetic_export_of_lstopo() -> None:
-    if LSTOPO is None:
-        pytest.skip("lstopo (hwloc-nox) is not installed")
+    assert LSTOPO is not None
     done = subprocess.run([LSTOPO, "--of", "synthetic"], capture_output=True, text=True, timeout=60, check=True)
     assert parse_synthetic(done.stdout, "x86_64").cpus
 
@@ -152,7 +153,7 @@ def test_any_bytes_are_read_or_rejected(data: st.DataObject) -> None:
         assert parse_hwloc(bytes(text), "box").cpus
 
 
-@pytest.mark.skipif(LSTOPO is None, reason="lstopo (hwloc-nox) is not installed")
+@needs_lstopo
 @pytest.mark.parametrize(
     "text",
     [

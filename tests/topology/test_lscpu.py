@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 
 import pytest
 from hypothesis import given
@@ -13,6 +12,7 @@ from ompaffinity.topology import lscpu as lscpu_module
 from ompaffinity.topology.lscpu import parse_lscpu, saved_topology
 from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo
 from ompaffinity.topology.source import load_topology
+from tests.conftest import needs_program
 
 
 def output(*rows: str) -> str:
@@ -98,7 +98,7 @@ def test_any_text_is_read_or_rejected(text: str) -> None:
         assert parse_lscpu(text)
 
 
-needs_lscpu = pytest.mark.skipif(shutil.which("lscpu") is None, reason="lscpu (util-linux) is not installed")
+needs_lscpu = needs_program("lscpu")
 
 
 @needs_lscpu

@@ -54,8 +54,8 @@ class Worker:
             "pid": os.getpid(),
         }
 
-    def bind_elsewhere(self) -> None:
-        os.sched_setaffinity(0, range(1024))
+    def bind_main_thread(self, cpus: list[int]) -> None:
+        os.sched_setaffinity(os.getpid(), cpus)
 
     def wait(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -107,13 +107,25 @@ def bound_from_birth() -> Any:
     states = answers([actor.state.remote() for actor in actors])
     verdict = verify_cluster(actors, plan).to_document()
     alone = verify_cluster(actors).holds
-    answers([actors[0].bind_elsewhere.remote()])
-    broken = verify_cluster(actors, plan).to_document()
     placements = [
         [rank.placement.affinity, rank.placement.memory_policy, rank.placement.nodes, rank.node_id]
         for rank in plan.ranks
     ]
-    return [placements, teams, states, verdict, alone, broken]
+    return [placements, teams, states, verdict, alone]
+
+
+def moved_actor() -> Any:
+    """One of two actors gets more CPUs than its rank has, then a CPU that no rank has."""
+    cpus = sorted(os.sched_getaffinity(0))
+    # The last CPU stays out of the plan, so that it is wrong for every rank, however few CPUs there are.
+    plan = plan_cluster(2, runtime="gomp", cpus=tuple(cpus[:-1]), oversubscribe=True)
+    actors = [start(plan, rank) for rank in range(2)]
+    answers([actor.team.remote() for actor in actors])
+    verdicts = [verify_cluster(actors, plan).to_document()]
+    for wrong in (cpus, cpus[-1:]):
+        answers([actors[0].bind_main_thread.remote(wrong)])
+        verdicts.append(verify_cluster(actors, plan).to_document())
+    return verdicts
 
 
 def kinds_of_actors() -> Any:

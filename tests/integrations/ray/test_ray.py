@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shlex
@@ -18,17 +17,16 @@ import pytest
 
 from ompaffinity.bind.mempolicy import can_set_mempolicy
 from ompaffinity.errors import RequestError
+from ompaffinity.ids import format_id_list
 from ompaffinity.integrations.ray import actors as ours
 from ompaffinity.integrations.ray import nodes as ray_nodes
 from ompaffinity.integrations.ray.cluster import ClusterNode, make_cluster_plan
 from ompaffinity.integrations.ray.interpreter import bound_interpreter
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.topology.source import load_topology
-from tests.conftest import ROOT, needs_nvml, run_command
+from tests.conftest import CPUS, ROOT, needs_nvml, needs_ray, needs_two_cpus, run_command
 
-CPUS = sorted(os.sched_getaffinity(0))
 RANKS = min(2, len(CPUS))
-needs_ray = pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed (the extra [ray])")
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +84,7 @@ def inside(masks: list[list[int]], affinity: list[int]) -> bool:
 
 @needs_ray
 def test_every_thread_of_every_actor_is_bound_from_birth(cluster: str) -> None:
-    placements, teams, states, verdict, alone, broken = program("bound_from_birth", cluster)
+    placements, teams, states, verdict, alone = program("bound_from_birth", cluster)
     assert len({node for *_, node in placements}) == RANKS
     for number, ((affinity, policy, nodes, node), team, state) in enumerate(zip(placements, teams, states)):
         assert len(state["before"]) > 5
@@ -109,9 +107,18 @@ def test_every_thread_of_every_actor_is_bound_from_birth(cluster: str) -> None:
     assert verdict["holds"], verdict
     assert [rank["rank"] for rank in verdict["ranks"]] == list(range(RANKS))
     assert alone
-    if len(CPUS) > 1:
-        assert not broken["holds"]
-        assert [rank["holds"] for rank in broken["ranks"]] == [False, True][:RANKS]
+
+
+@needs_ray
+@needs_two_cpus
+def test_reports_an_actor_that_leaves_its_cpus(cluster: str) -> None:
+    planned, widened, moved = program("moved_actor", cluster)
+    assert planned["holds"], planned
+    for wrong, cpus in ((widened, CPUS), (moved, CPUS[-1:])):
+        assert not wrong["holds"]
+        assert [rank["holds"] for rank in wrong["ranks"]] == [False, True]
+        differences = [found["message"] for found in wrong["ranks"][0]["differences"]]
+        assert any(f"may run on CPU {format_id_list(cpus)}, " in text for text in differences), differences
 
 
 @needs_ray

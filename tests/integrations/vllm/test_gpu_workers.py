@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -29,7 +28,7 @@ from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.placement.union import union_of
 from ompaffinity.topology.model import Topology
-from tests.conftest import ROOT, needs_nvml
+from tests.conftest import ROOT, needs_nvml, needs_program, needs_two_cpus
 from tests.launch.test_exec import OPEN_MPI, WORKER, launch, reports
 from tests.launch.test_mask_groups import CPUS
 from tests.placement.machines import synthetic
@@ -353,7 +352,7 @@ def started(folder: Path, driver_folder: Path, calls: list[Any], lines: str = LI
 
 
 @needs_nvml
-@pytest.mark.skipif(len(CPUS) < 2, reason="two ranks need two CPUs")
+@needs_two_cpus
 def test_workers_of_any_start_method_are_bound_from_birth(tmp_path: Path, driver: dict[str, Path]) -> None:
     calls = [["spawn", 0], ["spawn", 1], ["fork", 0], ["fork", 1], ["popen", 0], ["popen", 1]]
     found = started(tmp_path, driver["new"], calls)
@@ -417,8 +416,8 @@ EXEC = [sys.executable, "-m", "ompaffinity", "exec", "--numa-bind", *WORKER]
 
 
 @needs_nvml
-@pytest.mark.skipif(shutil.which("mpirun.openmpi") is None, reason="Open MPI is not installed")
-@pytest.mark.skipif(len(CPUS) < 2, reason="two ranks need two CPUs")
+@needs_program("mpirun.openmpi")
+@needs_two_cpus
 @pytest.mark.parametrize(
     "script",
     [

@@ -11,9 +11,7 @@ import ompaffinity
 from ompaffinity.errors import BindingError, RequestError
 from ompaffinity.integrations.vllm import numa_node
 from ompaffinity.topology.model import Topology
-
-CPUS = sorted(os.sched_getaffinity(0))
-needs_two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="a part of a mask needs two CPUs")
+from tests.conftest import CPUS, needs_two_cpus
 
 
 def halves(monkeypatch: pytest.MonkeyPatch) -> Topology:

@@ -15,9 +15,8 @@ from ompaffinity.bind.pages import NoRoomError
 from ompaffinity.errors import RequestError
 from ompaffinity.integrations.vllm import process_memory
 from ompaffinity.integrations.vllm.process_memory import MemoryBinding, init_cpu_memory_env
-from tests.bind.test_manager import needs_libnuma
 from tests.bind.test_mempolicy import in_thread
-from tests.conftest import ROOT
+from tests.conftest import ROOT, needs_libnuma
 from tests.openmp.libraries import GOMP, needs_gomp
 
 
@@ -162,6 +161,7 @@ def test_no_policy_is_the_kernels_default() -> None:
     assert (policy.mode, policy.nodes) == (0, ())
 
 
+@needs_libnuma
 def test_a_node_that_is_nearly_full_is_told_of_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
     from ompaffinity.bind.mempolicy import GrantedPolicy
     from ompaffinity.bind.process import bind_current_process
