@@ -19,7 +19,8 @@ from ompaffinity.bind.helper_threads import helper_threads
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.bind.mempolicy import thread_policy
 from ompaffinity.bind.process import bind_current_process, current_binding
-from tests.bind.test_manager import has_libnuma, live_plan
+from tests.bind.test_manager import live_plan
+from tests.conftest import has_libnuma
 
 ROUNDS = 400
 LONGEST_SECONDS = 0.002

@@ -18,7 +18,8 @@ from ompaffinity.bind.mempolicy import thread_policy
 from ompaffinity.bind.profile import WorkerProfile
 from ompaffinity.errors import BindingError, RequestError
 from ompaffinity.placement.document import parse_placement
-from tests.bind.test_manager import changed, has_libnuma, live_plan
+from tests.bind.test_manager import changed, live_plan
+from tests.conftest import has_libnuma
 
 CPUS = sorted(os.sched_getaffinity(0))
 REPORT = "import json, os; print(json.dumps([sorted(os.sched_getaffinity(0)), dict(os.environ)]))"

@@ -27,8 +27,8 @@ from ompaffinity.bind.undo import Undo
 from ompaffinity.errors import BindingError
 from ompaffinity.placement.model import RankPlacement
 from ompaffinity.proc import start_time
-from tests.bind.test_manager import changed, live_plan, needs_libnuma
-from tests.conftest import ROOT
+from tests.bind.test_manager import changed, live_plan
+from tests.conftest import ROOT, needs_libnuma
 
 CPUS = sorted(os.sched_getaffinity(0))
 needs_two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="a mask that can change needs two CPUs")
