@@ -15,7 +15,7 @@ import pytest
 from ompaffinity.cli.main import main
 from ompaffinity.cli.options import PLAN_OPTIONS, PLAN_OUTPUT_OPTIONS, VERBS
 from ompaffinity.placement.architecture import RULES
-from ompaffinity.placement.explain import REASONS
+from ompaffinity.placement.reasons import REASONS
 from tests.conftest import ROOT
 from tests.openmp.libraries import needs_gomp
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from ompaffinity.errors import IDListError, RequestError
+from ompaffinity.errors import IDListError, PlacementError, RequestError
 from ompaffinity.ids import MAX_ID, format_id_list, parse_ordered_id_list
+from ompaffinity.placement.request import conflicting_options
 
 if TYPE_CHECKING:
     from typing import Any
 
     from ompaffinity.placement.request import PlacementRequest
+    from ompaffinity.topology.model import Topology
 
 NODES, CPUS, GPUS = "--numa-bind-nodes (numa_bind_nodes)", "--numa-bind-cpus (numa_bind_cpus)", "--gpus (gpus)"
 
@@ -95,6 +97,35 @@ def check_gpu_options(request: PlacementRequest) -> PlacementRequest:
     return request
 
 
+def check_gpus_for_machine(topology: Topology, request: PlacementRequest) -> None:
+    """Refuse nodes and CPUs that the user names for the GPUs of ranks and that this machine lacks.
+
+    Raises:
+        PlacementError: the request names some.
+    """
+    if request.numa_bind_nodes is not None:
+        for gpu in request.gpu_of_rank:
+            check_node(topology, gpu, request.numa_bind_nodes[gpu])
+    unknown = {cpu for cpus in request.cpu_lists or () for cpu in cpus} - {cpu.id for cpu in topology.cpus}
+    if unknown:
+        raise PlacementError(f"--numa-bind-cpus names CPU {format_id_list(unknown)}, which this machine does not have")
+
+
+def check_node(topology: Topology, gpu: int, node: int) -> None:
+    """Refuse a node that the user names for a GPU and that holds no CPU.
+
+    Raises:
+        PlacementError: it is such a node.
+    """
+    known = [found.id for found in topology.nodes if found.cpus]
+    if node not in known:
+        what = "has no CPU on line" if any(found.id == node for found in topology.nodes) else "does not exist here"
+        raise PlacementError(
+            f"--numa-bind-nodes names node {node} for GPU {gpu}, which {what};"
+            f" the nodes with CPUs are {format_id_list(known) or 'none'}"
+        )
+
+
 def _too_few(option: str, count: int, request: PlacementRequest) -> str:
     wanted = f"{_counted(request.ranks, 'rank')} on GPU {format_id_list(request.gpu_of_rank)}"
     were = "was" if request.ranks == 1 else "were"
@@ -122,9 +153,9 @@ def _check_together(request: PlacementRequest) -> None:
         (request.numa_bind_cpus is not None, "--numa-bind-cpus names the CPUs of each rank", names | reserves),
         (request.share, "with --share ranks share all of a node", reserves),
     ):
-        void = [option for field, option in options.items() if getattr(request, field) not in (None, False)]
-        if given and void:
-            raise RequestError(f"{whose}, so {', '.join(void)} cannot be met beside it; leave one out")
+        conflicting = conflicting_options(request, options)
+        if given and conflicting:
+            raise RequestError(f"{whose}, so {', '.join(conflicting)} cannot be met beside it; leave one out")
 
 
 def _check_apart(cpus: tuple[tuple[int, ...], ...], used: tuple[int, ...]) -> None:
@@ -160,9 +191,9 @@ def _nodes(nodes: object) -> tuple[int, ...]:
         raise RequestError(f"{NODES} is {nodes!r}; it must be a list of node numbers, one per GPU")
     if not nodes:
         raise RequestError(f"{NODES} names no node; give one per GPU, or leave it out to find them")
-    strange = [node for node in nodes if not _is_id(node)]
-    if strange:
-        raise RequestError(f"{NODES} has {strange[0]!r} in it; it must be node numbers from 0 to {MAX_ID}")
+    invalid = [node for node in nodes if not _is_id(node)]
+    if invalid:
+        raise RequestError(f"{NODES} has {invalid[0]!r} in it; it must be node numbers from 0 to {MAX_ID}")
     return tuple(nodes)
 
 

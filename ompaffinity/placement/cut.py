@@ -12,32 +12,21 @@ same shape are cut once, and the numbers of CPUs decide nothing.
 
 from __future__ import annotations
 
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple
 
+from ompaffinity.placement.model import Cut
 from ompaffinity.topology.model import UNKNOWN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from ompaffinity.placement.model import Core, Pool
+    from ompaffinity.placement.model import Pool
 
     Shape = tuple[tuple[tuple[int, ...], ...], int, bool, int | None]
 
 MAX_RUNS = 64
 """Up to so many ranks in a pool every cut into runs is weighed; beyond, runs are even and L3s are seen to alone."""
-
-
-class Cut(NamedTuple):
-    """The cores of each rank of a pool, those that are left idle, and how many ranks straddle each level."""
-
-    shares: tuple[tuple[Core, ...], ...]
-    idle: tuple[Core, ...] = ()
-    levels: tuple[str, ...] = ()
-    straddles: tuple[int, ...] = ()
-
-    def straddling(self, level: str) -> int:
-        """Return how many ranks straddle this level."""
-        return sum(count for name, count in zip(self.levels, self.straddles) if name == level)
 
 
 class PoolCuts:
@@ -63,11 +52,6 @@ class PoolCuts:
             shape = _shape(pool)
             self._by_pool[id(pool)] = self._cutters.setdefault(shape, _Cutter(*shape))
         return self._by_pool[id(pool)]
-
-
-def cut_pool(pool: Pool, ranks: int) -> Cut:
-    """Return the best cut of one pool."""
-    return PoolCuts().cut(pool, ranks)
 
 
 def _shape(pool: Pool) -> Shape:
@@ -213,8 +197,6 @@ class _Job:
         """Return how many ranks each L3 takes, if all fit: fewest straddles within, then most cores."""
         if after < len(self._labels) and len(caches) * self._ranks <= MAX_RUNS**2:
             return self._weighed_ranks_per_l3(caches, least, most, after)
-        from heapq import heapify, heappop, heappush
-
         counts = [0] * len(caches)
         gains = [(-min(len(cache), most), 0, place) for place, cache in enumerate(caches) if len(cache) >= least]
         heapify(gains)

@@ -9,16 +9,17 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.ids import format_id_list
 from ompaffinity.messages import Message
-from ompaffinity.placement.pools import held_cpus
+from ompaffinity.placement.architecture import rule_for
+from ompaffinity.placement.model import LeftOut
+from ompaffinity.placement.reasons import DETAILS, REASONS
 from ompaffinity.placement.reserve import wanted_reserve
 from ompaffinity.topology.kinds import PERFORMANCE
-from ompaffinity.topology.model import UNKNOWN
+from ompaffinity.topology.model import UNKNOWN, UNKNOWN_ARCHITECTURE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from ompaffinity.placement.architecture import ArchitectureRule
-    from ompaffinity.placement.model import Core, Pool, RankPlacement
+    from ompaffinity.placement.model import Assignment, Pool, RankPlacement
     from ompaffinity.placement.request import PlacementRequest
     from ompaffinity.topology.model import Topology
 
@@ -26,57 +27,38 @@ WARNING, NOTE = "warning", "note"
 
 UNUSED_BY_GPUS = "no GPU of the ranks is next to them; --span package (or machine) lends them to the nearest ranks"
 
-REASONS = (
-    "offline",
-    "not-allowed",
-    "not-requested",
-    "isolated",
-    "efficiency-core",
-    "unused-node",
-    "quota",
-    "remainder",
-    "smt-sibling",
-    "unbound",
-)
-"""In the order in which they are tried and shown."""
 
-DETAILS = {
-    "offline": "switched off; write 1 to /sys/devices/system/cpu/cpuN/online to bring one back",
-    "not-allowed": (
-        "outside the affinity mask or cpuset of this process;"
-        " start it with a wider one (taskset -c, docker --cpuset-cpus, srun -c)"
-    ),
-    "not-requested": "outside what --cpus, --nodes, --bind or --numa-bind-cpus names",
-    "isolated": "kept from the scheduler by isolcpus; --cpus LIST uses those that it names",
-    "efficiency-core": "a team would wait for these slower cores; --kinds all uses them",
-    "remainder": (
-        "left idle so that no rank straddles an L3 cache or a cluster;"
-        " --reserve takes such cores first, --bind places ranks by hand"
-    ),
-    "quota": "more than the CPU quota of the control group lets run; raise cpu.max (docker --cpus) to use them",
-    "unbound": "nothing is bound with --bind none; --bind auto plans them",
-}
-
-
-def left_out_groups(
-    topology: Topology,
-    request: PlacementRequest,
-    rule: ArchitectureRule,
-    unusable: dict[int, str],
-    pools: list[Pool],
-    idle: frozenset[Core],
-    ranks: tuple[RankPlacement, ...],
-) -> list[tuple[tuple[int, ...], str, str]]:
-    """Return (CPUs, reason, detail) for every present CPU that no rank has, grouped by reason."""
+def left_out_cpus(
+    topology: Topology, request: PlacementRequest, assignment: Assignment, ranks: Sequence[RankPlacement]
+) -> tuple[LeftOut, ...]:
+    """Return every present CPU that no rank has, grouped by reason."""
     placed = {cpu for rank in ranks for cpu in (*rank.cpus, *rank.helper_cpus)}
-    reasons = {cpu: reason for cpu, reason in unusable.items() if cpu not in placed}
-    for pool in pools:
-        used = any(cpu in placed for core in pool.cores for cpu in core.cpus)
+    reasons = {cpu: reason for cpu, reason in assignment.unusable.items() if cpu not in placed}
+    # CPUs that the user lists for a rank are left out by a quota alone.
+    otherwise = "quota" if placed else "unbound"
+    of_pools = _reasons_in_pools(assignment, placed) if placed else {}
+    for cpu in topology.cpus:
+        if cpu.id not in placed and cpu.id not in reasons:
+            reasons[cpu.id] = of_pools.get(cpu.id, otherwise)
+    groups: dict[str, list[int]] = {}
+    for cpu_id in sorted(reasons):
+        groups.setdefault(reasons[cpu_id], []).append(cpu_id)
+    return tuple(
+        LeftOut(tuple(groups[reason]), reason, _detail(reason, topology, request, assignment, groups[reason]))
+        for reason in REASONS
+        if reason in groups
+    )
+
+
+def _reasons_in_pools(assignment: Assignment, placed: set[int]) -> dict[int, str]:
+    """Return {cpu: reason} of the usable CPUs that no rank has."""
+    idle = assignment.idle
+    reasons: dict[int, str] = {}
+    for pool in assignment.pools:
+        used = not placed.isdisjoint(cpu for core in pool.cores for cpu in core.cpus)
         for core in pool.cores:
             owned = not placed.isdisjoint(core.cpus)
             for cpu in core.cpus:
-                if cpu in placed or cpu in reasons:
-                    continue
                 if not used:
                     reasons[cpu] = "unused-node"
                 elif core in idle:
@@ -85,46 +67,33 @@ def left_out_groups(
                     reasons[cpu] = "smt-sibling"
                 else:
                     reasons[cpu] = "quota"
-    # Of lists that the user wrote only a quota takes any away.
-    reasons.update({cpu.id: "quota" for cpu in topology.cpus if cpu.id not in placed and cpu.id not in reasons})
-    groups: dict[str, list[int]] = {}
-    for cpu in sorted(reasons):
-        groups.setdefault(reasons[cpu], []).append(cpu)
-    return [
-        (tuple(groups[reason]), reason, _detail(reason, topology, request, rule, pools, groups[reason]))
-        for reason in REASONS
-        if reason in groups
-    ]
+    return reasons
 
 
 def _detail(
-    reason: str,
-    topology: Topology,
-    request: PlacementRequest,
-    rule: ArchitectureRule,
-    pools: list[Pool],
-    cpus: list[int],
+    reason: str, topology: Topology, request: PlacementRequest, assignment: Assignment, cpus: Sequence[int]
 ) -> str:
     if reason == "smt-sibling":
-        count = rule.threads_per_core
-        name = "one thread" if count == 1 else f"{count} threads"
-        where = "" if topology.architecture == "unknown" else f" on {topology.architecture}"
-        inside = " (their rank's other threads may run there)" if request.for_gpus else ""
-        return f"{name} per core{where}{inside}; --threads-per-core all uses them"
+        return _about_siblings(topology, request)
     if reason == "unused-node":
-        if request.for_gpus:
-            return UNUSED_BY_GPUS
-        nodes = {core.node for pool in pools for core in pool.cores}
-        return _about_unused_nodes(len(nodes), request.ranks)
+        nodes = {core.node for pool in assignment.pools for core in pool.cores}
+        return UNUSED_BY_GPUS if request.for_gpus else _about_unused_nodes(len(nodes), request.ranks)
     if reason == "unbound" and request.for_gpus:
         return "no GPU rank could be bound, as the warnings say"
     if reason == "not-allowed" and request.avoid:
-        return _about_held(topology, request, cpus)
+        return _about_held(request, assignment.held, cpus)
     return DETAILS[reason]
 
 
-def _about_held(topology: Topology, request: PlacementRequest, cpus: list[int]) -> str:
-    held = held_cpus(topology, request)
+def _about_siblings(topology: Topology, request: PlacementRequest) -> str:
+    count = rule_for(topology.architecture, request.threads_per_core).threads_per_core
+    name = "one thread" if count == 1 else f"{count} threads"
+    where = "" if topology.architecture == UNKNOWN_ARCHITECTURE else f" on {topology.architecture}"
+    inside = " (their rank's other threads may run there)" if request.for_gpus else ""
+    return f"{name} per core{where}{inside}; --threads-per-core all uses them"
+
+
+def _about_held(request: PlacementRequest, held: Mapping[int, str], cpus: Sequence[int]) -> str:
     by_plan = {plan.name: [cpu for cpu in cpus if held.get(cpu) == plan.name] for plan in request.avoid}
     parts = [f"the plan {name} holds {format_id_list(taken)} (--avoid)" for name, taken in by_plan.items() if taken]
     others = [cpu for cpu in cpus if cpu not in held]
@@ -134,34 +103,35 @@ def _about_held(topology: Topology, request: PlacementRequest, cpus: list[int]) 
 
 
 def plan_messages(
-    topology: Topology,
-    request: PlacementRequest,
-    rule: ArchitectureRule,
-    pools: list[Pool],
-    ranks: tuple[RankPlacement, ...],
-    *,
-    sharing: bool,
+    topology: Topology, request: PlacementRequest, assignment: Assignment, ranks: tuple[RankPlacement, ...]
 ) -> list[Message]:
-    """Return what there is to say about a plan, in a fixed order."""
+    """Return the messages of a plan, in a fixed order."""
     messages = [*_about_machine(topology, request)]
     if request.for_gpus:
-        messages += _about_gpu_nodes(pools, ranks)
-        messages += _about_kinds(topology, request, ranks)
-        if any(rank.bound for rank in ranks) and request.numa_bind_cpus is None and not request.share:
-            messages += _about_reserve(request, rule, pools, [rank for rank in ranks if rank.bound], sharing)
-        if request.numa_bind_cpus is None or request.numa_bind_nodes is None:
-            messages += _about_memory(topology, ranks)
-        messages += _about_quota(topology, ranks)
+        messages += _about_gpu_ranks(topology, request, assignment, ranks)
     elif request.bind != "none":
-        if isinstance(request.bind, str):
-            messages += _about_nodes(topology, pools, ranks)
+        if request.cpu_lists is None:
+            messages += _about_nodes(topology, assignment.pools, ranks)
             messages += _about_kinds(topology, request, ranks)
-            messages += _about_sharing(pools, ranks, sharing)
-            messages += _about_reserve(request, rule, pools, ranks, sharing)
+            messages += _about_sharing(assignment, ranks)
+            messages += _about_reserve(topology, request, assignment, ranks)
         messages += _about_helpers(ranks)
         messages += _about_memory(topology, ranks)
         messages += _about_quota(topology, ranks)
     return messages
+
+
+def _about_gpu_ranks(
+    topology: Topology, request: PlacementRequest, assignment: Assignment, ranks: tuple[RankPlacement, ...]
+) -> Iterator[Message]:
+    yield from _about_gpu_nodes(assignment.pools, ranks)
+    yield from _about_kinds(topology, request, ranks)
+    bound = [rank for rank in ranks if rank.bound]
+    if bound and request.cpu_lists is None and not request.share:
+        yield from _about_reserve(topology, request, assignment, bound)
+    if request.numa_bind_cpus is None or request.numa_bind_nodes is None:
+        yield from _about_memory(topology, ranks)
+    yield from _about_quota(topology, ranks)
 
 
 def _about_machine(topology: Topology, request: PlacementRequest) -> Iterator[Message]:
@@ -183,7 +153,7 @@ def _about_machine(topology: Topology, request: PlacementRequest) -> Iterator[Me
         )
 
 
-def _about_nodes(topology: Topology, pools: list[Pool], ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
+def _about_nodes(topology: Topology, pools: Sequence[Pool], ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
     if all(pool.node != UNKNOWN for pool in pools):
         nodes = {core.node for pool in pools for core in pool.cores}
         used = {topology.cpu(cpu).numa_node for rank in ranks for cpu in rank.cpus}
@@ -205,7 +175,7 @@ def _about_nodes(topology: Topology, pools: list[Pool], ranks: tuple[RankPlaceme
         )
 
 
-def _about_gpu_nodes(pools: list[Pool], ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
+def _about_gpu_nodes(pools: Sequence[Pool], ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
     used = {cpu for rank in ranks for cpu in (*rank.cpus, *rank.helper_cpus)}
     unused = [pool for pool in pools if not any(cpu in used for core in pool.cores for cpu in core.cpus)]
     if unused and used:
@@ -231,7 +201,8 @@ def _about_kinds(topology: Topology, request: PlacementRequest, ranks: tuple[Ran
         )
 
 
-def _about_sharing(pools: list[Pool], ranks: tuple[RankPlacement, ...], sharing: bool) -> Iterator[Message]:
+def _about_sharing(assignment: Assignment, ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
+    pools = assignment.pools
     cpus = sum(len(core.cpus) for pool in pools for core in pool.cores)
     if len(ranks) > cpus:
         yield Message(
@@ -240,7 +211,7 @@ def _about_sharing(pools: list[Pool], ranks: tuple[RankPlacement, ...], sharing:
             f"{len(ranks)} ranks share {cpus} {_plural('CPU', cpus)} as --oversubscribe allows: ranks on one CPU"
             " take turns, and each waits for the others; this is for tests, not for speed",
         )
-    elif sharing:
+    elif assignment.split_siblings:
         cores = sum(len({core.cpus for core in pool.cores}) for pool in pools)
         yield Message(
             "ranks-share-cores",
@@ -251,19 +222,15 @@ def _about_sharing(pools: list[Pool], ranks: tuple[RankPlacement, ...], sharing:
 
 
 def _about_reserve(
-    request: PlacementRequest,
-    rule: ArchitectureRule,
-    pools: list[Pool],
-    ranks: Sequence[RankPlacement],
-    sharing: bool,
+    topology: Topology, request: PlacementRequest, assignment: Assignment, ranks: Sequence[RankPlacement]
 ) -> Iterator[Message]:
-    reserve = wanted_reserve(request, rule)
+    reserve = wanted_reserve(request, rule_for(topology.architecture, request.threads_per_core))
     wanted = reserve.per_rank * len(ranks) + reserve.total
-    cores_of = {cpu: core for pool in pools for core in pool.cores for cpu in core.cpus}
+    cores_of = {cpu: core for pool in assignment.pools for core in pool.cores for cpu in core.cpus}
     taken = len({cores_of[cpu] for rank in ranks for cpu in rank.helper_cpus})
     if taken < wanted:
         asked = request.reserve is not None or request.reserve_per_rank is not None or request.kv_transfer
-        unit = _plural("CPU" if sharing else "core", wanted)
+        unit = _plural("CPU" if assignment.split_siblings else "core", wanted)
         yield Message(
             "reserve-impossible",
             WARNING if asked else NOTE,

@@ -5,6 +5,7 @@ Ranks that use a node or a control group share it evenly, so all budgets togethe
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from ompaffinity.errors import NoMemoryNodeError
@@ -88,6 +89,15 @@ def has_several_memory_nodes(topology: Topology) -> bool:
     """Return whether a memory policy makes a difference."""
     found = (node for node in topology.nodes if _may_have_memory(node))
     return next(found, None) is not None and next(found, None) is not None
+
+
+def with_sharing(ranks: tuple[RankPlacement, ...]) -> tuple[RankPlacement, ...]:
+    """Return the placements of all local ranks with the number of ranks that use each of their nodes."""
+    users = Counter(node for rank in ranks for node in rank.nodes)
+    return tuple(
+        rank._replace(node_ranks=tuple(users[node] for node in rank.nodes), local_world_size=len(ranks))
+        for rank in ranks
+    )
 
 
 def node_shares(placement: RankPlacement, nodes: tuple[int, ...]) -> tuple[int, ...]:

@@ -116,14 +116,16 @@ class _TopologyFields(NamedTuple):
     limits: Limits = Limits()
     messages: tuple[Message, ...] = ()
     total_memory: int = UNKNOWN
+    live: bool = False
 
 
 class Topology(_TopologyFields):
     """A machine as this process may use it: every present CPU and every node, ascending.
 
     `architecture` is what ``uname -m`` says there, ``"unknown"`` if the record does not tell;
-    `source` names the reader; `machine` is a label, never a path. `total_memory` is in bytes, and told
-    only of a machine that shows no nodes.
+    `source` names the reader; `machine` is a label, never a path. `total_memory` is in bytes, and given
+    only for a machine that shows no nodes. `live`: it is the machine that this process runs on; False for one that is
+    recorded or synthetic. It is not part of the document, so that a capture is never live.
     """
 
     @cached_property

@@ -46,7 +46,7 @@ def load_topology(
 
         _refuse_lscpu(source, "a synthetic machine")
         return parse_synthetic(synthetic, architecture or UNKNOWN_ARCHITECTURE)
-    topology = _live(source) if machine is None else _recorded(machine, architecture, source)
+    topology = _live(source)._replace(live=True) if machine is None else _recorded(machine, architecture, source)
     if architecture not in (None, topology.architecture):
         raise TopologyError(
             f"--arch {architecture} contradicts the machine, which says {topology.architecture}; leave --arch out"
