@@ -24,7 +24,7 @@ class MappedMemory(NamedTuple):
     """Memory of a process: {policy as numa_maps words it: {node: bytes}}, and {node: bytes} of its anonymous pages."""
 
     bytes_by_policy: dict[str, dict[int, int]]
-    anonymous: dict[int, int] = {}
+    anonymous: dict[int, int]
 
     @property
     def bytes_by_node(self) -> dict[int, int]:

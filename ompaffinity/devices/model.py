@@ -71,8 +71,8 @@ class GPUList(NamedTuple):
     """The GPUs by their numbers in this process, the messages, and what each driver library said of itself."""
 
     gpus: tuple[GPU, ...]
-    messages: tuple[Message, ...] = ()
-    libraries: dict[str, str] = {}
+    messages: tuple[Message, ...]
+    libraries: dict[str, str]
 
     @classmethod
     def of(

@@ -154,8 +154,8 @@ def nearest_cpu_nodes(tree: Tree, topology: Topology, node: int) -> tuple[int, .
         near = tuple(found for found in initiators if found in with_cpus)
         if near:
             return near
-    told = topology.node(node).distances
-    distances = {found: told[found] for found in with_cpus if told.get(found, 0) not in NO_DISTANCE}
+    known = topology.node(node).distances or {}
+    distances = {found: known[found] for found in with_cpus if known.get(found, 0) not in NO_DISTANCE}
     near = tuple(found for found in distances if distances[found] == min(distances.values()))
     return near if near and informs(topology, near) else None
 

@@ -20,7 +20,7 @@ class Advice(NamedTuple):
 
     variant: str | None
     text: str
-    speeds: dict[str, Interval] = {}
+    speeds: dict[str, Interval]
 
 
 def verdict(speed: Interval, precision: float) -> str:
@@ -46,7 +46,7 @@ def advise(variants: Sequence[Variant], speed: Callable[[str, str], Interval], p
     names = [variant.name for variant in variants]
     if speed(names[-1], names[0]).low is None:
         fewest = fewest_values(confidence_of_each(len(names) - 1))
-        return Advice(None, f"these are too few rounds to tell; at least {fewest} are needed: raise --budget")
+        return Advice(None, f"these are too few rounds to tell; at least {fewest} are needed: raise --budget", {})
     # The plan as asked for first, then ours, then what users do without us.
     ordered = sorted(variants, key=lambda variant: (variant.name != "plan", variant.kind != PLAN))
     chosen = ordered[0]

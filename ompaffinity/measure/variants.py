@@ -28,7 +28,7 @@ class Variant(NamedTuple):
     name: str
     summary: str
     kind: str = PLAN
-    request: dict[str, Any] = {}
+    request: dict[str, Any] | None = None
     flags: str = ""
 
 
@@ -91,7 +91,7 @@ class VariantManager(OMPProcessManager):
     """
 
     def __init__(self, variant: Variant, asked: Mapping[str, Any]) -> None:
-        super().__init__(**{**asked, **variant.request})
+        super().__init__(**{**asked, **(variant.request or {})})
         self._kind = variant.kind
         self._threads = [len(placement.cpus) for placement in self.plan.ranks]
         if variant.kind in (NOTHING, THREADS):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.devices.model import GPUHome
 from ompaffinity.errors import PlacementError, RequestError
+from ompaffinity.integrations.ray.rooms import deal_out, ranks_by_room
 from ompaffinity.messages import Message
 from ompaffinity.placement.check import check_request
 from ompaffinity.placement.plan import make_plan, usable_room
@@ -65,7 +66,7 @@ class HostPlan(NamedTuple):
     host: str
     nodes: tuple[ClusterNode, ...]
     plan: Plan
-    by_gpu: dict[str, RankPlacement] = {}
+    by_gpu: dict[str, RankPlacement]
 
 
 class ClusterPlan(NamedTuple):
@@ -83,12 +84,12 @@ class ClusterPlan(NamedTuple):
     @property
     def all_messages(self) -> tuple[Message, ...]:
         """The messages of the cluster, and those of each machine's plan with its name before them."""
-        told = [
+        of_hosts = [
             message._replace(message=f"{host.nodes[0].name}: {message.message}")
             for host in self.hosts
             for message in host.plan.messages
         ]
-        return (*self.messages, *told)
+        return (*self.messages, *of_hosts)
 
 
 def make_cluster_plan(nodes: Iterable[ClusterNode], request: PlacementRequest) -> ClusterPlan:
@@ -102,92 +103,60 @@ def make_cluster_plan(nodes: Iterable[ClusterNode], request: PlacementRequest) -
         PlacementError: the nodes cannot meet it.
     """
     request = check_for_cluster(request)
-    usable = [node for node in nodes if node.slots > 0 and (node.gpu_slots >= 1 or not request.for_gpus)]
-    if not usable:
-        what = "GPUs" if request.for_gpus else "CPUs"
-        raise PlacementError(f"no node of the cluster may run anything: each has 0 {what} for its scheduler")
-    hosts: dict[str, list[ClusterNode]] = {}
-    for node in usable:
-        hosts.setdefault(node.host, []).append(node)
-    if request.for_gpus:
-        gpus = [sum(int(node.gpu_slots) for node in members) for members in hosts.values()]
-        if request.ranks > sum(gpus):
-            raise PlacementError(
-                f"{request.ranks} GPU ranks were asked for, but the cluster counts {sum(gpus)} GPUs; ask for at most"
-                " these with --tp, --pp and --dp"
-            )
-        rooms = [(count, count) for count in gpus]
-    else:
-        rooms = [usable_room(members[0].topology, request) for members in hosts.values()]
+    hosts = _usable_hosts(nodes, request)
+    rooms = _rooms(hosts, request)
     counts, whole = ranks_by_room(rooms, request.ranks, request.group, oversubscribe=request.oversubscribe)
-    messages = list(_cluster_messages(hosts, request, whole=whole))
-    plans, ranks = [], []
-    first = 0
-    for members, count in zip(hosts.values(), counts):
-        if not count:
-            continue
-        by_gpu: dict[str, RankPlacement] = {}
-        if request.for_gpus:
-            plan, by_gpu = _plan_for_gpus(request, members, count)
-        else:
-            plan = make_plan(members[0].topology, _request_of_host(request, members[0], count), talking=True)
-        placements = tuple(placement._replace(rank=first + placement.rank) for placement in plan.ranks)
-        plans.append(HostPlan(members[0].host, tuple(members), plan._replace(ranks=placements), by_gpu))
-        ranks += _dealt(members, placements)
-        first += count
-    threads = [len(rank.placement.cpus) for rank in ranks if rank.placement.bound]
-    if request.for_gpus:
-        text = (
-            "which GPU of its node a rank gets is the scheduler's to say; bind_actor(), first thing in the actor, takes"
-            " the CPUs that go with it"
-        )
-        messages.append(Message("gpu-by-scheduler", "note", text))
-    if threads and max(threads) > min(threads) + 1 and len(plans) > 1:
-        text = (
-            f"the ranks have {min(threads)} to {max(threads)} threads, for the machines differ; a group that works"
-            " together waits for its smallest rank"
-        )
-        messages.append(Message("uneven-ranks", "note", text))
-    return ClusterPlan(tuple(ranks), tuple(plans), tuple(messages))
+    plans: list[HostPlan] = []
+    ranks: list[ClusterRank] = []
+    for members, count in zip(hosts, counts):
+        if count:
+            plans.append(_plan_host(request, members, count, first_rank=len(ranks)))
+            ranks += _dealt(members, plans[-1].plan.ranks)
+    messages = (*_cluster_messages(hosts, request, whole=whole), *_rank_messages(request, ranks, len(plans)))
+    return ClusterPlan(tuple(ranks), tuple(plans), messages)
 
 
-def ranks_by_room(
-    rooms: Sequence[tuple[int, int]], ranks: int, group: int = 1, *, oversubscribe: bool = False
-) -> tuple[list[int], bool]:
-    """Return how many ranks each machine gets, and whether the groups hold together.
-
-    `rooms` are (usable cores, usable CPUs) of each machine. Groups of `group` ranks are dealt out whole, one by one,
-    each to the machine where its ranks then have the most cores (the D'Hondt method), so that the smallest rank is
-    as large as can be. Where the groups do not fit whole, single ranks are dealt; where there are more ranks than
-    cores, they share these; only with `oversubscribe` are there more ranks than CPUs.
+def _usable_hosts(nodes: Iterable[ClusterNode], request: PlacementRequest) -> list[list[ClusterNode]]:
+    """Return the nodes that may run ranks, grouped by the machine that they are on, in the order given.
 
     Raises:
-        PlacementError: there are more ranks than CPUs.
+        PlacementError: there are none.
     """
-    sizes = (group, 1) if group > 1 and ranks % group == 0 else (1,)
-    cores, cpus = ([room[place] for room in rooms] for place in (0, 1))
-    for room, most in ((cores, cores), (cpus, cpus), *(((cpus, None),) if oversubscribe and any(cpus) else ())):
-        for size in sizes:
-            counts = _dealt_out(room, most, ranks // size, size)
-            if sum(counts) == ranks:
-                return counts, size == group
-    raise PlacementError(
-        f"{ranks} ranks were asked for, but the nodes have {sum(cpus)} usable CPUs in all; ask for at most"
-        f" {sum(cpus)} with --tp, --pp and --dp, or let ranks share CPUs (--oversubscribe)"
-    )
+    hosts: dict[str, list[ClusterNode]] = {}
+    for node in nodes:
+        if node.slots > 0 and (node.gpu_slots >= 1 or not request.for_gpus):
+            hosts.setdefault(node.host, []).append(node)
+    if not hosts:
+        what = "GPUs" if request.for_gpus else "CPUs"
+        raise PlacementError(f"no node of the cluster may run anything: each has 0 {what} for its scheduler")
+    return [*hosts.values()]
 
 
-def _dealt_out(room: Sequence[float], most: Sequence[float] | None, groups: int, size: int) -> list[int]:
-    """Return the ranks of each machine after the last group that fits."""
-    counts = [0] * len(room)
-    for _ in range(groups):
-        free = [
-            place for place in range(len(room)) if room[place] and (most is None or counts[place] + size <= most[place])
-        ]
-        if not free:
-            break
-        counts[max(free, key=lambda place: (room[place] / (counts[place] + size), -place))] += size
-    return counts
+def _rooms(hosts: Sequence[Sequence[ClusterNode]], request: PlacementRequest) -> list[tuple[int, int]]:
+    """Return (usable cores, usable CPUs) of each machine; for GPU ranks its GPUs take the place of both.
+
+    Raises:
+        PlacementError: the cluster has fewer GPUs than GPU ranks, or the request names CPUs that a machine lacks.
+    """
+    if not request.for_gpus:
+        return [usable_room(members[0].topology, request) for members in hosts]
+    gpus = [sum(int(node.gpu_slots) for node in members) for members in hosts]
+    if request.ranks > sum(gpus):
+        raise PlacementError(
+            f"{request.ranks} GPU ranks were asked for, but the cluster counts {sum(gpus)} GPUs; ask for at most"
+            " these with --tp, --pp and --dp"
+        )
+    return [(count, count) for count in gpus]
+
+
+def _plan_host(request: PlacementRequest, members: Sequence[ClusterNode], count: int, *, first_rank: int) -> HostPlan:
+    """Return the plan of `count` ranks on one machine, numbered from `first_rank` on."""
+    if request.for_gpus:
+        plan, by_gpu = _plan_for_gpus(request, members, count)
+    else:
+        plan, by_gpu = make_plan(members[0].topology, _request_of_host(request, members[0], count), talking=True), {}
+    ranks = tuple(placement._replace(rank=first_rank + placement.rank) for placement in plan.ranks)
+    return HostPlan(members[0].host, tuple(members), plan._replace(ranks=ranks), by_gpu)
 
 
 def check_for_cluster(request: PlacementRequest) -> PlacementRequest:
@@ -208,7 +177,7 @@ def check_for_cluster(request: PlacementRequest) -> PlacementRequest:
 
 
 def _cluster_messages(
-    hosts: dict[str, list[ClusterNode]], request: PlacementRequest, *, whole: bool
+    hosts: Sequence[Sequence[ClusterNode]], request: PlacementRequest, *, whole: bool
 ) -> Iterator[Message]:
     if not whole:
         text = (
@@ -216,11 +185,27 @@ def _cluster_messages(
             " network; a smaller --tp, or larger machines, would keep them together"
         )
         yield Message("groups-span-nodes", "note", text)
-    for members in hosts.values():
+    for members in hosts:
         if len(members) > 1:
             names = ", ".join(node.node_id[:8] for node in members)
             text = f"nodes {names} are on one machine, {members[0].name}, and are planned together, as one"
             yield Message("nodes-share-machine", "note", text)
+
+
+def _rank_messages(request: PlacementRequest, ranks: Iterable[ClusterRank], machines: int) -> Iterator[Message]:
+    if request.for_gpus:
+        text = (
+            "which GPU of its node a rank gets is the scheduler's to say; bind_actor(), first thing in the actor, takes"
+            " the CPUs that go with it"
+        )
+        yield Message("gpu-by-scheduler", "note", text)
+    threads = [len(rank.placement.cpus) for rank in ranks if rank.placement.bound]
+    if threads and max(threads) > min(threads) + 1 and machines > 1:
+        text = (
+            f"the ranks have {min(threads)} to {max(threads)} threads, for the machines differ; a group that works"
+            " together waits for its smallest rank"
+        )
+        yield Message("uneven-ranks", "note", text)
 
 
 def _request_of_host(request: PlacementRequest, node: ClusterNode, count: int) -> PlacementRequest:
@@ -269,9 +254,9 @@ def _dealt(members: Sequence[ClusterNode], placements: Sequence[RankPlacement]) 
     """
     if any(placement.gpu is not None for placement in placements):
         gpus = [int(node.gpu_slots) for node in members]
-        counts = _dealt_out(gpus, gpus, len(placements), 1)
+        counts = deal_out(gpus, gpus, len(placements), 1)
     else:
-        counts = _dealt_out([node.slots for node in members], None, len(placements), 1)
+        counts = deal_out([node.slots for node in members], None, len(placements), 1)
     ranks: list[ClusterRank] = []
     for node, count in zip(members, counts):
         for placement in placements[len(ranks) : len(ranks) + count]:

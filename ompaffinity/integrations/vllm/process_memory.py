@@ -28,14 +28,15 @@ class MemoryBinding(NamedTuple):
     """What `init_cpu_memory_env` did.
 
     `policy` and `nodes` are what the kernel granted, `threads` the kernel's ids of those that have it.
-    `moved_bytes` were moved to the nodes, `anonymous` is where the process's own pages are now, {node: bytes}.
+    `moved_bytes` were moved to the nodes, `anonymous` is where the process's own pages are now, {node: bytes}; None if
+    no nodes were given.
     """
 
     policy: str
     nodes: tuple[int, ...]
     threads: tuple[int, ...] = ()
     moved_bytes: int = 0
-    anonymous: dict[int, int] = {}
+    anonymous: dict[int, int] | None = None
     messages: tuple[Message, ...] = ()
 
 
