@@ -9,7 +9,7 @@ ALL = 2**20
 
 
 class ArchitectureRule(NamedTuple):
-    """What is done on an architecture unless the user says otherwise.
+    """What is done on an architecture by default.
 
     Of each core at most `threads_per_core` CPUs get an OpenMP thread: the last ones of those
     allowed if `last`, else the first ones. `reserve_per_rank`: one core is kept from the OpenMP

@@ -88,13 +88,19 @@ def check_gpu_options(request: PlacementRequest) -> PlacementRequest:
             "--distribute cannot be met for GPU ranks: their nodes are those of their GPUs; leave it out"
         )
     _check_together(request)
-    used = request.gpu_of_rank
-    for option, given in ((NODES, nodes), (CPUS, cpus), ("gpu_homes", request.gpu_homes)):
-        if given is not None and max(used) >= len(given) and not (option == "gpu_homes" and (nodes or cpus)):
-            raise RequestError(_too_few(option, len(given), request))
+    _check_lengths(request)
     if cpus is not None and not request.share:
-        _check_apart(cpus, used)
+        _check_apart(cpus, request.gpu_of_rank)
     return request
+
+
+def _check_lengths(request: PlacementRequest) -> None:
+    """Refuse lists with fewer entries than GPUs; detected GPUs do not matter beside the user's own lists."""
+    nodes, cpus = request.numa_bind_nodes, request.numa_bind_cpus
+    homes = None if nodes or cpus else request.gpu_homes
+    for option, given in ((NODES, nodes), (CPUS, cpus), ("gpu_homes", homes)):
+        if given is not None and max(request.gpu_of_rank) >= len(given):
+            raise RequestError(_too_few(option, len(given), request))
 
 
 def check_gpus_for_machine(topology: Topology, request: PlacementRequest) -> None:

@@ -1,6 +1,6 @@
-"""Why each CPU that no rank gets was left out, and what else a user should know about a plan.
+"""Why no rank gets a CPU, and the messages of a plan.
 
-Each reason and each message says what the user can do about it.
+Each reason and each message names the option or the action that changes it.
 """
 
 from __future__ import annotations
@@ -33,16 +33,12 @@ def left_out_cpus(
 ) -> tuple[LeftOut, ...]:
     """Return every present CPU that no rank has, grouped by reason."""
     placed = {cpu for rank in ranks for cpu in (*rank.cpus, *rank.helper_cpus)}
-    reasons = {cpu: reason for cpu, reason in assignment.unusable.items() if cpu not in placed}
+    reasons = _reasons(assignment, placed)
     # CPUs that the user lists for a rank are left out by a quota alone.
     otherwise = "quota" if placed else "unbound"
-    of_pools = _reasons_in_pools(assignment, placed) if placed else {}
-    for cpu in topology.cpus:
-        if cpu.id not in placed and cpu.id not in reasons:
-            reasons[cpu.id] = of_pools.get(cpu.id, otherwise)
     groups: dict[str, list[int]] = {}
-    for cpu_id in sorted(reasons):
-        groups.setdefault(reasons[cpu_id], []).append(cpu_id)
+    for cpu in sorted({cpu.id for cpu in topology.cpus} - placed):
+        groups.setdefault(reasons.get(cpu, otherwise), []).append(cpu)
     return tuple(
         LeftOut(tuple(groups[reason]), reason, _detail(reason, topology, request, assignment, groups[reason]))
         for reason in REASONS
@@ -50,8 +46,14 @@ def left_out_cpus(
     )
 
 
+def _reasons(assignment: Assignment, placed: set[int]) -> dict[int, str]:
+    """Return {cpu: reason} of the unusable CPUs, and of those in the pools unless every rank is unbound."""
+    in_pools = _reasons_in_pools(assignment, placed) if placed else {}
+    return in_pools | dict(assignment.unusable)
+
+
 def _reasons_in_pools(assignment: Assignment, placed: set[int]) -> dict[int, str]:
-    """Return {cpu: reason} of the usable CPUs that no rank has."""
+    """Return {cpu: reason} of the usable CPUs, if no rank has them."""
     idle = assignment.idle
     reasons: dict[int, str] = {}
     for pool in assignment.pools:

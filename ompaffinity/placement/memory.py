@@ -58,7 +58,7 @@ def _may_have_memory(node: MemoryNodeInfo) -> bool:
 def memory_nodes(topology: Topology, cpus: Iterable[int], usable: tuple[int, ...]) -> tuple[int, ...]:
     """Return the memory nodes for a rank on `cpus`: of each of its nodes the node itself, or else the nearest.
 
-    `usable` are the nodes to choose from. Where no CPU of the rank says on which node it is: all of these.
+    `usable` are the nodes to choose from. Where the node of no CPU of the rank is known: all of these.
     Empty on a machine without NUMA information.
     """
     if not topology.nodes or not usable:
@@ -101,7 +101,7 @@ def with_sharing(ranks: tuple[RankPlacement, ...]) -> tuple[RankPlacement, ...]:
 
 
 def node_shares(placement: RankPlacement, nodes: tuple[int, ...]) -> tuple[int, ...]:
-    """Return how many ranks share each of these nodes; all local ranks where the placement does not say."""
+    """Return how many ranks share each of these nodes; all local ranks where this is unknown."""
     known = dict(zip(placement.nodes, placement.node_ranks))
     return tuple(known.get(node, placement.local_world_size) for node in nodes)
 
@@ -121,7 +121,7 @@ def share_of(placement: RankPlacement, by_node: Mapping[int, int], limit: int | 
 
 
 def planned_budget(topology: Topology, placement: RankPlacement, utilization: float) -> int | None:
-    """Return how many bytes a rank may use on this machine, None where the machine does not say."""
+    """Return how many bytes a rank may use on this machine, None where its memory is unknown."""
     totals = {
         node.id: node.total_memory
         for node in topology.nodes

@@ -164,7 +164,7 @@ def _core(cpu: LogicalCPUInfo, cpus: tuple[int, ...], threads: tuple[int, ...]) 
 
 
 def has_node_pools(topology: Topology) -> bool:
-    """Return whether NUMA nodes bound the ranks; on s390x a single node says nothing (kernel: arch/s390/numa)."""
+    """Return whether NUMA nodes bound the ranks; on s390x a single node is no information (kernel: arch/s390/numa)."""
     return bool(topology.nodes) and not (topology.architecture == "s390x" and len(topology.nodes) <= 1)
 
 

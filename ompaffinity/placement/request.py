@@ -43,7 +43,7 @@ MEMORY_POLICIES = (AUTO, "bind", "preferred", "preferred-many", "interleave", "n
 class HeldCPUs(NamedTuple):
     """The CPUs that another server's plan holds, and what that plan is called in messages.
 
-    `known` are all CPUs that it speaks of, empty where that is not known.
+    `known` are all CPUs in that plan, empty where this is unknown.
     """
 
     name: str
@@ -59,11 +59,11 @@ class PlacementRequest(NamedTuple):
     `cpus` and `nodes` plan within these only. `threads_per_core` of None and `reserve` of None mean:
     by architecture; `reserve` is in cores for all ranks, `reserve_per_rank` in cores for each.
     `avoid` is what other plans hold; their cores are left alone whole. `utilization` (above 0, at most 1) is the
-    part of the memory that the ranks may use; with it the plan tells each rank's budget.
+    part of the memory that the ranks may use; with it the plan has a memory budget for each rank.
 
     GPU ranks are asked for with any of `numa_bind` (next to the GPU), `numa_bind_nodes` (one node per GPU),
     `numa_bind_cpus` (one CPU list per GPU) and `gpus` (the GPU of each rank; default: as many as there are ranks, from
-    0). GPUs are numbered as the processes see them; `gpu_homes` says where each one is, where the machine was asked.
+    0). GPUs are numbered as the processes see them; `gpu_homes` has the nodes of each, None if they were not looked up.
     With `share` the ranks of a node share all of it.
     """
 

@@ -26,7 +26,7 @@ class ClusterNode(NamedTuple):
     the same `host` share one machine and its CPUs. `runtime` is the OpenMP runtime that workers load there, as
     `PlacementRequest` names it, and `granularity` how their threads are bound. `address` is where the others
     reach it, `port` one that was free there, `python` the interpreter of its workers, and `helper` the file that
-    binds them at their birth, empty where it does not run. `gpu_slots` are the GPUs that the scheduler counts there,
+    binds them at process start, empty where it does not run. `gpu_slots` are the GPUs that the scheduler counts there,
     `gpus` all that the machine has: PCI address and home of each.
     """
 
@@ -48,7 +48,7 @@ class ClusterNode(NamedTuple):
 class ClusterRank(NamedTuple):
     """One rank of the cluster: its node, its placement there, and how many of the node's slots it takes.
 
-    Which GPU a GPU rank gets is the scheduler's to say: its placement is that of one of them.
+    The scheduler chooses the GPU of a GPU rank: its placement is that of one of them.
     """
 
     rank: int
@@ -70,7 +70,7 @@ class HostPlan(NamedTuple):
 
 
 class ClusterPlan(NamedTuple):
-    """The ranks in order, the machines that have any, and what there is to say beside the messages of their plans."""
+    """The ranks in order, the machines that have any, and the messages in addition to those of their plans."""
 
     ranks: tuple[ClusterRank, ...]
     hosts: tuple[HostPlan, ...]
@@ -230,8 +230,8 @@ def _plan_for_gpus(
 ) -> tuple[Plan, dict[str, RankPlacement]]:
     """Return the plan of so many ranks on one machine, and the placement that goes with each of its GPUs.
 
-    All GPUs have their part, for which of them the ranks get is not known. Those that the scheduler counts and nobody
-    sees are next to nothing that is known.
+    All GPUs get a part, because it is unknown which of them the ranks get. The node of a GPU that the scheduler counts
+    and that was not detected is unknown.
     """
     node = members[0]
     unseen = max(0, count - len(node.gpus))

@@ -1,4 +1,4 @@
-"""Ray's actors: each one looks at itself, and the verdicts are gathered."""
+"""Verify Ray's actors: each one verifies itself, and the verdicts are gathered."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ ANSWER_SECONDS = 60.0
 def verify_cluster(
     actors: Sequence[Any], plan: ClusterPlan | None = None, *, timeout_seconds: float = ANSWER_SECONDS
 ) -> Verdict:
-    """Return how each actor compares with the placement that `actor_options` told it, or with those of `plan` in order.
+    """Return how each actor compares with its placement from `actor_options`, or with those of `plan` in order.
 
-    Call it when each has run OpenMP once, for its threads are told by their masks. An actor that does not answer
+    Call it when each has run OpenMP once: its threads are identified by their masks. An actor that does not answer
     within `timeout_seconds` (it waits for resources, has died, or is busy) is a difference; so is one that was
     started as another rank or runs on another node than the plan's, and a rank of the plan without an actor.
 
