@@ -121,9 +121,9 @@ RESERVE_IMPOSSIBLE = Template(
 HELPER_CPUS_SHARED = Template(
     "helper-cpus-shared",
     NOTE,
-    "{ranks} without a CPU for helper threads: these share CPUs with OpenMP threads (--reserve N keeps some)",
+    "no CPU is left for the helper threads of {ranks}: they share CPUs with OpenMP threads (--reserve N keeps some)",
 )
-MEMORYLESS_NODE = Template("memoryless-node", NOTE, "{nodes} without memory that this process may use; {consequence}")
+MEMORYLESS_NODE = Template("memoryless-node", NOTE, "this process may use no memory on {nodes}; {consequence}")
 QUOTA_BELOW_CPUS = Template(
     "quota-below-cpus",
     NOTE,

@@ -95,7 +95,7 @@ def _drawn_nodes(draw: st.DrawFn, node_ids: list[int], cpus: list[LogicalCPUInfo
                 cpus=tuple(cpu.id for cpu in cpus if cpu.numa_node == node),
                 has_memory=None if size == UNKNOWN else size > 0,
                 allowed=node in allowed,
-                distances=distances if with_distances else {},
+                distances=distances if with_distances else None,
             )
         )
     return tuple(nodes)

@@ -15,7 +15,7 @@ import pytest
 from ompaffinity.cli.main import main
 from ompaffinity.cli.options import PLAN_OPTIONS, PLAN_OUTPUT_OPTIONS, VERBS
 from ompaffinity.placement.architecture import RULES
-from ompaffinity.placement.explain import REASONS
+from ompaffinity.placement.reasons import REASONS
 from tests.conftest import ROOT, needs_two_cpus
 from tests.openmp.libraries import needs_gomp
 
@@ -68,6 +68,12 @@ def test_the_generated_tables_are_up_to_date() -> None:
     command = [sys.executable, str(ROOT / "scripts" / "generate-docs"), "--check"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_message_comes_from_the_catalogue() -> None:
+    for path in (ROOT / "ompaffinity").rglob("*.py"):
+        if path.name != "messages.py":
+            assert not re.search(r'\bMessage\(\s*["f]', path.read_text()), path
 
 
 def test_the_reference_names_every_reason_and_architecture() -> None:

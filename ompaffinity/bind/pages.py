@@ -29,7 +29,7 @@ class MappedMemory(NamedTuple):
     """
 
     bytes_by_policy: dict[str, dict[int, int]]
-    anonymous: dict[int, int] = {}
+    anonymous: dict[int, int]
     complete: bool = True
 
     @property

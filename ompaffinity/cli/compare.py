@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-import logging
 import shlex
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ompaffinity.cli.log import messages_not_logged
 from ompaffinity.cli.options import flags_of
 from ompaffinity.cli.parse import parse_command_line
 from ompaffinity.errors import InterruptedBySignalError, OMPAffinityError, PlacementError, RequestError
 from ompaffinity.measure.runs import metric_of
 from ompaffinity.measure.session import Settings, compare_variants
 from ompaffinity.measure.variants import PLAN, USUAL, VARIANTS, Variant, variant_manager, what_it_sets
+from ompaffinity.messages import WARNING
 from ompaffinity.placement.request import PlacementRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any
 
     from ompaffinity.bind.manager import OMPProcessManager
@@ -47,7 +48,7 @@ def run_compare(values: dict[str, Any]) -> int:
 
         check_plots(values["svg"])
     request = {name: values[name] for name in PlacementRequest._fields if name in values}
-    managers, left_out, messages = _managers(request, values.get("variants"))
+    managers, left_out, messages = _managers(request, values.get("variants"), values.get("probe", ()))
     try:
         with _progress() as progress:
             comparison = compare_variants(managers, settings, progress)
@@ -117,7 +118,7 @@ def _request(name: str, flags: str) -> dict[str, Any]:
 
 
 def _managers(
-    request: dict[str, Any], named: list[str] | None
+    request: dict[str, Any], named: list[str] | None, probe: Sequence[str]
 ) -> tuple[dict[str, tuple[Variant, OMPProcessManager]], dict[str, str], list[Message]]:
     """Return {name: variant and its manager}, {omitted variant: reason}, and the messages.
 
@@ -130,27 +131,21 @@ def _managers(
     names: dict[tuple[object, ...], str] = {}
     left_out: dict[str, str] = {}
     messages: dict[Message, None] = {}
-    logger = logging.getLogger("ompaffinity")
-    before = logger.disabled
-    # Without this, each message would be logged once per variant.
-    logger.disabled = True
-    try:
+    with messages_not_logged():
         for variant in chosen:
             try:
-                manager = variant_manager(variant, request)
+                manager = variant_manager(variant, request, probe)
             except (RequestError, PlacementError) as error:
                 if named is not None or variant.name in ("none", "plan"):
                     raise
                 left_out[variant.name] = f"not available: {error}"
                 continue
-            messages.update(dict.fromkeys(message for message in manager.messages if message.level == "warning"))
+            messages.update(dict.fromkeys(message for message in manager.messages if message.level == WARNING))
             first = names.setdefault(what_it_sets(manager), variant.name)
             if first != variant.name:
                 left_out[variant.name] = f"starts the ranks in the same way as {first}"
             else:
                 managers[variant.name] = (variant, manager)
-    finally:
-        logger.disabled = before
     if len(managers) < 2:
         raise RequestError(
             f"all variants start the ranks in the same way as {next(iter(managers))} on this machine; name another"

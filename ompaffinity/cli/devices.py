@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.devices.live import live_gpus
 from ompaffinity.devices.recorded import recorded_gpus
+from ompaffinity.messages import has_warning
 from ompaffinity.topology.record import opened
 from ompaffinity.topology.source import load_topology
 
@@ -26,4 +27,4 @@ def run_devices(values: dict[str, Any]) -> int:
         from ompaffinity.cli.tables import print_devices
 
         print_devices(found, topology)
-    return int(bool(values.get("strict")) and any(message.level == "warning" for message in found.messages))
+    return int(bool(values.get("strict")) and has_warning(found.messages))

@@ -1,4 +1,4 @@
-"""``exec`` and ``run``: commands, bound from birth."""
+"""``exec`` and ``run``: commands that are bound before they start."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.errors import RequestError
+from ompaffinity.messages import has_warning, log_warnings
 from ompaffinity.placement.request import PlacementRequest
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def run_exec(values: dict[str, Any]) -> int:
-    """Become the command; returns only if it cannot be started: 127, or 1 under --strict with a warning."""
+    """Exec the command; returns only if it cannot be started: 127, or 1 under --strict with a warning."""
     from ompaffinity.launch.exec import exec_bound
 
     return exec_bound(
@@ -24,12 +25,13 @@ def run_exec(values: dict[str, Any]) -> int:
         local_rank=values.get("local_rank"),
         local_world_size=values.get("local_world_size"),
         override=bool(values.get("override")),
+        probe=values.get("probe", ()),
         strict=bool(values.get("strict")),
     )
 
 
 def run_run(values: dict[str, Any]) -> int:
-    """Start the ranks and stay with them; the status is that of the first one that failed, else 0."""
+    """Start the ranks and supervise them; return the status of the first one that failed, else 0."""
     command = _command(values, "run")
     grace = values.get("grace", 10)
     if grace < 0:
@@ -40,9 +42,10 @@ def run_run(values: dict[str, Any]) -> int:
         from ompaffinity.launch.exec import widen_to_cpuset
 
         refused = widen_to_cpuset()
+        log_warnings(refused)
     options = {name: values[name] for name in PlacementRequest._fields if name in values}
-    manager = OMPProcessManager(strict=strict, **options)
-    if strict and any(message.level == "warning" for message in (*refused, *manager.messages)):
+    manager = OMPProcessManager(strict=strict, probe=values.get("probe", ()), **options)
+    if strict and has_warning([*refused, *manager.messages]):
         return 1
     from ompaffinity.launch.run import run_ranks
 

@@ -186,7 +186,16 @@ PLAN_OUTPUT_OPTIONS = (
     Option("--strict", "strict", "flag", "exit with status 1 if there is a warning"),
 )
 
+PROBE_OPTION = Option(
+    "--probe",
+    "probe",
+    "files",
+    "import this module in a child process to detect the OpenMP runtime; repeatable",
+    metavar="MODULE",
+)
+
 VERIFY_OPTIONS = (
+    PROBE_OPTION,
     Option(
         "--library",
         "library",
@@ -215,6 +224,7 @@ INSPECT_OPTIONS = (
 )
 
 EXEC_OPTIONS = (
+    PROBE_OPTION,
     Option("--local-rank", "local_rank", "number", "rank of this process on this machine (default: from the launcher)"),
     Option(
         "--local-world-size",
@@ -227,6 +237,7 @@ EXEC_OPTIONS = (
 )
 
 RUN_OPTIONS = (
+    PROBE_OPTION,
     Option("--override", "override", "flag", "ignore the inherited affinity mask; use all CPUs of the cpuset"),
     Option("--log-dir", "log_dir", "text", "write the output of each rank to a file in this directory", metavar="DIR"),
     Option("--grace", "grace", "number", "seconds between SIGTERM and SIGKILL after a rank fails (default 10)"),
@@ -234,6 +245,7 @@ RUN_OPTIONS = (
 )
 
 COMPARE_OPTIONS = (
+    PROBE_OPTION,
     Option(
         "--variant",
         "variants",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.cli.options import EXPORT_FORMATS
 from ompaffinity.errors import RequestError
+from ompaffinity.messages import WARNING, has_warning
 from ompaffinity.openmp.plan_document import plan_document
 from ompaffinity.openmp.variables import environment_messages
 from ompaffinity.placement.plan import make_plan
@@ -42,8 +43,10 @@ def run_plan(values: dict[str, Any]) -> int:
         sys.stdout.write(json.dumps(plan_document(plan, rank)) + "\n")
     elif form in EXPORT_FORMATS:
         from ompaffinity.cli.exports import export
+        from ompaffinity.cli.tables import print_messages
 
         sys.stdout.write(export(plan, form, rank))
+        print_messages(message for message in plan.messages if message.level == WARNING)
     else:
         from ompaffinity.cli.tables import print_plan
 
@@ -52,7 +55,7 @@ def run_plan(values: dict[str, Any]) -> int:
 
             print_map(topology, plan)
         print_plan(topology, plan, rank)
-    return int(bool(values.get("strict")) and any(message.level == "warning" for message in plan.messages))
+    return int(bool(values.get("strict")) and has_warning(plan.messages))
 
 
 def _run_cluster_plan(values: dict[str, Any]) -> int:
@@ -80,7 +83,7 @@ def _run_cluster_plan(values: dict[str, Any]) -> int:
         from ompaffinity.cli.tables import print_cluster_plan
 
         print_cluster_plan(plan, rank)
-    return int(bool(values.get("strict")) and any(message.level == "warning" for message in plan.all_messages))
+    return int(bool(values.get("strict")) and has_warning(plan.all_messages))
 
 
 def plan_from_values(values: dict[str, Any]) -> tuple[Topology, Plan]:

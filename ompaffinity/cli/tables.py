@@ -112,7 +112,7 @@ def print_topology(topology: Topology) -> None:
                 _bytes(node.total_memory),
                 _bytes(node.available_memory),
                 "yes" if node.allowed else "no",
-                " ".join(map(str, node.distances.values())) or "unknown",
+                " ".join(map(str, (node.distances or {}).values())) or "unknown",
             )
         console.print(nodes)
     console.print()

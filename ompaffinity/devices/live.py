@@ -61,7 +61,7 @@ def read_gpus(
         hidden = vendor if view.complete and not whole_bus else None
         known = [device for device in known if device.address not in reported and device.vendor != hidden]
         known += view.gpus
-        answers.update(view.answers)
+        answers.update(view.answers or {})
     visible, messages = visible_gpus(known, environ)
     gpus = []
     for index, device in enumerate(visible):

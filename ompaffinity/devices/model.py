@@ -71,8 +71,8 @@ class GPUList(NamedTuple):
     """The GPUs in the order of their numbers, the messages, and {vendor: state of its driver library or ``"ok"``}."""
 
     gpus: tuple[GPU, ...]
-    messages: tuple[Message, ...] = ()
-    libraries: dict[str, str] = {}
+    messages: tuple[Message, ...]
+    libraries: dict[str, str]
 
     @classmethod
     def of(

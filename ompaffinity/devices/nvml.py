@@ -30,7 +30,7 @@ class DriverView(NamedTuple):
     """
 
     gpus: tuple[PhysicalGPU, ...] = ()
-    answers: dict[str, list[Answer]] = {}
+    answers: dict[str, list[Answer]] | None = None
     problem: str | None = None
     complete: bool = False
 

@@ -154,7 +154,7 @@ def nearest_cpu_nodes(tree: Tree, topology: Topology, node: int) -> tuple[int, .
         near = tuple(initiator for initiator in initiators if initiator in with_cpus)
         if near:
             return near
-    row = topology.node(node).distances
+    row = topology.node(node).distances or {}
     distances = {other: row[other] for other in with_cpus if row.get(other, 0) not in NO_DISTANCE}
     near = tuple(other for other in distances if distances[other] == min(distances.values()))
     return near if near and informs(topology, near) else None

@@ -13,7 +13,7 @@ from ompaffinity.ids import format_id_list
 from ompaffinity.launch.bind_exec import NOT_STARTED, restore_signals
 from ompaffinity.launch.mask_groups import MaskGroup, mask_group_of
 from ompaffinity.launch.ranks import LauncherRank, local_world
-from ompaffinity.messages import Message
+from ompaffinity.messages import MASK_NOT_WIDENED, RANK_UNKNOWN, RANKS_SHARE_MASK, Message, has_warning, log_warnings
 from ompaffinity.placement.request import SIZES, PlacementRequest, product_of_sizes
 
 if TYPE_CHECKING:
@@ -33,50 +33,37 @@ def exec_bound(
     local_rank: int | None = None,
     local_world_size: int | None = None,
     override: bool = False,
+    probe: Sequence[str] = (),
     strict: bool = False,
 ) -> int:
-    """Become `command`, bound as the local rank that the launcher (or the arguments) say; returns only if not.
+    """Exec `command`, bound as the local rank of the launcher's variables (or of the arguments); returns on failure.
 
-    `options` are those of a plan. It is for all local ranks that share this process's mask: for one, where the
-    launcher has bound each rank apart. `override` plans with all that the cpuset leaves. The status is 1 where
-    `strict` forbids a warning, 127 where the command cannot be started.
+    `options` are those of a plan for all local ranks that share this process's mask: for one rank, where the launcher
+    has bound each rank to CPUs of its own. `override` plans with all CPUs of the cpuset. The status is 1 where `strict`
+    fails on a warning, 127 where the command cannot be started.
 
     Raises:
         RequestError, PlacementError, TopologyError: there can be no such plan here.
         BindingError: the kernel refuses to bind, under `strict`.
     """
     place = local_world(os.environ, local_rank, local_world_size)
-    said: list[Message] = []
-
-    def warn(code: str, text: str) -> None:
-        said.append(Message(code, "warning", text))
-        logger.warning("%s: %s", code, text)
-
+    messages: list[Message] = []
     if place is None:
-        text = (
-            "no launcher says which rank this is (torchrun, mpirun, srun ...), so it is taken for rank 0 of 1;"
-            " say it with --local-rank and --local-world-size"
-        )
-        warn("rank-unknown", text)
-        place = LauncherRank("nobody", 0, 1, 0, 1)
+        messages.append(RANK_UNKNOWN())
+        place = LauncherRank("no launcher", 0, 1, 0, 1)
     if override:
-        said += widen_to_cpuset()
+        messages += widen_to_cpuset()
         group = MaskGroup(place.local_rank, tuple(range(place.local_world_size or 1)))
     else:
         group = mask_group_of(os.environ, place)
     if not group.certain:
-        text = (
-            f"{place.launcher} or a script under it has bound the ranks, and not all of them were seen, so rank"
-            f" {place.local_rank} takes one of {len(group.ranks)} parts of its mask; let the launcher bind none (mpirun"
-            " --bind-to none, srun --cpu-bind=none), or say --override"
-        )
-        warn("outside-binding", text)
+        messages.append(RANKS_SHARE_MASK(launcher=place.launcher, rank=place.local_rank, parts=len(group.ranks)))
     _check_sizes(options, place)
-    given, number, told = options_of_group(options, group, place)
-    for message in told:
-        warn(message.code, message.message)
-    manager = OMPProcessManager(strict=strict, **given)
-    if strict and any(message.level == "warning" for message in (*said, *manager.messages)):
+    given, number, about_gpus = options_of_group(options, group, place)
+    messages += about_gpus
+    log_warnings(messages)
+    manager = OMPProcessManager(strict=strict, probe=probe, **given)
+    if strict and has_warning([*messages, *manager.messages]):
         return 1
     rank = place.local_rank if place.rank is None else place.rank
     with manager.configure_omp_envs(rank, number):
@@ -84,20 +71,14 @@ def exec_bound(
 
 
 def widen_to_cpuset() -> tuple[Message, ...]:
-    """Give this process every CPU that its cpuset leaves it, whatever its mask; log and return what is refused."""
+    """Give this process every CPU of its cpuset, whatever its mask; return the warning that the kernel refuses it."""
     if not hasattr(os, "sched_setaffinity"):
         return ()
     try:
         # The kernel takes what the cpuset allows of them (sched_setaffinity(2)).
         os.sched_setaffinity(0, range(MAX_CPUS))
     except OSError as error:
-        text = (
-            f"--override cannot widen the mask, CPU {format_id_list(os.sched_getaffinity(0))}: the kernel refuses"
-            f" ({error.strerror}); allow sched_setaffinity in the seccomp profile, or leave --override out"
-        )
-        refused = Message("affinity-not-permitted", "warning", text)
-        logger.warning("%s: %s", refused.code, refused.message)
-        return (refused,)
+        return (MASK_NOT_WIDENED(cpus=format_id_list(os.sched_getaffinity(0)), reason=error.strerror),)
     return ()
 
 

@@ -13,7 +13,7 @@ from ompaffinity.devices.visibility import VISIBILITY, PhysicalGPU, by_address, 
 from ompaffinity.errors import RequestError
 from ompaffinity.launch.mask_groups import environments_of_ranks
 from ompaffinity.messages import GPU_SHARING_UNKNOWN, Message
-from ompaffinity.placement.gpu_ranks import check_node
+from ompaffinity.placement.check_gpu import check_node
 from ompaffinity.placement.request import SIZES
 from ompaffinity.topology.source import load_topology
 

@@ -20,7 +20,7 @@ class Advice(NamedTuple):
 
     variant: str | None
     text: str
-    speeds: dict[str, Interval] = {}
+    speeds: dict[str, Interval]
 
 
 def verdict(speed: Interval, precision: float) -> str:
@@ -46,7 +46,7 @@ def advise(variants: Sequence[Variant], speed: Callable[[str, str], Interval], p
     names = [variant.name for variant in variants]
     if speed(names[-1], names[0]).low is None:
         fewest = fewest_values(confidence_of_each(len(names) - 1))
-        return Advice(None, f"too few rounds for a verdict; at least {fewest} are required: raise --budget")
+        return Advice(None, f"too few rounds for a verdict; at least {fewest} are required: raise --budget", {})
     # The requested plan comes first, then its variants, then the variants without a plan.
     ordered = sorted(variants, key=lambda variant: (variant.name != "plan", variant.kind != PLAN))
     chosen = ordered[0]

@@ -13,7 +13,7 @@ from ompaffinity.placement.architecture import ALL
 from ompaffinity.placement.document import PLACEMENT_VARIABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from typing import Any
 
     from ompaffinity.bind.profile import Variables
@@ -31,7 +31,7 @@ class Variant(NamedTuple):
     name: str
     summary: str
     kind: str = PLAN
-    request: dict[str, Any] = {}
+    request: dict[str, Any] | None = None
     flags: str = ""
 
 
@@ -110,13 +110,13 @@ PROFILES = {
 }
 
 
-def variant_manager(variant: Variant, asked: Mapping[str, Any]) -> OMPProcessManager:
+def variant_manager(variant: Variant, asked: Mapping[str, Any], probe: Sequence[str] = ()) -> OMPProcessManager:
     """Return the manager that starts the ranks of one variant: with all of the plan, or with a part of it alone.
 
     Raises:
         RequestError, PlacementError, TopologyError: there can be no such plan here.
     """
-    plan = live_plan({**asked, **variant.request})
+    plan = live_plan({**asked, **(variant.request or {})}, probe)
     ranks = plan.ranks
     if variant.kind in (NOTHING, THREADS):
         ranks = tuple(placement._replace(bound=False) for placement in ranks)

@@ -9,7 +9,7 @@ ALL = 2**20
 
 
 class ArchitectureRule(NamedTuple):
-    """What is done on an architecture unless the user says otherwise.
+    """What is done on an architecture by default.
 
     Of each core at most `threads_per_core` CPUs get an OpenMP thread: the last ones of those
     allowed if `last`, else the first ones. `reserve_per_rank`: one core is kept from the OpenMP
@@ -80,6 +80,10 @@ ARCHITECTURES = ("x86_64", "aarch64", "ppc64le", "s390x", "riscv64", "loongarch6
 """The names that ``--arch`` takes."""
 
 
-def rule_for(architecture: str) -> ArchitectureRule:
-    """Return the rule of what ``uname -m`` calls `architecture`; `UNKNOWN_RULE` for one that is not in the table."""
-    return next((rule for rule in RULES if architecture in rule.names), UNKNOWN_RULE)
+def rule_for(architecture: str, threads_per_core: int | None = None) -> ArchitectureRule:
+    """Return the rule of an architecture as ``uname -m`` names it; `UNKNOWN_RULE` for one that is not in the table.
+
+    With `threads_per_core` that many CPUs of each core get an OpenMP thread.
+    """
+    rule = next((rule for rule in RULES if architecture in rule.names), UNKNOWN_RULE)
+    return rule if threads_per_core is None else rule._replace(threads_per_core=min(threads_per_core, ALL))

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.errors import PlacementError, RequestError
 from ompaffinity.ids import format_id_list
-from ompaffinity.placement.pools import held_cpus
+from ompaffinity.placement.check_gpu import check_gpu_options, check_gpus_for_machine
 from ompaffinity.placement.request import (
     AUTO,
+    CONFLICTS_WITH_LISTS,
     DISTRIBUTIONS,
     GRANULARITIES,
     KINDS,
@@ -16,13 +17,15 @@ from ompaffinity.placement.request import (
     MEMORY_POLICIES,
     RUNTIMES,
     SPANS,
-    VOID_WITH_LISTS,
     WAIT_POLICIES,
     HeldCPUs,
     PlacementRequest,
+    conflicting_options,
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from ompaffinity.topology.model import Topology
 
 
@@ -31,7 +34,7 @@ def check_request(request: PlacementRequest) -> PlacementRequest:
 
     Raises:
         RequestError: a size below 1, an unknown word, a negative number, a value of the wrong
-            type, or lists that do not match the ranks, overlap, or stand beside options that they make void.
+            type, or lists that do not match the ranks, overlap, or conflict with other options.
     """
     _check_values(request)
     if request.utilization is not None:
@@ -41,8 +44,6 @@ def check_request(request: PlacementRequest) -> PlacementRequest:
         nodes=None if request.nodes is None else _ids("--nodes (nodes)", request.nodes),
     )
     if request.for_gpus or request.share:
-        from ompaffinity.placement.check_gpu import check_gpu_options
-
         request = check_gpu_options(request)
     if isinstance(request.bind, str):
         if request.bind not in (AUTO, "none"):
@@ -56,14 +57,7 @@ def check_request(request: PlacementRequest) -> PlacementRequest:
 
 
 def _check_values(request: PlacementRequest) -> None:
-    for field, (option, least, optional) in _NUMBERS.items():
-        value = getattr(request, field)
-        if value is None and optional:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise RequestError(f"{option} ({field}) is {value!r}; it must be a number")
-        if value < least:
-            raise RequestError(f"{option} ({field}) is {value}; it must be at least {least}")
+    _check_numbers(request)
     if request.ranks > MAX_RANKS:
         raise RequestError(f"{request.ranks} ranks were asked for; at most {MAX_RANKS} can be planned")
     if request.reserve is not None and request.reserve_per_rank is not None:
@@ -79,6 +73,17 @@ def _check_values(request: PlacementRequest) -> None:
             raise RequestError(f"{option} ({flag}) is {getattr(request, flag)!r}; it must be True or False")
     if not isinstance(request.avoid, tuple) or not all(isinstance(plan, HeldCPUs) for plan in request.avoid):
         raise RequestError(f"--avoid (avoid) is {request.avoid!r}; it must be what held_by_plans returns")
+
+
+def _check_numbers(request: PlacementRequest) -> None:
+    for field, (option, least, optional) in _NUMBERS.items():
+        value = getattr(request, field)
+        if value is None and optional:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise RequestError(f"{option} ({field}) is {value!r}; it must be a number")
+        if value < least:
+            raise RequestError(f"{option} ({field}) is {value}; it must be at least {least}")
 
 
 def check_utilization(utilization: object) -> float:
@@ -124,16 +129,21 @@ _WORDS = {
 
 
 def _checked_lists(request: PlacementRequest) -> tuple[tuple[int, ...], ...]:
-    void = [option for field, option in VOID_WITH_LISTS.items() if getattr(request, field) not in (None, False)]
-    if void:
+    conflicting = conflicting_options(request, CONFLICTS_WITH_LISTS)
+    if conflicting:
         raise RequestError(
-            f"--bind names the CPUs of each rank, so {', '.join(void)} cannot be met beside it; leave one out"
+            f"--bind names the CPUs of each rank, so {', '.join(conflicting)} cannot be met beside it; leave one out"
         )
     lists = tuple(_ids("--bind (bind)", cpus) for cpus in request.bind)
     if len(lists) != request.ranks:
         raise RequestError(
             f"--bind names {len(lists)} CPU lists for {request.ranks} ranks; give one list per rank, separated by |"
         )
+    _check_disjoint(lists)
+    return lists
+
+
+def _check_disjoint(lists: Sequence[Sequence[int]]) -> None:
     owner: dict[int, int] = {}
     for rank, cpus in enumerate(lists):
         if not cpus:
@@ -144,7 +154,6 @@ def _checked_lists(request: PlacementRequest) -> tuple[tuple[int, ...], ...]:
                 f"--bind gives CPU {format_id_list(shared)} to rank {owner[shared[0]]} and to rank {rank}"
             )
         owner.update(dict.fromkeys(cpus, rank))
-    return lists
 
 
 def _ids(option: str, ids: object) -> tuple[int, ...]:
@@ -158,50 +167,74 @@ def _ids(option: str, ids: object) -> tuple[int, ...]:
     raise RequestError(f"{option} is {ids!r}; it must be a list of numbers")
 
 
-def check_named(topology: Topology, request: PlacementRequest) -> None:
-    """Refuse CPUs and nodes that were asked for by number and are not to be had."""
+def check_for_machine(topology: Topology, request: PlacementRequest, held: Mapping[int, str]) -> None:
+    """Refuse a request that names CPUs or nodes that this machine lacks or that are not available.
+
+    `held` are the CPUs of other plans.
+
+    Raises:
+        PlacementError: it names some.
+    """
+    _check_avoided(topology, request)
+    if isinstance(request.bind, tuple):
+        check_available("--bind", topology, held, [cpu for cpus in request.bind for cpu in cpus])
+    elif request.bind == AUTO:
+        check_named(topology, request, held)
+    if request.for_gpus:
+        check_gpus_for_machine(topology, request)
+
+
+def check_named(topology: Topology, request: PlacementRequest, held: Mapping[int, str]) -> None:
+    """Refuse nodes and CPUs to plan within that this machine lacks or that are not available.
+
+    Raises:
+        PlacementError: the request names some.
+    """
     if request.nodes is not None:
-        strange = set(request.nodes) - {node.id for node in topology.nodes}
-        if strange:
+        unknown = set(request.nodes) - {node.id for node in topology.nodes}
+        if unknown:
             known = format_id_list(node.id for node in topology.nodes) or "none"
             raise PlacementError(
-                f"--nodes (or CPU_VISIBLE_MEMORY_NODES) names node {format_id_list(strange)},"
+                f"--nodes (or CPU_VISIBLE_MEMORY_NODES) names node {format_id_list(unknown)},"
                 f" which this machine does not have; its nodes are {known}"
             )
     if request.cpus is not None:
-        check_allowed("--cpus", topology, request, request.cpus)
+        check_available("--cpus", topology, held, request.cpus)
 
 
-def check_avoided(topology: Topology, request: PlacementRequest) -> None:
-    """Refuse a plan to keep off that cannot be of this machine."""
+def _check_avoided(topology: Topology, request: PlacementRequest) -> None:
+    """Refuse a plan to avoid that was made for another machine."""
     present = {cpu.id for cpu in topology.cpus}
     for plan in request.avoid:
-        strange = (set(plan.cpus) | set(plan.known)) - present
-        if strange:
+        unknown = (set(plan.cpus) | set(plan.known)) - present
+        if unknown:
             raise PlacementError(
-                f"--avoid {plan.name} holds CPU {format_id_list(strange)}, which this machine does not have;"
+                f"--avoid {plan.name} holds CPU {format_id_list(unknown)}, which this machine does not have;"
                 " is it a plan for another machine?"
             )
-        unknown = present - set(plan.known)
-        if plan.known and unknown:
+        missing = present - set(plan.known)
+        if plan.known and missing:
             raise PlacementError(
-                f"--avoid {plan.name} says nothing of CPU {format_id_list(unknown)};"
+                f"--avoid {plan.name} says nothing of CPU {format_id_list(missing)};"
                 " it must be the whole plan (no --rank) for this machine"
             )
 
 
-def check_allowed(option: str, topology: Topology, request: PlacementRequest, cpus: tuple[int, ...]) -> None:
-    """Refuse CPUs that another plan holds, or that this process may not use."""
-    held = held_cpus(topology, request)
+def check_available(option: str, topology: Topology, held: Mapping[int, str], cpus: Sequence[int]) -> None:
+    """Refuse CPUs that another plan holds, or that this process may not use.
+
+    Raises:
+        PlacementError: there are such CPUs.
+    """
     taken = [cpu for cpu in cpus if cpu in held]
     if taken:
         raise PlacementError(
             f"{option} names CPU {format_id_list(taken)}, whose core the plan {held[taken[0]]} holds (--avoid)"
         )
     allowed = topology.allowed_cpus
-    strange = set(cpus) - set(allowed)
-    if strange:
+    not_allowed = set(cpus) - set(allowed)
+    if not_allowed:
         raise PlacementError(
-            f"{option} names CPU {format_id_list(strange)}, which this process may not use;"
+            f"{option} names CPU {format_id_list(not_allowed)}, which this process may not use;"
             f" it may use {format_id_list(allowed) or 'none'}"
         )

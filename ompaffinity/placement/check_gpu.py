@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from ompaffinity.errors import IDListError, RequestError
+from ompaffinity.errors import IDListError, PlacementError, RequestError
 from ompaffinity.ids import MAX_ID, format_id_list, parse_ordered_id_list
+from ompaffinity.placement.request import conflicting_options
 
 if TYPE_CHECKING:
     from typing import Any
 
     from ompaffinity.placement.request import PlacementRequest
+    from ompaffinity.topology.model import Topology
 
 NODES, CPUS, GPUS = "--numa-bind-nodes (numa_bind_nodes)", "--numa-bind-cpus (numa_bind_cpus)", "--gpus (gpus)"
 
@@ -86,13 +88,48 @@ def check_gpu_options(request: PlacementRequest) -> PlacementRequest:
             "--distribute cannot be met for GPU ranks: their nodes are those of their GPUs; leave it out"
         )
     _check_together(request)
-    used = request.gpu_of_rank
-    for option, given in ((NODES, nodes), (CPUS, cpus), ("gpu_homes", request.gpu_homes)):
-        if given is not None and max(used) >= len(given) and not (option == "gpu_homes" and (nodes or cpus)):
-            raise RequestError(_too_few(option, len(given), request))
+    _check_lengths(request)
     if cpus is not None and not request.share:
-        _check_apart(cpus, used)
+        _check_apart(cpus, request.gpu_of_rank)
     return request
+
+
+def _check_lengths(request: PlacementRequest) -> None:
+    """Refuse lists with fewer entries than GPUs; detected GPUs do not matter beside the user's own lists."""
+    nodes, cpus = request.numa_bind_nodes, request.numa_bind_cpus
+    homes = None if nodes or cpus else request.gpu_homes
+    for option, given in ((NODES, nodes), (CPUS, cpus), ("gpu_homes", homes)):
+        if given is not None and max(request.gpu_of_rank) >= len(given):
+            raise RequestError(_too_few(option, len(given), request))
+
+
+def check_gpus_for_machine(topology: Topology, request: PlacementRequest) -> None:
+    """Refuse nodes and CPUs that the user names for the GPUs of ranks and that this machine lacks.
+
+    Raises:
+        PlacementError: the request names some.
+    """
+    if request.numa_bind_nodes is not None:
+        for gpu in request.gpu_of_rank:
+            check_node(topology, gpu, request.numa_bind_nodes[gpu])
+    unknown = {cpu for cpus in request.cpu_lists or () for cpu in cpus} - {cpu.id for cpu in topology.cpus}
+    if unknown:
+        raise PlacementError(f"--numa-bind-cpus names CPU {format_id_list(unknown)}, which this machine does not have")
+
+
+def check_node(topology: Topology, gpu: int, node: int) -> None:
+    """Refuse a node that the user names for a GPU and that holds no CPU.
+
+    Raises:
+        PlacementError: it is such a node.
+    """
+    known = [found.id for found in topology.nodes if found.cpus]
+    if node not in known:
+        what = "has no CPU on line" if any(found.id == node for found in topology.nodes) else "does not exist here"
+        raise PlacementError(
+            f"--numa-bind-nodes names node {node} for GPU {gpu}, which {what};"
+            f" the nodes with CPUs are {format_id_list(known) or 'none'}"
+        )
 
 
 def _too_few(option: str, count: int, request: PlacementRequest) -> str:
@@ -122,9 +159,9 @@ def _check_together(request: PlacementRequest) -> None:
         (request.numa_bind_cpus is not None, "--numa-bind-cpus names the CPUs of each rank", names | reserves),
         (request.share, "with --share ranks share all of a node", reserves),
     ):
-        void = [option for field, option in options.items() if getattr(request, field) not in (None, False)]
-        if given and void:
-            raise RequestError(f"{whose}, so {', '.join(void)} cannot be met beside it; leave one out")
+        conflicting = conflicting_options(request, options)
+        if given and conflicting:
+            raise RequestError(f"{whose}, so {', '.join(conflicting)} cannot be met beside it; leave one out")
 
 
 def _check_apart(cpus: tuple[tuple[int, ...], ...], used: tuple[int, ...]) -> None:
@@ -160,9 +197,9 @@ def _nodes(nodes: object) -> tuple[int, ...]:
         raise RequestError(f"{NODES} is {nodes!r}; it must be a list of node numbers, one per GPU")
     if not nodes:
         raise RequestError(f"{NODES} names no node; give one per GPU, or leave it out to find them")
-    strange = [node for node in nodes if not _is_id(node)]
-    if strange:
-        raise RequestError(f"{NODES} has {strange[0]!r} in it; it must be node numbers from 0 to {MAX_ID}")
+    invalid = [node for node in nodes if not _is_id(node)]
+    if invalid:
+        raise RequestError(f"{NODES} has {invalid[0]!r} in it; it must be node numbers from 0 to {MAX_ID}")
     return tuple(nodes)
 
 

@@ -12,32 +12,22 @@ same shape are cut once, and the numbers of CPUs decide nothing.
 
 from __future__ import annotations
 
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple
 
+from ompaffinity.placement.model import Cut
+from ompaffinity.placement.runs import best_runs
 from ompaffinity.topology.model import UNKNOWN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from ompaffinity.placement.model import Core, Pool
+    from ompaffinity.placement.model import Pool
 
     Shape = tuple[tuple[tuple[int, ...], ...], int, bool, int | None]
 
 MAX_RUNS = 64
 """Up to so many ranks in a pool every cut into runs is weighed; beyond, runs are even and L3s are seen to alone."""
-
-
-class Cut(NamedTuple):
-    """The cores of each rank of a pool, those that are left idle, and how many ranks straddle each level."""
-
-    shares: tuple[tuple[Core, ...], ...]
-    idle: tuple[Core, ...] = ()
-    levels: tuple[str, ...] = ()
-    straddles: tuple[int, ...] = ()
-
-    def straddling(self, level: str) -> int:
-        """Return how many ranks straddle this level."""
-        return sum(count for name, count in zip(self.levels, self.straddles) if name == level)
 
 
 class PoolCuts:
@@ -63,11 +53,6 @@ class PoolCuts:
             shape = _shape(pool)
             self._by_pool[id(pool)] = self._cutters.setdefault(shape, _Cutter(*shape))
         return self._by_pool[id(pool)]
-
-
-def cut_pool(pool: Pool, ranks: int) -> Cut:
-    """Return the best cut of one pool."""
-    return PoolCuts().cut(pool, ranks)
 
 
 def _shape(pool: Pool) -> Shape:
@@ -117,18 +102,18 @@ class _Cutter:
 
     def _best(self, ranks: int) -> _Places:
         share, several = self._size // ranks, self._l3 is not None
-        job = _Job(self._labels, self._order, self._l3, ranks, self._enough(max(1, share - several)))
-        best = job.places(even_cut(self._order, ranks))
+        search = _CutSearch(self._labels, self._order, self._l3, ranks, self._enough(max(1, share - several)))
+        best = search.places(even_cut(self._order, ranks))
         if ranks == 1:
             return best._replace(straddles=(0,) * len(self._labels))
         if not any(best.straddles):
             return best
         for least in (share, share - 1) if several and share > 1 else (share,):
             for gaps in (False, True) if self._whole else (True,):
-                shares = job.shares(least, least + 1 + several, gaps=gaps, within_l3s=not self._whole)
+                shares = search.shares(least, least + 1 + several, gaps=gaps, within_l3s=not self._whole)
                 if shares is None:
                     continue
-                cut = job.places(shares)
+                cut = search.places(shares)
                 if gaps and self._whole:
                     # All cores of such a pool are shared out; only an L3 is worth an idle core.
                     l3 = self._l3
@@ -151,7 +136,7 @@ class _Cutter:
         return counts
 
 
-class _Job:
+class _CutSearch:
     """One shape and number of ranks; a rank may touch `enough[level]` groups of a level without straddling it."""
 
     def __init__(
@@ -213,8 +198,6 @@ class _Job:
         """Return how many ranks each L3 takes, if all fit: fewest straddles within, then most cores."""
         if after < len(self._labels) and len(caches) * self._ranks <= MAX_RUNS**2:
             return self._weighed_ranks_per_l3(caches, least, most, after)
-        from heapq import heapify, heappop, heappush
-
         counts = [0] * len(caches)
         gains = [(-min(len(cache), most), 0, place) for place, cache in enumerate(caches) if len(cache) >= least]
         heapify(gains)
@@ -257,44 +240,11 @@ class _Job:
     def _runs(
         self, places: Sequence[int], ranks: int, least: int, most: int, first_level: int, *, gaps: bool
     ) -> list[Sequence[int]] | None:
-        """Return the best runs of neighbours, None for none; only with `gaps` there are idle cores between them."""
-        total = len(places)
+        """Return the best runs of neighbours, None for none or where there are too many to weigh."""
         if ranks > MAX_RUNS:
             return None
-        levels = [(_steps(places, label), enough) for label, enough in zip(self._labels, self._enough)][first_level:]
-        scale = ranks + 1
-        # after[start] is the least cost of all later ranks on the cores from `start` on: straddles, then idle cores.
-        after = {start: total - start for start in range(total + 1)} if gaps else {total: 0}
-        choices: list[dict[int, int]] = []
-        for rank in reversed(range(ranks)):
-            costs: dict[int, int] = {}
-            sizes: dict[int, int] = {}
-            for start in range(total - (ranks - rank) * least, rank * least - 1, -1):
-                cost, chosen = (costs[start + 1] + 1, 0) if gaps and start + 1 in costs else (None, 0)
-                for size in range(least, most + 1):
-                    later = after.get(start + size)
-                    if later is None:
-                        continue
-                    straddles = 0
-                    for steps, enough in levels:
-                        straddles = straddles * scale + (steps[start + size - 1] - steps[start] >= enough)
-                    run = straddles * (total + 1) + later
-                    if cost is None or run <= cost:
-                        cost, chosen = run, size
-                if cost is not None:
-                    costs[start], sizes[start] = cost, chosen
-            after = costs
-            choices.insert(0, sizes)
-        if 0 not in after:
-            return None
-        runs: list[Sequence[int]] = []
-        start = 0
-        for sizes in choices:
-            while sizes[start] == 0:
-                start += 1
-            runs.append(places[start : start + sizes[start]])
-            start += sizes[start]
-        return runs
+        levels = list(zip(self._labels, self._enough))[first_level:]
+        return best_runs(places, ranks, least, most, levels, gaps=gaps)
 
 
 def _groups(places: Iterable[int], label: Sequence[int]) -> list[list[int]]:
@@ -303,17 +253,6 @@ def _groups(places: Iterable[int], label: Sequence[int]) -> list[list[int]]:
     for place in places:
         groups.setdefault(label[place], []).append(place)
     return list(groups.values())
-
-
-def _steps(places: Sequence[int], label: Sequence[int]) -> list[int]:
-    """Return a number for each place that grows by one wherever a new group begins."""
-    steps, before = [], None
-    count = -1
-    for place in places:
-        count += label[place] != before
-        before = label[place]
-        steps.append(count)
-    return steps
 
 
 def _larger_groups_first(places: list[int], labels: Sequence[Sequence[int]]) -> list[int]:

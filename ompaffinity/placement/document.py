@@ -86,7 +86,7 @@ def held_cpus_from_document(document: object, name: str, source: Source) -> Held
         RequestError: as `plan_ranks_from_document`, or the plan binds no CPU.
     """
     # The reasons are with the rules that give them, which a worker does not need.
-    from ompaffinity.placement.explain import REASONS
+    from ompaffinity.placement.reasons import REASONS
 
     plan = _plan(document, source)
     held, known = set(plan.id_list("reserved")), set[int]()

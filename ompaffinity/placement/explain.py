@@ -1,6 +1,6 @@
-"""Why each CPU that no rank gets was left out, and what else a user should know about a plan.
+"""Why no rank gets a CPU, and the messages of a plan.
 
-Each reason and each message says what the user can do about it.
+Each reason and each message names the option or the action that changes it.
 """
 
 from __future__ import annotations
@@ -8,75 +8,74 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ompaffinity.ids import format_id_list
-from ompaffinity.messages import Message
-from ompaffinity.placement.pools import held_cpus
+from ompaffinity.messages import (
+    EFFICIENCY_CORES_USED,
+    GPU_NODES_UNUSED,
+    HELPER_CPUS_SHARED,
+    MEMORYLESS_NODE,
+    NO_NUMA_INFORMATION,
+    NODES_UNUSED,
+    NOTE,
+    OUTSIDE_BINDING,
+    OVERSUBSCRIBED,
+    QUOTA_BELOW_CPUS,
+    RANKS_EXCEED_NODES,
+    RANKS_SHARE_CORES,
+    RESERVE_IMPOSSIBLE,
+    UNEVEN_RANKS,
+    WARNING,
+    Message,
+)
+from ompaffinity.placement.architecture import rule_for
+from ompaffinity.placement.model import LeftOut
+from ompaffinity.placement.reasons import DETAILS, REASONS
 from ompaffinity.placement.reserve import wanted_reserve
 from ompaffinity.topology.kinds import PERFORMANCE
-from ompaffinity.topology.model import UNKNOWN
+from ompaffinity.topology.model import UNKNOWN, UNKNOWN_ARCHITECTURE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from ompaffinity.placement.architecture import ArchitectureRule
-    from ompaffinity.placement.model import Core, Pool, RankPlacement
+    from ompaffinity.placement.model import Assignment, Pool, RankPlacement
     from ompaffinity.placement.request import PlacementRequest
     from ompaffinity.topology.model import Topology
 
-WARNING, NOTE = "warning", "note"
-
 UNUSED_BY_GPUS = "no GPU of the ranks is next to them; --span package (or machine) lends them to the nearest ranks"
 
-REASONS = (
-    "offline",
-    "not-allowed",
-    "not-requested",
-    "isolated",
-    "efficiency-core",
-    "unused-node",
-    "quota",
-    "remainder",
-    "smt-sibling",
-    "unbound",
-)
-"""In the order in which they are tried and shown."""
 
-DETAILS = {
-    "offline": "switched off; write 1 to /sys/devices/system/cpu/cpuN/online to bring one back",
-    "not-allowed": (
-        "outside the affinity mask or cpuset of this process;"
-        " start it with a wider one (taskset -c, docker --cpuset-cpus, srun -c)"
-    ),
-    "not-requested": "outside what --cpus, --nodes, --bind or --numa-bind-cpus names",
-    "isolated": "kept from the scheduler by isolcpus; --cpus LIST uses those that it names",
-    "efficiency-core": "a team would wait for these slower cores; --kinds all uses them",
-    "remainder": (
-        "left idle so that no rank straddles an L3 cache or a cluster;"
-        " --reserve takes such cores first, --bind places ranks by hand"
-    ),
-    "quota": "more than the CPU quota of the control group lets run; raise cpu.max (docker --cpus) to use them",
-    "unbound": "nothing is bound with --bind none; --bind auto plans them",
-}
-
-
-def left_out_groups(
-    topology: Topology,
-    request: PlacementRequest,
-    rule: ArchitectureRule,
-    unusable: dict[int, str],
-    pools: list[Pool],
-    idle: frozenset[Core],
-    ranks: tuple[RankPlacement, ...],
-) -> list[tuple[tuple[int, ...], str, str]]:
-    """Return (CPUs, reason, detail) for every present CPU that no rank has, grouped by reason."""
+def left_out_cpus(
+    topology: Topology, request: PlacementRequest, assignment: Assignment, ranks: Sequence[RankPlacement]
+) -> tuple[LeftOut, ...]:
+    """Return every present CPU that no rank has, grouped by reason."""
     placed = {cpu for rank in ranks for cpu in (*rank.cpus, *rank.helper_cpus)}
-    reasons = {cpu: reason for cpu, reason in unusable.items() if cpu not in placed}
-    for pool in pools:
-        used = any(cpu in placed for core in pool.cores for cpu in core.cpus)
+    reasons = _reasons(assignment, placed)
+    # CPUs that the user lists for a rank are left out by a quota alone.
+    otherwise = "quota" if placed else "unbound"
+    groups: dict[str, list[int]] = {}
+    for cpu in sorted({cpu.id for cpu in topology.cpus} - placed):
+        groups.setdefault(reasons.get(cpu, otherwise), []).append(cpu)
+    return tuple(
+        LeftOut(tuple(groups[reason]), reason, _detail(reason, topology, request, assignment, groups[reason]))
+        for reason in REASONS
+        if reason in groups
+    )
+
+
+def _reasons(assignment: Assignment, placed: set[int]) -> dict[int, str]:
+    """Return {cpu: reason} of the unusable CPUs, and of those in the pools unless every rank is unbound."""
+    in_pools = _reasons_in_pools(assignment, placed) if placed else {}
+    return in_pools | dict(assignment.unusable)
+
+
+def _reasons_in_pools(assignment: Assignment, placed: set[int]) -> dict[int, str]:
+    """Return {cpu: reason} of the usable CPUs, if no rank has them."""
+    idle = assignment.idle
+    reasons: dict[int, str] = {}
+    for pool in assignment.pools:
+        used = not placed.isdisjoint(cpu for core in pool.cores for cpu in core.cpus)
         for core in pool.cores:
             owned = not placed.isdisjoint(core.cpus)
             for cpu in core.cpus:
-                if cpu in placed or cpu in reasons:
-                    continue
                 if not used:
                     reasons[cpu] = "unused-node"
                 elif core in idle:
@@ -85,46 +84,33 @@ def left_out_groups(
                     reasons[cpu] = "smt-sibling"
                 else:
                     reasons[cpu] = "quota"
-    # Of lists that the user wrote only a quota takes any away.
-    reasons.update({cpu.id: "quota" for cpu in topology.cpus if cpu.id not in placed and cpu.id not in reasons})
-    groups: dict[str, list[int]] = {}
-    for cpu in sorted(reasons):
-        groups.setdefault(reasons[cpu], []).append(cpu)
-    return [
-        (tuple(groups[reason]), reason, _detail(reason, topology, request, rule, pools, groups[reason]))
-        for reason in REASONS
-        if reason in groups
-    ]
+    return reasons
 
 
 def _detail(
-    reason: str,
-    topology: Topology,
-    request: PlacementRequest,
-    rule: ArchitectureRule,
-    pools: list[Pool],
-    cpus: list[int],
+    reason: str, topology: Topology, request: PlacementRequest, assignment: Assignment, cpus: Sequence[int]
 ) -> str:
     if reason == "smt-sibling":
-        count = rule.threads_per_core
-        name = "one thread" if count == 1 else f"{count} threads"
-        where = "" if topology.architecture == "unknown" else f" on {topology.architecture}"
-        inside = " (their rank's other threads may run there)" if request.for_gpus else ""
-        return f"{name} per core{where}{inside}; --threads-per-core all uses them"
+        return _about_siblings(topology, request)
     if reason == "unused-node":
-        if request.for_gpus:
-            return UNUSED_BY_GPUS
-        nodes = {core.node for pool in pools for core in pool.cores}
-        return _about_unused_nodes(len(nodes), request.ranks)
+        nodes = {core.node for pool in assignment.pools for core in pool.cores}
+        return UNUSED_BY_GPUS if request.for_gpus else _about_unused_nodes(len(nodes), request.ranks)
     if reason == "unbound" and request.for_gpus:
         return "no GPU rank could be bound, as the warnings say"
     if reason == "not-allowed" and request.avoid:
-        return _about_held(topology, request, cpus)
+        return _about_held(request, assignment.held, cpus)
     return DETAILS[reason]
 
 
-def _about_held(topology: Topology, request: PlacementRequest, cpus: list[int]) -> str:
-    held = held_cpus(topology, request)
+def _about_siblings(topology: Topology, request: PlacementRequest) -> str:
+    count = rule_for(topology.architecture, request.threads_per_core).threads_per_core
+    name = "one thread" if count == 1 else f"{count} threads"
+    where = "" if topology.architecture == UNKNOWN_ARCHITECTURE else f" on {topology.architecture}"
+    inside = " (their rank's other threads may run there)" if request.for_gpus else ""
+    return f"{name} per core{where}{inside}; --threads-per-core all uses them"
+
+
+def _about_held(request: PlacementRequest, held: Mapping[int, str], cpus: Sequence[int]) -> str:
     by_plan = {plan.name: [cpu for cpu in cpus if held.get(cpu) == plan.name] for plan in request.avoid}
     parts = [f"the plan {name} holds {format_id_list(taken)} (--avoid)" for name, taken in by_plan.items() if taken]
     others = [cpu for cpu in cpus if cpu not in held]
@@ -134,84 +120,67 @@ def _about_held(topology: Topology, request: PlacementRequest, cpus: list[int]) 
 
 
 def plan_messages(
-    topology: Topology,
-    request: PlacementRequest,
-    rule: ArchitectureRule,
-    pools: list[Pool],
-    ranks: tuple[RankPlacement, ...],
-    *,
-    sharing: bool,
+    topology: Topology, request: PlacementRequest, assignment: Assignment, ranks: tuple[RankPlacement, ...]
 ) -> list[Message]:
-    """Return what there is to say about a plan, in a fixed order."""
+    """Return the messages of a plan, in a fixed order."""
     messages = [*_about_machine(topology, request)]
     if request.for_gpus:
-        messages += _about_gpu_nodes(pools, ranks)
-        messages += _about_kinds(topology, request, ranks)
-        if any(rank.bound for rank in ranks) and request.numa_bind_cpus is None and not request.share:
-            messages += _about_reserve(request, rule, pools, [rank for rank in ranks if rank.bound], sharing)
-        if request.numa_bind_cpus is None or request.numa_bind_nodes is None:
-            messages += _about_memory(topology, ranks)
-        messages += _about_quota(topology, ranks)
+        messages += _about_gpu_ranks(topology, request, assignment, ranks)
     elif request.bind != "none":
-        if isinstance(request.bind, str):
-            messages += _about_nodes(topology, pools, ranks)
+        if request.cpu_lists is None:
+            messages += _about_nodes(topology, assignment.pools, ranks)
             messages += _about_kinds(topology, request, ranks)
-            messages += _about_sharing(pools, ranks, sharing)
-            messages += _about_reserve(request, rule, pools, ranks, sharing)
+            messages += _about_sharing(assignment, ranks)
+            messages += _about_reserve(topology, request, assignment, ranks)
         messages += _about_helpers(ranks)
         messages += _about_memory(topology, ranks)
         messages += _about_quota(topology, ranks)
     return messages
 
 
+def _about_gpu_ranks(
+    topology: Topology, request: PlacementRequest, assignment: Assignment, ranks: tuple[RankPlacement, ...]
+) -> Iterator[Message]:
+    yield from _about_gpu_nodes(assignment.pools, ranks)
+    yield from _about_kinds(topology, request, ranks)
+    bound = [rank for rank in ranks if rank.bound]
+    if bound and request.cpu_lists is None and not request.share:
+        yield from _about_reserve(topology, request, assignment, bound)
+    if request.numa_bind_cpus is None or request.numa_bind_nodes is None:
+        yield from _about_memory(topology, ranks)
+    yield from _about_quota(topology, ranks)
+
+
 def _about_machine(topology: Topology, request: PlacementRequest) -> Iterator[Message]:
     if not topology.nodes:
-        asked = request.memory_policy not in ("auto", "none")
-        yield Message(
-            "no-numa-information",
-            WARNING if asked else NOTE,
-            "the machine shows no NUMA nodes: ranks are cut along packages and caches, and no memory policy is set",
-        )
+        requested = request.memory_policy not in ("auto", "none")
+        yield NO_NUMA_INFORMATION(level=WARNING if requested else NOTE)
     online = {cpu.id for cpu in topology.cpus if cpu.online}
     affinity = topology.limits.affinity
     if affinity is not None and online - set(affinity):
-        yield Message(
-            "outside-binding",
-            NOTE,
-            f"this process was bound from outside to CPU {format_id_list(affinity)} of {format_id_list(online)};"
-            " the plan stays within, start it unbound for the whole machine",
-        )
+        yield OUTSIDE_BINDING(cpus=format_id_list(affinity), online=format_id_list(online))
 
 
-def _about_nodes(topology: Topology, pools: list[Pool], ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
+def _about_nodes(topology: Topology, pools: Sequence[Pool], ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
     if all(pool.node != UNKNOWN for pool in pools):
         nodes = {core.node for pool in pools for core in pool.cores}
         used = {topology.cpu(cpu).numa_node for rank in ranks for cpu in rank.cpus}
         if len(ranks) > len(nodes):
-            yield Message(
-                "ranks-exceed-nodes",
-                NOTE,
-                f"{len(ranks)} ranks share {len(nodes)} NUMA {_plural('node', len(nodes))} and the memory there",
-            )
+            yield RANKS_EXCEED_NODES(ranks=len(ranks), nodes=_counted(len(nodes), "NUMA node"))
         if used < nodes:
-            unused = f"{len(nodes) - len(used)} of {len(nodes)} NUMA nodes are not used"
-            yield Message("nodes-unused", NOTE, f"{unused}: {_about_unused_nodes(len(nodes), len(ranks))}")
+            reason = _about_unused_nodes(len(nodes), len(ranks))
+            yield NODES_UNUSED(unused=len(nodes) - len(used), nodes=len(nodes), reason=reason)
     sizes = sorted({len(rank.cpus) for rank in ranks})
     if len(sizes) > 1:
-        yield Message(
-            "uneven-ranks",
-            NOTE,
-            f"the ranks have {sizes[0]} to {sizes[-1]} threads, and a tensor-parallel step waits for the smallest rank",
-        )
+        yield UNEVEN_RANKS(smallest=sizes[0], largest=sizes[-1], cause="")
 
 
-def _about_gpu_nodes(pools: list[Pool], ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
+def _about_gpu_nodes(pools: Sequence[Pool], ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
     used = {cpu for rank in ranks for cpu in (*rank.cpus, *rank.helper_cpus)}
     unused = [pool for pool in pools if not any(cpu in used for core in pool.cores for cpu in core.cpus)]
     if unused and used:
         nodes = format_id_list(pool.node for pool in unused)
-        text = f"{_plural('node', len(unused))} {nodes}: {UNUSED_BY_GPUS}"
-        yield Message("nodes-unused", NOTE, text)
+        yield GPU_NODES_UNUSED(nodes=f"{_plural('node', len(unused))} {nodes}", reason=UNUSED_BY_GPUS)
 
 
 def _about_unused_nodes(nodes: int, ranks: int) -> str:
@@ -223,53 +192,31 @@ def _about_unused_nodes(nodes: int, ranks: int) -> str:
 def _about_kinds(topology: Topology, request: PlacementRequest, ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
     slow = [cpu for rank in ranks for cpu in rank.cpus if topology.cpu(cpu).kind not in (None, PERFORMANCE)]
     if slow and request.kinds == PERFORMANCE:
-        yield Message(
-            "efficiency-cores-used",
-            WARNING,
-            f"there are fewer performance cores than ranks, so the slower CPU {format_id_list(slow)} is used too;"
-            " fewer ranks would each run faster",
-        )
+        yield EFFICIENCY_CORES_USED(cpus=format_id_list(slow))
 
 
-def _about_sharing(pools: list[Pool], ranks: tuple[RankPlacement, ...], sharing: bool) -> Iterator[Message]:
+def _about_sharing(assignment: Assignment, ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
+    pools = assignment.pools
     cpus = sum(len(core.cpus) for pool in pools for core in pool.cores)
     if len(ranks) > cpus:
-        yield Message(
-            "oversubscribed",
-            WARNING,
-            f"{len(ranks)} ranks share {cpus} {_plural('CPU', cpus)} as --oversubscribe allows: ranks on one CPU"
-            " take turns, and each waits for the others; this is for tests, not for speed",
-        )
-    elif sharing:
+        yield OVERSUBSCRIBED(ranks=len(ranks), cpus=_counted(cpus, "CPU"))
+    elif assignment.split_siblings:
         cores = sum(len({core.cpus for core in pool.cores}) for pool in pools)
-        yield Message(
-            "ranks-share-cores",
-            WARNING,
-            f"{len(ranks)} ranks are more than the physical cores, so SMT siblings of one core go to different ranks"
-            f" ({cores} CPUs in all); fewer ranks would each run faster",
-        )
+        yield RANKS_SHARE_CORES(ranks=len(ranks), cpus=cores)
 
 
 def _about_reserve(
-    request: PlacementRequest,
-    rule: ArchitectureRule,
-    pools: list[Pool],
-    ranks: Sequence[RankPlacement],
-    sharing: bool,
+    topology: Topology, request: PlacementRequest, assignment: Assignment, ranks: Sequence[RankPlacement]
 ) -> Iterator[Message]:
-    reserve = wanted_reserve(request, rule)
+    reserve = wanted_reserve(request, rule_for(topology.architecture, request.threads_per_core))
     wanted = reserve.per_rank * len(ranks) + reserve.total
-    cores_of = {cpu: core for pool in pools for core in pool.cores for cpu in core.cpus}
+    cores_of = {cpu: core for pool in assignment.pools for core in pool.cores for cpu in core.cpus}
     taken = len({cores_of[cpu] for rank in ranks for cpu in rank.helper_cpus})
     if taken < wanted:
-        asked = request.reserve is not None or request.reserve_per_rank is not None or request.kv_transfer
-        unit = _plural("CPU" if sharing else "core", wanted)
-        yield Message(
-            "reserve-impossible",
-            WARNING if asked else NOTE,
-            f"{taken} of {wanted} {unit} could be reserved for the scheduler and helper threads: no rank can give up"
-            " more and keep a thread; ask for fewer ranks, or for --reserve 0 to say that this is intended",
-        )
+        requested = request.reserve is not None or request.reserve_per_rank is not None or request.kv_transfer
+        unit = _plural("CPU" if assignment.split_siblings else "core", wanted)
+        level = WARNING if requested else NOTE
+        yield RESERVE_IMPOSSIBLE(level=level, reserved=taken, wanted=wanted, unit=unit)
 
 
 def _about_helpers(ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
@@ -279,12 +226,7 @@ def _about_helpers(ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
     no_others = {key for key, affinity in shared.items() if taken.issuperset(affinity)}
     without = [rank.rank for rank in ranks if not rank.helper_cpus and id(rank.affinity) in no_others]
     if without:
-        yield Message(
-            "helper-cpus-shared",
-            NOTE,
-            f"{_plural('rank', len(without))} {format_id_list(without)} {'has' if len(without) == 1 else 'have'} no CPU"
-            " for helper threads alone; these run beside OpenMP threads (--reserve N keeps some)",
-        )
+        yield HELPER_CPUS_SHARED(ranks=f"{_plural('rank', len(without))} {format_id_list(without)}")
 
 
 def _about_memory(topology: Topology, ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
@@ -298,17 +240,12 @@ def _about_memory(topology: Topology, ranks: tuple[RankPlacement, ...]) -> Itera
     )
     if homeless:
         given = sorted({node for rank in ranks for node in rank.nodes})
-        instead = (
-            f"their ranks use node {format_id_list(given)}"
-            if given
-            else "no allowed node has any, so no memory policy is set"
-        )
-        yield Message(
-            "memoryless-node",
-            NOTE if given else WARNING,
-            f"{_plural('node', len(homeless))} {format_id_list(homeless)} {'has' if len(homeless) == 1 else 'have'}"
-            f" no memory that this process may use; {instead}",
-        )
+        nodes = f"{_plural('node', len(homeless))} {format_id_list(homeless)}"
+        if given:
+            yield MEMORYLESS_NODE(nodes=nodes, consequence=f"their ranks use node {format_id_list(given)}")
+        else:
+            consequence = "no allowed node has memory, so no memory policy is set"
+            yield MEMORYLESS_NODE(level=WARNING, nodes=nodes, consequence=consequence)
 
 
 def _about_quota(topology: Topology, ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
@@ -318,13 +255,12 @@ def _about_quota(topology: Topology, ranks: tuple[RankPlacement, ...]) -> Iterat
     usable = len(topology.allowed_cpus)
     if quota < usable:
         threads = sum(len(rank.cpus) for rank in ranks)
-        yield Message(
-            "quota-below-cpus",
-            NOTE,
-            f"the control group lets {quota:g} CPUs run at a time, fewer than the {usable} in the mask:"
-            f" the plan has {threads} OpenMP {_plural('thread', threads)} in all",
-        )
+        yield QUOTA_BELOW_CPUS(quota=f"{quota:g}", cpus=usable, threads=_counted(threads, "OpenMP thread"))
 
 
 def _plural(word: str, count: int) -> str:
     return word if count == 1 else f"{word}s"
+
+
+def _counted(count: int, word: str) -> str:
+    return f"{count} {_plural(word, count)}"

@@ -5,6 +5,7 @@ Ranks that use a node or a control group share it evenly, so all budgets togethe
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from ompaffinity.errors import NoMemoryNodeError
@@ -57,7 +58,7 @@ def _may_have_memory(node: MemoryNodeInfo) -> bool:
 def memory_nodes(topology: Topology, cpus: Iterable[int], usable: tuple[int, ...]) -> tuple[int, ...]:
     """Return the memory nodes for a rank on `cpus`: of each of its nodes the node itself, or else the nearest.
 
-    `usable` are the nodes to choose from. Where no CPU of the rank says on which node it is: all of these.
+    `usable` are the nodes to choose from. Where the node of no CPU of the rank is known: all of these.
     Empty on a machine without NUMA information.
     """
     if not topology.nodes or not usable:
@@ -90,8 +91,17 @@ def has_several_memory_nodes(topology: Topology) -> bool:
     return next(found, None) is not None and next(found, None) is not None
 
 
+def with_sharing(ranks: tuple[RankPlacement, ...]) -> tuple[RankPlacement, ...]:
+    """Return the placements of all local ranks with the number of ranks that use each of their nodes."""
+    users = Counter(node for rank in ranks for node in rank.nodes)
+    return tuple(
+        rank._replace(node_ranks=tuple(users[node] for node in rank.nodes), local_world_size=len(ranks))
+        for rank in ranks
+    )
+
+
 def node_shares(placement: RankPlacement, nodes: tuple[int, ...]) -> tuple[int, ...]:
-    """Return how many ranks share each of these nodes; all local ranks where the placement does not say."""
+    """Return how many ranks share each of these nodes; all local ranks where this is unknown."""
     known = dict(zip(placement.nodes, placement.node_ranks))
     return tuple(known.get(node, placement.local_world_size) for node in nodes)
 
@@ -111,7 +121,7 @@ def share_of(placement: RankPlacement, by_node: Mapping[int, int], limit: int | 
 
 
 def planned_budget(topology: Topology, placement: RankPlacement, utilization: float) -> int | None:
-    """Return how many bytes a rank may use on this machine, None where the machine does not say."""
+    """Return how many bytes a rank may use on this machine, None where its memory is unknown."""
     totals = {
         node.id: node.total_memory
         for node in topology.nodes

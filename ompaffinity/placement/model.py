@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ompaffinity.messages import Message
 
 
@@ -12,12 +14,12 @@ class RankPlacement(NamedTuple):
     """What one rank gets. Ids are CPU and node numbers.
 
     `cpus[i]` is the CPU meant for OpenMP thread i, and `places[i]` the mask that this thread gets.
-    Thread 0's is wider, for later threads inherit it: all of `affinity` that the other threads
+    The mask of thread 0 is wider, because later threads inherit it: all of `affinity` that the other threads
     leave. `affinity` is the mask of the process and of all its other threads. `nodes` are its
     memory nodes, also where `memory_policy` is ``"none"``; `node_ranks[i]` is the number of local ranks that
     use `nodes[i]`, this one included, and `local_world_size` that of all local ranks. `memory_budget` is in
-    bytes, None where no utilization was asked for or the machine does not tell its memory. `device` is the number of
-    its GPU, `devices` those of the workers that it is to start, if it is their engine.
+    bytes, None without a utilization in the request or where the memory of the machine is unknown. `gpu` is the number
+    of its GPU, `gpus` those of the workers that it starts, if it is their engine.
     """
 
     rank: int
@@ -45,7 +47,11 @@ class LeftOut(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The placements of all local ranks, plus what is left over and why."""
+    """The placements of all local ranks, the CPUs that are left out, and the messages.
+
+    `live`: the plan is for the machine that this process runs on. It is False for a plan of a recorded or synthetic
+    machine and for one that was loaded from a document: the CPUs of such a plan may be others here.
+    """
 
     architecture: str
     machine: str
@@ -56,7 +62,7 @@ class Plan(NamedTuple):
     reserved: tuple[int, ...]
     left_out: tuple[LeftOut, ...]
     messages: tuple[Message, ...]
-    live: bool = True
+    live: bool = False
     """Whether it was planned for this machine as it runs, so that processes here can be bound by it."""
 
 
@@ -88,18 +94,17 @@ class Pool(NamedTuple):
     whole: bool = False
 
 
-class Share(NamedTuple):
-    """The cores of one rank: those with OpenMP threads and those reserved from them, in core order."""
+class Cut(NamedTuple):
+    """The cores of each rank of a pool, the idle ones, and how many ranks straddle each level."""
 
-    compute: tuple[Core, ...]
-    reserved: tuple[Core, ...] = ()
+    shares: tuple[tuple[Core, ...], ...]
+    idle: tuple[Core, ...] = ()
+    levels: tuple[str, ...] = ()
+    straddles: tuple[int, ...] = ()
 
-
-class Reserve(NamedTuple):
-    """How many cores should be kept back: of each rank, and in all besides."""
-
-    per_rank: int
-    total: int
+    def straddling(self, level: str) -> int:
+        """Return how many ranks straddle this level."""
+        return sum(count for name, count in zip(self.levels, self.straddles) if name == level)
 
 
 class Split(NamedTuple):
@@ -109,13 +114,59 @@ class Split(NamedTuple):
     idle: tuple[tuple[Core, ...], ...]
 
 
-class GPUShares(NamedTuple):
-    """The cores of each GPU rank (None: it stays unbound), and what a plan says of them.
+class Reserve(NamedTuple):
+    """How many cores are to be reserved: of each rank, and in addition in total."""
 
-    `unusable` are the CPUs that no rank may get, with the reason, `pools` the usable ones.
+    per_rank: int
+    total: int
+
+
+class Share(NamedTuple):
+    """The cores of one rank: those with OpenMP threads and those reserved from them, in core order."""
+
+    compute: tuple[Core, ...]
+    reserved: tuple[Core, ...] = ()
+
+    @property
+    def cores(self) -> tuple[Core, ...]:
+        """All cores of the rank."""
+        return (*self.compute, *self.reserved)
+
+    @property
+    def cpus(self) -> tuple[int, ...]:
+        """The CPUs of its OpenMP threads, in thread order."""
+        return tuple(cpu for core in self.compute for cpu in core.threads)
+
+    @property
+    def helper_cpus(self) -> tuple[int, ...]:
+        """The CPUs of the reserved cores, ascending."""
+        return tuple(sorted(cpu for core in self.reserved for cpu in core.cpus))
+
+    @property
+    def siblings(self) -> frozenset[int]:
+        """The CPUs of the compute cores that get no OpenMP thread."""
+        return frozenset(cpu for core in self.compute for cpu in core.cpus).difference(self.cpus)
+
+
+class Assignment(NamedTuple):
+    """Which cores each rank gets, and why it gets no others: what placing and explaining start from.
+
+    `shares[rank]` is None for a rank that stays unbound. `unusable` has the reason of each CPU that no rank may get,
+    `held` the name of the plan that holds it, for the CPUs of other plans. `pools` are the cores that the ranks were
+    chosen from, empty where the user lists the CPUs of each rank. `split_siblings`: there are more ranks than cores, so
+    the pools hold single CPUs in place of whole cores. `messages` were found while assigning.
     """
 
-    shares: list[Share | None]
-    pools: list[Pool]
-    unusable: dict[int, str]
-    messages: list[Message]
+    shares: tuple[Share | None, ...]
+    unusable: Mapping[int, str]
+    held: Mapping[int, str]
+    pools: tuple[Pool, ...] = ()
+    split_siblings: bool = False
+    messages: tuple[Message, ...] = ()
+
+    @property
+    def idle(self) -> frozenset[Core]:
+        """The cores that stay idle in the pools that ranks use."""
+        given = {core for share in self.shares if share for core in share.cores}
+        used = (pool for pool in self.pools if not given.isdisjoint(pool.cores))
+        return frozenset(core for pool in used for core in pool.cores) - given

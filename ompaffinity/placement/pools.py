@@ -9,7 +9,7 @@ from ompaffinity.topology.kinds import PERFORMANCE
 from ompaffinity.topology.model import UNKNOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Container, Iterable, Mapping
 
     from ompaffinity.placement.architecture import ArchitectureRule
     from ompaffinity.placement.request import PlacementRequest
@@ -24,29 +24,49 @@ SPAN_LEVELS = ("node", *NODE_LEVELS)
 NO_NODE_LEVELS = ("drawer", "book", "package", *NODE_LEVELS)
 
 
-def unusable_cpus(topology: Topology, request: PlacementRequest) -> dict[int, str]:
-    """Return {cpu: reason} of every CPU that no rank may get: the first reason that holds."""
-    lists = [] if isinstance(request.bind, str) else [set(cpus) for cpus in request.bind]
-    if request.cpus is not None:
-        lists.append(set(request.cpus))
-    # CPUs that the user names are taken as they are: isolated ones too, and with --bind slow ones too.
-    named = set().union(*lists) if lists else None
-    nodes = None if request.nodes is None else set(request.nodes)
-    held = held_cpus(topology, request)
-    performance_only = request.kinds == PERFORMANCE and isinstance(request.bind, str)
-    reasons = {}
-    for cpu in topology.cpus:
+EFFICIENCY_CORE = "efficiency-core"
+"""The reason of slow cores: the last one, so a CPU that has it is usable but for its speed."""
+
+
+def unusable_cpus(topology: Topology, request: PlacementRequest, held: Mapping[int, str]) -> dict[int, str]:
+    """Return {cpu: reason} of every CPU that no rank may get: the first reason that holds.
+
+    `held` are the CPUs of other plans.
+    """
+    cpu_filter = _CPUFilter(request, held)
+    reasons = ((cpu.id, cpu_filter.reason(cpu)) for cpu in topology.cpus)
+    return {cpu: reason for cpu, reason in reasons if reason is not None}
+
+
+class _CPUFilter:
+    """Which CPUs a request uses."""
+
+    def __init__(self, request: PlacementRequest, held: Mapping[int, str]) -> None:
+        lists = [request.cpus] if request.cpus is not None else []
+        lists += request.cpu_lists or ()
+        self._held = held
+        # CPUs that the user names are used as they are: isolated ones too, and those of listed ranks also if slow.
+        self._named = {cpu for cpus in lists for cpu in cpus} if lists else None
+        self._nodes = None if request.nodes is None else set(request.nodes)
+        self._fast_only = request.kinds == PERFORMANCE and request.cpu_lists is None
+
+    def reason(self, cpu: LogicalCPUInfo) -> str | None:
+        """Return the first reason that holds, None for a usable CPU."""
         if not cpu.online:
-            reasons[cpu.id] = "offline"
-        elif not cpu.allowed or cpu.id in held:
-            reasons[cpu.id] = "not-allowed"
-        elif (named is not None and cpu.id not in named) or (nodes is not None and cpu.numa_node not in nodes):
-            reasons[cpu.id] = "not-requested"
-        elif cpu.isolated and named is None:
-            reasons[cpu.id] = "isolated"
-        elif performance_only and cpu.kind not in (None, PERFORMANCE):
-            reasons[cpu.id] = "efficiency-core"
-    return reasons
+            return "offline"
+        if not cpu.allowed or cpu.id in self._held:
+            return "not-allowed"
+        if not self._is_requested(cpu):
+            return "not-requested"
+        if cpu.isolated and self._named is None:
+            return "isolated"
+        if self._fast_only and cpu.kind not in (None, PERFORMANCE):
+            return EFFICIENCY_CORE
+        return None
+
+    def _is_requested(self, cpu: LogicalCPUInfo) -> bool:
+        named = self._named is None or cpu.id in self._named
+        return named and (self._nodes is None or cpu.numa_node in self._nodes)
 
 
 def held_cpus(topology: Topology, request: PlacementRequest) -> dict[int, str]:
@@ -63,55 +83,75 @@ def held_cpus(topology: Topology, request: PlacementRequest) -> dict[int, str]:
 
 
 def usable_pools(
-    topology: Topology,
-    unusable: dict[int, str],
-    rule: ArchitectureRule,
-    *,
-    split_siblings: bool = False,
-    span: str = "node",
-    ranks: int = 1,
-) -> list[Pool]:
+    topology: Topology, unusable: Container[int], rule: ArchitectureRule, *, span: str = "node", ranks: int = 1
+) -> tuple[Pool, ...]:
     """Return the usable cores by NUMA node, ascending by node.
 
-    Siblings are chosen among the usable CPUs of their core, never by id. With `split_siblings`
-    every CPU is a core of its own. With fewer `ranks` than nodes a `span` of ``"package"`` or
-    ``"machine"`` joins the nodes of a package or all of them.
+    Siblings are chosen among the usable CPUs of their core, never by id. With fewer `ranks` than nodes a `span` of
+    ``"package"`` or ``"machine"`` joins the nodes of a package or all of them.
     """
-    usable = [cpu for cpu in topology.cpus if cpu.id not in unusable]
     groups: dict[tuple[int, int], list[LogicalCPUInfo]] = {}
-    for cpu in usable:
-        # A core that the machine does not name, and CPUs of one core that it puts on two nodes, stand alone.
-        alone = split_siblings or cpu.physical_core == UNKNOWN
-        groups.setdefault((UNKNOWN - 1 - cpu.id if alone else cpu.physical_core, cpu.numa_node), []).append(cpu)
+    for cpu in topology.cpus:
+        if cpu.id not in unusable:
+            # A core that the machine does not name, and CPUs of one core that it puts on two nodes, stand alone.
+            core = UNKNOWN - 1 - cpu.id if cpu.physical_core == UNKNOWN else cpu.physical_core
+            groups.setdefault((core, cpu.numa_node), []).append(cpu)
+    by_node = _cores_by_node(topology, groups.values(), rule)
+    if has_node_pools(topology) and span != "node" and ranks < len(by_node):
+        return _joined_pools(topology, by_node, span, ranks)
+    return _node_pools(topology, by_node)
+
+
+def single_cpu_pools(topology: Topology, cpus: Container[int]) -> tuple[Pool, ...]:
+    """Return these CPUs by NUMA node, ascending by node, each as a core of its own."""
+    groups = [[cpu] for cpu in topology.cpus if cpu.id in cpus]
+    return _node_pools(topology, _cores_by_node(topology, groups, None))
+
+
+def _cores_by_node(
+    topology: Topology, groups: Iterable[list[LogicalCPUInfo]], rule: ArchitectureRule | None
+) -> dict[int, list[Core]]:
+    """Return {node: cores, neighbours in the machine side by side}, ascending by node; one core for each group.
+
+    Without a `rule` all CPUs of a core get OpenMP threads. The only node is `UNKNOWN` where nodes do not bound ranks.
+    """
     with_nodes = has_node_pools(topology)
     found: dict[int, list[tuple[tuple[int, ...], Core]]] = {}
-    for members in groups.values():
+    for members in groups:
         first = members[0]
         cpus = tuple(cpu.id for cpu in members)
-        count = rule.threads_per_core
-        threads = cpus[-count:] if rule.last else cpus[:count]
-        core = _core(first, cpus, threads)
+        core = _core(first, cpus, cpus if rule is None else _threads(cpus, rule))
         levels = (first.drawer, first.book, first.package, first.die, first.l3, first.cluster, first.physical_core)
         found.setdefault(first.numa_node if with_nodes else UNKNOWN, []).append(((*levels, first.id), core))
-    sorted_cores = {node: [core for _, core in sorted(found[node])] for node in sorted(found)}
-    if not with_nodes:
-        return [_pool(UNKNOWN, cores, NO_NODE_LEVELS, whole=True) for cores in sorted_cores.values()]
-    if span == "node" or ranks >= len(sorted_cores):
-        return [_pool(node, cores, NODE_LEVELS) for node, cores in sorted_cores.items()]
+    return {node: [core for _, core in sorted(found[node])] for node in sorted(found)}
+
+
+def _threads(cpus: tuple[int, ...], rule: ArchitectureRule) -> tuple[int, ...]:
+    return cpus[-rule.threads_per_core :] if rule.last else cpus[: rule.threads_per_core]
+
+
+def _node_pools(topology: Topology, by_node: dict[int, list[Core]]) -> tuple[Pool, ...]:
+    if not has_node_pools(topology):
+        return tuple(_pool(node, cores, NO_NODE_LEVELS, whole=True) for node, cores in by_node.items())
+    return tuple(_pool(node, cores, NODE_LEVELS) for node, cores in by_node.items())
+
+
+def _joined_pools(topology: Topology, by_node: dict[int, list[Core]], span: str, ranks: int) -> tuple[Pool, ...]:
+    """Return one pool for each package, or one for the machine, in which near nodes are side by side."""
     spans: dict[int, list[int]] = {}
-    for node, cores in sorted_cores.items():
+    for node, cores in by_node.items():
         # An unknown package is not the same one for all: such a node stands alone.
         package = cores[0].package if cores[0].package != UNKNOWN else UNKNOWN - 1 - node
         spans.setdefault(package if span == "package" else 0, []).append(node)
+    per_rank = -(-len(by_node) // ranks)
     pools = []
     for nodes in spans.values():
-        per_rank = -(-len(sorted_cores) // ranks)
         near = list(range(len(nodes)))
         if not topology.equally_far:
             near = near_order(nodes, [1] * len(nodes), per_rank, topology.distance)
-        cores = [core for place in near for core in sorted_cores[nodes[place]]]
+        cores = [core for place in near for core in by_node[nodes[place]]]
         pools.append(_pool(min(nodes), cores, SPAN_LEVELS, whole=True))
-    return sorted(pools, key=lambda pool: pool.node)
+    return tuple(sorted(pools, key=lambda pool: pool.node))
 
 
 def single_core(cpu: LogicalCPUInfo) -> Core:
@@ -124,7 +164,7 @@ def _core(cpu: LogicalCPUInfo, cpus: tuple[int, ...], threads: tuple[int, ...]) 
 
 
 def has_node_pools(topology: Topology) -> bool:
-    """Return whether NUMA nodes bound the ranks; on s390x a single node says nothing (kernel: arch/s390/numa)."""
+    """Return whether NUMA nodes bound the ranks; on s390x a single node is no information (kernel: arch/s390/numa)."""
     return bool(topology.nodes) and not (topology.architecture == "s390x" and len(topology.nodes) <= 1)
 
 

@@ -43,7 +43,7 @@ MEMORY_POLICIES = (AUTO, "bind", "preferred", "preferred-many", "interleave", "n
 class HeldCPUs(NamedTuple):
     """The CPUs that another server's plan holds, and what that plan is called in messages.
 
-    `known` are all CPUs that it speaks of, empty where that is not known.
+    `known` are all CPUs in that plan, empty where this is unknown.
     """
 
     name: str
@@ -59,11 +59,11 @@ class PlacementRequest(NamedTuple):
     `cpus` and `nodes` plan within these only. `threads_per_core` of None and `reserve` of None mean:
     by architecture; `reserve` is in cores for all ranks, `reserve_per_rank` in cores for each.
     `avoid` is what other plans hold; their cores are left alone whole. `utilization` (above 0, at most 1) is the
-    part of the memory that the ranks may use; with it the plan tells each rank's budget.
+    part of the memory that the ranks may use; with it the plan has a memory budget for each rank.
 
     GPU ranks are asked for with any of `numa_bind` (next to the GPU), `numa_bind_nodes` (one node per GPU),
     `numa_bind_cpus` (one CPU list per GPU) and `gpus` (the GPU of each rank; default: as many as there are ranks, from
-    0). GPUs are numbered as the processes see them; `gpu_homes` says where each one is, where the machine was asked.
+    0). GPUs are numbered as the processes see them; `gpu_homes` has the nodes of each, None if they were not looked up.
     With `share` the ranks of a node share all of it.
     """
 
@@ -102,6 +102,13 @@ class PlacementRequest(NamedTuple):
         )
 
     @property
+    def cpu_lists(self) -> tuple[tuple[int, ...], ...] | None:
+        """The CPUs of each rank where the user lists them (`bind`, `numa_bind_cpus`), None where the plan chooses."""
+        if self.numa_bind_cpus is not None:
+            return tuple(self.numa_bind_cpus[gpu] for gpu in self.gpu_of_rank)
+        return None if isinstance(self.bind, str) else self.bind
+
+    @property
     def gpu_of_rank(self) -> tuple[int, ...]:
         """The number of each rank's GPU."""
         return tuple(range(self.ranks)) if self.gpus is None else self.gpus
@@ -121,12 +128,12 @@ SIZES = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
 
 
 def product_of_sizes(given: Mapping[str, Any]) -> int:
-    """Return how many ranks the sizes among these arguments make; what is no number `check_request` refuses."""
+    """Return how many ranks the sizes among these arguments make; `check_request` refuses one that is no number."""
     sizes = {name: given[name] for name in SIZES if isinstance(given.get(name), int)}
     return PlacementRequest(**sizes).ranks
 
 
-VOID_WITH_LISTS = {
+CONFLICTS_WITH_LISTS = {
     "cpus": "--cpus",
     "nodes": "--nodes",
     "threads_per_core": "--threads-per-core",
@@ -135,7 +142,12 @@ VOID_WITH_LISTS = {
     "kv_transfer": "--kv-transfer",
     "oversubscribe": "--oversubscribe",
 }
-"""Options that say which CPUs a rank gets, as the lists of --bind do."""
+"""Options that select the CPUs of a rank, as the lists of --bind do."""
+
+
+def conflicting_options(request: PlacementRequest, options: Mapping[str, str]) -> list[str]:
+    """Return the names of those of {field: option} that the request sets."""
+    return [option for field, option in options.items() if getattr(request, field) not in (None, False)]
 
 
 def parse_bind(text: str) -> str | tuple[tuple[int, ...], ...]:
@@ -185,22 +197,24 @@ def requested(given: Mapping[str, Any], environ: Mapping[str, str]) -> Placement
     Raises:
         RequestError: a variable's value is not understood, or `given` names no such option.
     """
-    strange = given.keys() - set(PlacementRequest._fields)
-    if strange:
+    unknown = given.keys() - set(PlacementRequest._fields)
+    if unknown:
         known = ", ".join(PlacementRequest._fields)
-        raise RequestError(f"{', '.join(sorted(strange))}: no such option; the options are {known}")
+        raise RequestError(f"{', '.join(sorted(unknown))}: no such option; the options are {known}")
     arguments = request_from_environment(environ)
-    if given.get("reserve_per_rank") is not None:
-        arguments.pop("reserve", None)
-    arguments.update(given)
     asked = PlacementRequest(**given)
-    # What the environment holds for CPU ranks, and a reserve for ranks that share all, are not meant for these.
-    for void, name in ((asked.for_gpus, "bind"), (asked.share, "reserve")):
-        if void and name not in given:
-            arguments.pop(name, None)
+    # The environment does not apply where what is given replaces it: its binding to GPU ranks, its reserve to ranks
+    # that have their own or share all of a node.
+    replaced = {
+        "bind": asked.for_gpus,
+        "reserve": asked.share or asked.reserve_per_rank is not None,
+    }
+    arguments = {name: value for name, value in arguments.items() if not replaced.get(name)} | dict(given)
     if not isinstance(arguments.get("bind", AUTO), str) or asked.numa_bind_cpus is not None:
-        # Lists say it all: what the environment holds for automatic planning is not meant for them.
-        arguments = {name: value for name, value in arguments.items() if name in given or name not in VOID_WITH_LISTS}
+        # Lists select all CPUs: the environment's options for automatic planning do not apply.
+        arguments = {
+            name: value for name, value in arguments.items() if name in given or name not in CONFLICTS_WITH_LISTS
+        }
     return PlacementRequest(**arguments)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from heapq import heapify, heappop, heappush, heapreplace
 from typing import TYPE_CHECKING
 
 from ompaffinity.placement.model import Reserve, Share
@@ -58,8 +59,6 @@ def _take_total(
     idle_cores: dict[tuple[Core, ...], _IdleCores],
 ) -> None:
     """Take so many cores from the largest ranks, one by one."""
-    from heapq import heapify, heappop, heappush
-
     largest = [(-size, -rank) for rank, size in enumerate(left)]
     heapify(largest)
     while missing > 0 and largest:
@@ -95,8 +94,6 @@ class _IdleCores:
         for rank in ranks:
             for home in self._homes[rank]:
                 self._ranks.setdefault(home, []).append((len(shares[rank]), -rank))
-        from heapq import heapify
-
         for there in self._ranks.values():
             heapify(there)
         self._apart = any(len(there) < len(ranks) for there in self._ranks.values())
@@ -126,8 +123,6 @@ class _IdleCores:
         return core
 
     def _smallest(self, home: tuple[int, int]) -> tuple[int, int]:
-        from heapq import heapreplace
-
         ranks = self._ranks[home]
         while ranks[0][0] < self._size[-ranks[0][1]]:
             heapreplace(ranks, (self._size[-ranks[0][1]], ranks[0][1]))

@@ -7,7 +7,9 @@ close or spread; lowest ids. Ranks are shared over the nodes evenly, unless fewe
 
 from __future__ import annotations
 
+from heapq import heapify, heapreplace
 from itertools import combinations
+from math import comb
 from typing import TYPE_CHECKING
 
 from ompaffinity.errors import PlacementError
@@ -16,10 +18,9 @@ from ompaffinity.placement.model import Split
 from ompaffinity.placement.pools import near_order
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Sequence
 
-    from ompaffinity.placement.cut import Cut
-    from ompaffinity.placement.model import Pool
+    from ompaffinity.placement.model import Cut, Pool
 
 MAX_COMBINATIONS = 20_000
 """Node sets are compared one by one up to here; beyond, they grow from each node greedily."""
@@ -30,7 +31,12 @@ MAX_WEIGHED = 20_000
 
 
 def split_cores(
-    pools: list[Pool], ranks: int, distance: Callable[[int, int], int] | None, *, spread: bool = False, group: int = 0
+    pools: Sequence[Pool],
+    ranks: int,
+    distance: Callable[[int, int], int] | None,
+    *,
+    spread: bool = False,
+    group: int = 0,
 ) -> Split:
     """Return the cores of each rank, ranks ascending by node.
 
@@ -44,7 +50,8 @@ def split_cores(
     if ranks > total:
         raise PlacementError(f"{ranks} ranks need at least {ranks} cores, but only {total} may be used")
     smallest = largest_smallest([len(pool.cores) for pool in pools], ranks)
-    used = _choose_pools([pool for pool in pools if len(pool.cores) >= smallest], ranks, distance, spread)
+    large_enough = [pool for pool in pools if len(pool.cores) >= smallest]
+    used = _choose_pools(large_enough, ranks, distance, spread)
     cuts = _best_cuts(used, ranks, smallest)
     if distance is not None and 0 < group < ranks:
         order = near_order([pool.node for pool in used], [len(cut.shares) for cut in cuts], group, distance)
@@ -81,8 +88,6 @@ def _choose_pools(
     missing = count - len(certain)
     if distance is None and not spread:
         return sorted([*certain, *candidates[:missing]], key=lambda pool: pool.node)
-    from math import comb
-
     if comb(len(candidates), missing) <= MAX_COMBINATIONS:
         chosen = min(combinations(candidates, missing), key=choice.cost)
     else:
@@ -133,8 +138,6 @@ def _ranks_per_pool(sizes: list[int], ranks: int, smallest: int) -> list[int]:
     """Return how many ranks each pool holds: one each, then one more where it leaves the most per rank."""
     if len(sizes) == 1:
         return [ranks]
-    from heapq import heapify, heapreplace
-
     counts = [1] * len(sizes)
     next_share = [(-size / 2, place) for place, size in enumerate(sizes) if size // 2 >= smallest]
     heapify(next_share)
@@ -149,24 +152,33 @@ def _ranks_per_pool(sizes: list[int], ranks: int, smallest: int) -> list[int]:
 def _best_cuts(pools: list[Pool], ranks: int, smallest: int) -> list[Cut]:
     """Return the cut of each pool, every one used: the ranks shared out evenly, or else so that fewer straddle."""
     sizes = [len(pool.cores) for pool in pools]
-    counts = _ranks_per_pool(sizes, ranks, smallest)
-    cuts = PoolCuts()
-    even = [cuts.cut(pool, count) for pool, count in zip(pools, counts)]
+    known = PoolCuts()
+    even = [known.cut(pool, count) for pool, count in zip(pools, _ranks_per_pool(sizes, ranks, smallest))]
     if not any(any(cut.straddles) for cut in even):
         return even
     most = [min(size // smallest, ranks - len(pools) + 1) for size in sizes]
-    work = cuts.shapes(pools) * max(sizes) * max(most) + ranks * sum(most)
+    work = known.shapes(pools) * max(sizes) * max(most) + ranks * sum(most)
     if sum(most) == ranks or work > MAX_WEIGHED:
         return even
     least = min(len(share) for cut in even for share in cut.shares)
+    options = [_cuts_of_pool(known, pool, room, least) for pool, room in zip(pools, most)]
+    return _weighed_cuts(options, ranks, even)
+
+
+def _cuts_of_pool(known: PoolCuts, pool: Pool, most: int, least: int) -> list[Cut]:
+    """Return the cuts of a pool into 1 to `most` ranks that leave each rank at least `least` cores."""
+    cuts = [known.cut(pool, count) for count in range(1, most + 1)]
+    return [cut for cut in cuts if min(map(len, cut.shares)) >= least]
+
+
+def _weighed_cuts(options: Iterable[list[Cut]], ranks: int, even: list[Cut]) -> list[Cut]:
+    """Return one of the options of each pool, `ranks` in all, so that the fewest straddle; `even` unless fewer do."""
     # best[n] is the least cost of n ranks in the pools seen so far, and the cuts of these.
     best: dict[int, tuple[list[int], list[Cut]]] = {0: ([0, 0, 0], [])}
-    for pool, room in zip(pools, most):
-        options = [cuts.cut(pool, count) for count in range(1, room + 1)]
-        options = [cut for cut in options if min(map(len, cut.shares)) >= least]
+    for cuts in options:
         grown: dict[int, tuple[list[int], list[Cut]]] = {}
         for placed, (cost, chosen) in best.items():
-            for cut in options:
+            for cut in cuts:
                 now = placed + len(cut.shares)
                 total = [before + more for before, more in zip(cost, _cost(cut))]
                 if now <= ranks and (now not in grown or total < grown[now][0]):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def union_of(topology: Topology, ranks: Sequence[RankPlacement]) -> RankPlacement:
     """Return the placement of a process that has the CPUs, the memory and the GPUs of these ranks.
 
-    Its `devices` are theirs. Where none of them is bound, it is not either.
+    Its `gpus` are theirs. It is unbound if all of them are.
     """
     devices = tuple(rank.gpu for rank in ranks if rank.gpu is not None)
     bound = [rank for rank in ranks if rank.bound]

@@ -162,7 +162,7 @@ def _nodes(root: Element, top: Element, levels: dict[int, Any]) -> tuple[MemoryN
                 cpus=cpus,
                 has_memory=None if size == UNKNOWN else size > 0,
                 allowed=allowed is None or number in allowed,
-                distances=distances.get(number, {}),
+                distances=distances.get(number),
             )
         )
     return tuple(nodes)

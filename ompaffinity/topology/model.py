@@ -77,7 +77,7 @@ class MemoryNodeInfo(NamedTuple):
     """One NUMA node: its memory in bytes (-1 = unknown), CPUs and distances.
 
     `cpus` holds online CPUs, ascending. `has_memory` is None where unknown.
-    `distances` maps node ids to ACPI SLIT distances (10 = local, unitless), empty where unknown.
+    `distances` maps node ids to ACPI SLIT distances (10 = local, unitless), None where unknown.
     `device_memory`: the node is the memory of a GPU.
     """
 
@@ -87,7 +87,7 @@ class MemoryNodeInfo(NamedTuple):
     cpus: tuple[int, ...] = ()
     has_memory: bool | None = None
     allowed: bool = True
-    distances: Mapping[int, int] = {}
+    distances: Mapping[int, int] | None = None
     device_memory: bool = False
 
 
@@ -115,6 +115,7 @@ class _TopologyFields(NamedTuple):
     limits: Limits = Limits()
     messages: tuple[Message, ...] = ()
     total_memory: int = UNKNOWN
+    live: bool = False
 
 
 class Topology(_TopologyFields):
@@ -122,7 +123,8 @@ class Topology(_TopologyFields):
 
     `architecture` is the name in ``uname -m``, ``"unknown"`` if not recorded;
     `source` names the reader; `machine` is a label, never a path. `total_memory` is in bytes, and set
-    only for a machine without nodes.
+    only for a machine without nodes. `live`: it is the machine that this process runs on; False for one that is
+    recorded or synthetic. It is not part of the document, so a capture is never live.
     """
 
     @cached_property
@@ -144,10 +146,10 @@ class Topology(_TopologyFields):
         remote = {
             distance
             for node in self.nodes
-            for other, distance in node.distances.items()
+            for other, distance in (node.distances or {}).items()
             if other != node.id and other in self._node_by_id
         }
-        complete = all(len(node.distances) >= len(self.nodes) for node in self.nodes)
+        complete = all(len(node.distances or ()) >= len(self.nodes) for node in self.nodes)
         return not remote or (complete and len(remote) == 1)
 
     def cpu(self, number: int) -> LogicalCPUInfo:
@@ -161,7 +163,7 @@ class Topology(_TopologyFields):
     def distance(self, start: int, end: int) -> int:
         """Return the SLIT distance between two nodes (10 = local), 20 where it is unknown."""
         node = self._node_by_id.get(start)
-        if node is not None and end in node.distances:
+        if node is not None and node.distances and end in node.distances:
             return node.distances[end]
         return LOCAL_DISTANCE if start == end else REMOTE_DISTANCE
 
@@ -222,7 +224,7 @@ def _node_document(node: MemoryNodeInfo) -> dict[str, Any]:
         "available_bytes": None if node.available_memory == UNKNOWN else node.available_memory,
         "has_memory": node.has_memory,
         "allowed": node.allowed,
-        "distances": {str(other): distance for other, distance in node.distances.items()},
+        "distances": {str(other): distance for other, distance in (node.distances or {}).items()},
         "device_memory": node.device_memory,
     }
 

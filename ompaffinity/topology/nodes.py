@@ -98,8 +98,8 @@ def _has_memory(tree: Tree, node: int) -> bool | None:
     return None if with_memory is None else node in with_memory
 
 
-def _distances(tree: Tree, node: int, ids: list[int]) -> dict[int, int]:
-    """Return {node: distance} of a node's row; {} where its columns are unknown."""
+def _distances(tree: Tree, node: int, ids: list[int]) -> dict[int, int] | None:
+    """Return {node: distance} of a node's row; None where its columns are unknown."""
     row = [plain_number(word) for word in (read_text(tree, f"{NODE_ROOT}/node{node}/distance") or "").split()]
     columns = ids
     if row and len(row) != len(ids):
@@ -108,4 +108,4 @@ def _distances(tree: Tree, node: int, ids: list[int]) -> dict[int, int]:
         columns = next((nodes for nodes in lists if len(nodes) == len(row)), [])
     wanted = set(ids)
     known = {other: distance for other, distance in zip(columns, row) if other in wanted and distance is not None}
-    return known if len(known) == len(wanted) else {}
+    return known if len(known) == len(wanted) else None

@@ -109,7 +109,7 @@ def _node(row: dict[str, Any]) -> MemoryNodeInfo:
         cpus=tuple(parse_id_list(row["cpus"])),
         has_memory=None if has_memory is None else _flag(has_memory),
         allowed=_flag(row["allowed"]),
-        distances={_id(int(node)): _count(distance, None) for node, distance in row["distances"].items()},
+        distances={_id(int(node)): _count(distance, None) for node, distance in row["distances"].items()} or None,
         device_memory=_flag(row.get("device_memory", False)),
     )
 

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ompaffinity.errors import TopologyError
-from ompaffinity.messages import Message
+from ompaffinity.messages import LSCPU_UNUSABLE
 from ompaffinity.topology.model import UNKNOWN, UNKNOWN_ARCHITECTURE, Limits, LogicalCPUInfo, Topology
 from ompaffinity.topology.reconcile import completed, read_by_lscpu
 from ompaffinity.topology.record import opened, refuse_lscpu
@@ -50,7 +50,7 @@ def load_topology(
         refuse_lscpu(source, "a synthetic machine")
         return parse_synthetic(synthetic, architecture or UNKNOWN_ARCHITECTURE)
     with opened(machine) as recording:
-        topology = _live(source) if recording is None else recording.topology(architecture, source)
+        topology = _live(source)._replace(live=True) if recording is None else recording.topology(architecture, source)
     if architecture not in (None, topology.architecture):
         raise TopologyError(
             f"--arch {architecture} contradicts the machine, which says {topology.architecture}; leave --arch out"
@@ -91,8 +91,7 @@ def _checked(topology: Topology, tree: Tree) -> Topology:
     try:
         other = read_by_lscpu(tree, topology.architecture, topology.machine, topology.limits.affinity)
     except TopologyError as error:
-        message = Message("lscpu-unusable", "note", f"sysfs does not tell all cores and packages, and {error}")
-        return topology._replace(messages=(*topology.messages, message))
+        return topology._replace(messages=(*topology.messages, LSCPU_UNUSABLE(reason=error)))
     return completed(topology, other)
 
 

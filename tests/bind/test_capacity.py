@@ -11,9 +11,8 @@ from ompaffinity.bind import capacity
 from ompaffinity.bind.capacity import MachineMemory, full_nodes, kv_cache_bytes, machine_memory, memory_budget
 from ompaffinity.errors import CapacityError, RequestError
 from ompaffinity.placement.document import placement_document
-from ompaffinity.placement.memory import share_of
+from ompaffinity.placement.memory import share_of, with_sharing
 from ompaffinity.placement.model import RankPlacement
-from ompaffinity.placement.plan import with_sharing
 from ompaffinity.topology import nodes
 from ompaffinity.topology.model import UNKNOWN
 

@@ -77,7 +77,7 @@ def test_what_each_variant_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_variants_of_ones_own() -> None:
     (plan, own) = variants_of(["plan", "mine=--reserve 0 --threads-per-core all"])
     assert plan.name == "plan"
-    assert own.request["reserve"] == 0
+    assert (own.request or {})["reserve"] == 0
     assert own.flags == "--reserve 0 --threads-per-core all"
     for wrong, words in (
         (["nonsense"], "must be one of none, threads"),

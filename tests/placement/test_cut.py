@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from ompaffinity.placement.cut import MAX_RUNS, Cut, cut_pool, even_cut
-from ompaffinity.placement.model import Pool
+from ompaffinity.placement.cut import MAX_RUNS, PoolCuts, even_cut
+from ompaffinity.placement.model import Cut, Pool
 from tests.placement.machines import pool_of
 
 Cost = tuple[int, int, int]
@@ -76,7 +76,7 @@ def test_fewest_ranks_straddle_an_l3_then_fewest_cores_idle(sizes: list[int], ra
     assume(1 <= share <= max(sizes) + 1)
     pool = pool_of(sizes)
     assume("l3" in pool.levels)
-    assert cost(cut_pool(pool, ranks), pool, ranks) == brute_force(sizes, ranks)
+    assert cost(PoolCuts().cut(pool, ranks), pool, ranks) == brute_force(sizes, ranks)
 
 
 @given(st.integers(1, 4), st.integers(2, 4), st.integers(2, 4))
@@ -85,14 +85,14 @@ def test_ranks_larger_than_an_l3_are_the_best_runs(size: int, groups: int, ranks
     assume(ranks <= sum(sizes))
     pool = pool_of(sizes)
     assume("l3" in pool.levels and sum(sizes) // ranks > size + 1)
-    assert cost(cut_pool(pool, ranks), pool, ranks) == brute_force_runs(sizes, ranks)
+    assert cost(PoolCuts().cut(pool, ranks), pool, ranks) == brute_force_runs(sizes, ranks)
 
 
 @given(st.integers(2, 4), st.integers(2, 4), st.integers(2, 4))
 def test_clusters_under_one_l3_are_cut_as_the_best_runs(size: int, groups: int, ranks: int) -> None:
     pool = pool_of([size * groups], size)
     assume(ranks <= len(pool.cores))
-    found = cut_pool(pool, ranks)
+    found = PoolCuts().cut(pool, ranks)
     enough = enough_groups([size] * groups, len(pool.cores) // ranks)
     straddling = [len({core.cluster for core in share}) > enough for share in found.shares]
     assert sum(straddling) == found.straddling("cluster")
@@ -122,7 +122,7 @@ def test_clusters_under_one_l3_are_cut_as_the_best_runs(size: int, groups: int, 
 def test_every_cut_is_even_and_deals_each_core_once(sizes: list[int], cluster: int, ranks: int, whole: bool) -> None:
     assume(ranks <= sum(sizes))
     pool = pool_of(sizes, cluster, whole=whole)
-    cut = cut_pool(pool, ranks)
+    cut = PoolCuts().cut(pool, ranks)
     dealt = [core for share in cut.shares for core in share]
     assert sorted((*dealt, *cut.idle)) == sorted(pool.cores)
     counts = [len(share) for share in cut.shares]
@@ -130,7 +130,7 @@ def test_every_cut_is_even_and_deals_each_core_once(sizes: list[int], cluster: i
     assert len(counts) == ranks
     assert max(counts) - min(counts) <= 1 + several
     assert min(counts) >= sum(sizes) // ranks - several
-    assert cut.straddles <= cut_pool(pool._replace(levels=pool.levels, whole=True), ranks).straddles or whole
+    assert cut.straddles <= PoolCuts().cut(pool._replace(levels=pool.levels, whole=True), ranks).straddles or whole
 
 
 @given(st.lists(st.integers(1, 6), min_size=2, max_size=5), st.integers(2, 9), st.randoms())
@@ -138,7 +138,7 @@ def test_the_order_of_the_l3s_does_not_change_the_sizes(sizes: list[int], ranks:
     assume(ranks <= sum(sizes))
     shuffled = list(sizes)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
-    first, second = (cut_pool(pool_of(order), ranks) for order in (sizes, shuffled))
+    first, second = (PoolCuts().cut(pool_of(order), ranks) for order in (sizes, shuffled))
     assert (first.straddles, len(first.idle)) == (second.straddles, len(second.idle))
     assert sorted(map(len, first.shares)) == sorted(map(len, second.shares))
 
@@ -156,20 +156,20 @@ def test_the_order_of_the_l3s_does_not_change_the_sizes(sizes: list[int], ranks:
     ],
 )
 def test_cuts_of_machines_with_several_l3s(sizes: list[int], ranks: int, expected: list[int], idle: int) -> None:
-    cut = cut_pool(pool_of(sizes), ranks)
+    cut = PoolCuts().cut(pool_of(sizes), ranks)
     assert ([len(share) for share in cut.shares], len(cut.idle)) == (expected, idle)
 
 
 def test_without_numa_information_only_an_l3_is_worth_an_idle_core() -> None:
-    clusters = cut_pool(pool_of([12], 4, whole=True), 5)
+    clusters = PoolCuts().cut(pool_of([12], 4, whole=True), 5)
     assert (len(clusters.idle), clusters.straddling("cluster")) == (0, 1)
-    clusters = cut_pool(pool_of([12], 4), 5)
+    clusters = PoolCuts().cut(pool_of([12], 4), 5)
     assert (len(clusters.idle), clusters.straddling("cluster")) == (1, 0)
-    caches = cut_pool(pool_of([8] * 8, whole=True), 3)
+    caches = PoolCuts().cut(pool_of([8] * 8, whole=True), 3)
     assert (len(caches.idle), caches.straddles) == (2, (0,))
 
 
 def test_very_many_ranks_in_a_pool_are_cut_along_l3s_all_the_same() -> None:
-    cut = cut_pool(pool_of([7] * 100), 3 * MAX_RUNS)
+    cut = PoolCuts().cut(pool_of([7] * 100), 3 * MAX_RUNS)
     assert (cut.straddles, {len(share) for share in cut.shares}) == ((0,), {3, 4, 5})
     assert even_cut((), 1) == [()]

@@ -384,7 +384,16 @@ def test_plans_for_recorded_machines(recorded_machines: Path, name: str) -> None
 
 def test_a_node_record_has_defaults_that_mean_unknown() -> None:
     node = MemoryNodeInfo()
-    assert (node.total_memory, node.available_memory, node.has_memory, node.distances) == (UNKNOWN, UNKNOWN, None, {})
+    assert (node.total_memory, node.available_memory, node.has_memory, node.distances) == (UNKNOWN, UNKNOWN, None, None)
+
+
+@pytest.mark.parametrize("bind", ["auto", "none"])
+def test_a_plan_is_live_where_its_topology_is(bind: str) -> None:
+    topology, request = synthetic("core:4 pu:1"), PlacementRequest(bind=bind)
+    recorded = make_plan(topology, request)
+    live = make_plan(topology._replace(live=True), request)
+    assert (recorded.live, live.live) == (False, True)
+    assert plan_document(recorded) == plan_document(live)
 
 
 @given(topologies(), requests())

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from ompaffinity.placement.architecture import rule_for
-from ompaffinity.placement.cut import cut_pool
+from ompaffinity.placement.cut import PoolCuts
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.pools import near_order, unusable_cpus, usable_pools
 from ompaffinity.placement.request import PlacementRequest
@@ -48,7 +48,7 @@ def test_the_smallest_rank_is_as_large_as_can_be(sizes: list[int], ranks: int) -
 def rule(pools: list[Pool], counts: tuple[int, ...], distance: Callable[[int, int], int], spread: bool) -> list[Any]:
     """What a way to give ranks to nodes is worth, by the issue's order: the smaller, the better."""
     used = [(pool, count) for pool, count in zip(pools, counts) if count]
-    cuts = [cut_pool(pool, count) for pool, count in used]
+    cuts = [PoolCuts().cut(pool, count) for pool, count in used]
     placed = sum(len(share) for cut in cuts for share in cut.shares)
     nodes = [pool.node for pool, _ in used]
     packages = {core.package for pool, _ in used for core in pool.cores}
@@ -64,7 +64,7 @@ def rule(pools: list[Pool], counts: tuple[int, ...], distance: Callable[[int, in
 
 
 def smallest_share(pools: list[Pool], counts: tuple[int, ...]) -> int:
-    cuts = [cut_pool(pool, count) for pool, count in zip(pools, counts) if count]
+    cuts = [PoolCuts().cut(pool, count) for pool, count in zip(pools, counts) if count]
     return min(len(share) for cut in cuts for share in cut.shares)
 
 
@@ -118,7 +118,7 @@ def test_the_whole_rule_against_every_way_to_give_ranks_to_nodes(
 
 @given(topologies(), st.integers(1, 6))
 def test_a_split_deals_each_core_of_a_used_node_once(topology: Topology, ranks: int) -> None:
-    pools = usable_pools(topology, unusable_cpus(topology, PlacementRequest()), rule_for("x86_64"))
+    pools = usable_pools(topology, unusable_cpus(topology, PlacementRequest(), {}), rule_for("x86_64"))
     assume(ranks <= sum(len(pool.cores) for pool in pools))
     split = split_cores(pools, ranks, topology.distance)
     idle = {core for cores in split.idle for core in cores}

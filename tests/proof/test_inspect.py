@@ -29,7 +29,7 @@ def process(pid: int, *masks: tuple[int, ...], running: int = 0, **bytes_by_node
         ThreadState(pid + number, "worker", "R" if number < running else "S", cpus, cpus[0])
         for number, cpus in enumerate(masks)
     ]
-    memory = MappedMemory({"default": {int(node[1:]): size for node, size in bytes_by_node.items()}})
+    memory = MappedMemory({"default": {int(node[1:]): size for node, size in bytes_by_node.items()}}, {})
     return ProcessState(pid, "worker", tuple(threads), {}, None, (), memory, ())
 
 

@@ -24,7 +24,7 @@ def process(*masks: tuple[int, ...], policy: str = "bind:1", heard: RankPlacemen
     threads = [ThreadState(100 + number, "worker", "S", cpus, cpus[0]) for number, cpus in enumerate(masks)]
     environment = {} if heard is None else {"OMPAFFINITY_PLACEMENT": json.dumps(placement_document(heard))}
     return ProcessState(
-        100, "worker", tuple(threads), environment, heard, (GNU,), MappedMemory({policy: {1: 4096}}), ()
+        100, "worker", tuple(threads), environment, heard, (GNU,), MappedMemory({policy: {1: 4096}}, {}), ()
     )
 
 

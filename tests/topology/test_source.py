@@ -9,6 +9,7 @@ import pytest
 from ompaffinity.errors import TopologyError
 from ompaffinity.topology.archive import ArchiveTree
 from ompaffinity.topology.cpuinfo import recorded_architecture
+from ompaffinity.topology.snapshot import write_capture
 from ompaffinity.topology.source import load_topology
 from tests.machines import sysfs_files
 from tests.topology.test_tree import make_tar
@@ -38,6 +39,21 @@ def test_a_narrower_mask_allows_fewer_cpus() -> None:
         assert load_topology().allowed_cpus == (min(before),)
     finally:
         os.sched_setaffinity(0, before)
+
+
+def test_only_the_machine_of_this_process_is_live(tmp_path: Path) -> None:
+    topology = load_topology()
+    assert topology.live
+    assert load_topology(source="sysfs").live
+    capture = tmp_path / "machine.json"
+    write_capture(topology, str(capture))
+    records = [
+        load_topology(machine=str(capture)),
+        load_topology(machine=str(write_machine(tmp_path / "box"))),
+        load_topology(machine=make_tar(tmp_path / "box.tar.gz", SMALL)),
+        load_topology(synthetic="core:2 pu:1"),
+    ]
+    assert not any(record.live for record in records)
 
 
 def test_directories_and_archives_give_the_same_machine(tmp_path: Path) -> None:

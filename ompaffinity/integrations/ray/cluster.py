@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.devices.model import GPUHome
 from ompaffinity.errors import PlacementError, RequestError
-from ompaffinity.messages import Message
+from ompaffinity.integrations.ray.rooms import deal_out, ranks_by_room
+from ompaffinity.messages import GPU_BY_SCHEDULER, GROUPS_SPAN_NODES, NODES_SHARE_MACHINE, UNEVEN_RANKS, Message
 from ompaffinity.placement.check import check_request
 from ompaffinity.placement.plan import make_plan, usable_room
 
@@ -25,7 +26,7 @@ class ClusterNode(NamedTuple):
     the same `host` share one machine and its CPUs. `runtime` is the OpenMP runtime that workers load there, as
     `PlacementRequest` names it, and `granularity` how their threads are bound. `address` is where the others
     reach it, `port` one that was free there, `python` the interpreter of its workers, and `helper` the file that
-    binds them at their birth, empty where it does not run. `gpu_slots` are the GPUs that the scheduler counts there,
+    binds them at process start, empty where it does not run. `gpu_slots` are the GPUs that the scheduler counts there,
     `gpus` all that the machine has: PCI address and home of each.
     """
 
@@ -47,7 +48,7 @@ class ClusterNode(NamedTuple):
 class ClusterRank(NamedTuple):
     """One rank of the cluster: its node, its placement there, and how many of the node's slots it takes.
 
-    Which GPU a GPU rank gets is the scheduler's to say: its placement is that of one of them.
+    The scheduler chooses the GPU of a GPU rank: its placement is that of one of them.
     """
 
     rank: int
@@ -65,11 +66,11 @@ class HostPlan(NamedTuple):
     host: str
     nodes: tuple[ClusterNode, ...]
     plan: Plan
-    by_gpu: dict[str, RankPlacement] = {}
+    by_gpu: dict[str, RankPlacement]
 
 
 class ClusterPlan(NamedTuple):
-    """The ranks in order, the machines that have any, and what there is to say beside the messages of their plans."""
+    """The ranks in order, the machines that have any, and the messages in addition to those of their plans."""
 
     ranks: tuple[ClusterRank, ...]
     hosts: tuple[HostPlan, ...]
@@ -83,12 +84,12 @@ class ClusterPlan(NamedTuple):
     @property
     def all_messages(self) -> tuple[Message, ...]:
         """The messages of the cluster, and those of each machine's plan with its name before them."""
-        told = [
+        of_hosts = [
             message._replace(message=f"{host.nodes[0].name}: {message.message}")
             for host in self.hosts
             for message in host.plan.messages
         ]
-        return (*self.messages, *told)
+        return (*self.messages, *of_hosts)
 
 
 def make_cluster_plan(nodes: Iterable[ClusterNode], request: PlacementRequest) -> ClusterPlan:
@@ -102,92 +103,60 @@ def make_cluster_plan(nodes: Iterable[ClusterNode], request: PlacementRequest) -
         PlacementError: the nodes cannot meet it.
     """
     request = check_for_cluster(request)
-    usable = [node for node in nodes if node.slots > 0 and (node.gpu_slots >= 1 or not request.for_gpus)]
-    if not usable:
-        what = "GPUs" if request.for_gpus else "CPUs"
-        raise PlacementError(f"no node of the cluster may run anything: each has 0 {what} for its scheduler")
-    hosts: dict[str, list[ClusterNode]] = {}
-    for node in usable:
-        hosts.setdefault(node.host, []).append(node)
-    if request.for_gpus:
-        gpus = [sum(int(node.gpu_slots) for node in members) for members in hosts.values()]
-        if request.ranks > sum(gpus):
-            raise PlacementError(
-                f"{request.ranks} GPU ranks were asked for, but the cluster counts {sum(gpus)} GPUs; ask for at most"
-                " these with --tp, --pp and --dp"
-            )
-        rooms = [(count, count) for count in gpus]
-    else:
-        rooms = [usable_room(members[0].topology, request) for members in hosts.values()]
+    hosts = _usable_hosts(nodes, request)
+    rooms = _rooms(hosts, request)
     counts, whole = ranks_by_room(rooms, request.ranks, request.group, oversubscribe=request.oversubscribe)
-    messages = list(_cluster_messages(hosts, request, whole=whole))
-    plans, ranks = [], []
-    first = 0
-    for members, count in zip(hosts.values(), counts):
-        if not count:
-            continue
-        by_gpu: dict[str, RankPlacement] = {}
-        if request.for_gpus:
-            plan, by_gpu = _plan_for_gpus(request, members, count)
-        else:
-            plan = make_plan(members[0].topology, _request_of_host(request, members[0], count), talking=True)
-        placements = tuple(placement._replace(rank=first + placement.rank) for placement in plan.ranks)
-        plans.append(HostPlan(members[0].host, tuple(members), plan._replace(ranks=placements), by_gpu))
-        ranks += _dealt(members, placements)
-        first += count
-    threads = [len(rank.placement.cpus) for rank in ranks if rank.placement.bound]
-    if request.for_gpus:
-        text = (
-            "which GPU of its node a rank gets is the scheduler's to say; bind_actor(), first thing in the actor, takes"
-            " the CPUs that go with it"
-        )
-        messages.append(Message("gpu-by-scheduler", "note", text))
-    if threads and max(threads) > min(threads) + 1 and len(plans) > 1:
-        text = (
-            f"the ranks have {min(threads)} to {max(threads)} threads, for the machines differ; a group that works"
-            " together waits for its smallest rank"
-        )
-        messages.append(Message("uneven-ranks", "note", text))
-    return ClusterPlan(tuple(ranks), tuple(plans), tuple(messages))
+    plans: list[HostPlan] = []
+    ranks: list[ClusterRank] = []
+    for members, count in zip(hosts, counts):
+        if count:
+            plans.append(_plan_host(request, members, count, first_rank=len(ranks)))
+            ranks += _dealt(members, plans[-1].plan.ranks)
+    messages = (*_cluster_messages(hosts, request, whole=whole), *_rank_messages(request, ranks, len(plans)))
+    return ClusterPlan(tuple(ranks), tuple(plans), messages)
 
 
-def ranks_by_room(
-    rooms: Sequence[tuple[int, int]], ranks: int, group: int = 1, *, oversubscribe: bool = False
-) -> tuple[list[int], bool]:
-    """Return how many ranks each machine gets, and whether the groups hold together.
-
-    `rooms` are (usable cores, usable CPUs) of each machine. Groups of `group` ranks are dealt out whole, one by one,
-    each to the machine where its ranks then have the most cores (the D'Hondt method), so that the smallest rank is
-    as large as can be. Where the groups do not fit whole, single ranks are dealt; where there are more ranks than
-    cores, they share these; only with `oversubscribe` are there more ranks than CPUs.
+def _usable_hosts(nodes: Iterable[ClusterNode], request: PlacementRequest) -> list[list[ClusterNode]]:
+    """Return the nodes that may run ranks, grouped by the machine that they are on, in the order given.
 
     Raises:
-        PlacementError: there are more ranks than CPUs.
+        PlacementError: there are none.
     """
-    sizes = (group, 1) if group > 1 and ranks % group == 0 else (1,)
-    cores, cpus = ([room[place] for room in rooms] for place in (0, 1))
-    for room, most in ((cores, cores), (cpus, cpus), *(((cpus, None),) if oversubscribe and any(cpus) else ())):
-        for size in sizes:
-            counts = _dealt_out(room, most, ranks // size, size)
-            if sum(counts) == ranks:
-                return counts, size == group
-    raise PlacementError(
-        f"{ranks} ranks were asked for, but the nodes have {sum(cpus)} usable CPUs in all; ask for at most"
-        f" {sum(cpus)} with --tp, --pp and --dp, or let ranks share CPUs (--oversubscribe)"
-    )
+    hosts: dict[str, list[ClusterNode]] = {}
+    for node in nodes:
+        if node.slots > 0 and (node.gpu_slots >= 1 or not request.for_gpus):
+            hosts.setdefault(node.host, []).append(node)
+    if not hosts:
+        what = "GPUs" if request.for_gpus else "CPUs"
+        raise PlacementError(f"no node of the cluster may run anything: each has 0 {what} for its scheduler")
+    return [*hosts.values()]
 
 
-def _dealt_out(room: Sequence[float], most: Sequence[float] | None, groups: int, size: int) -> list[int]:
-    """Return the ranks of each machine after the last group that fits."""
-    counts = [0] * len(room)
-    for _ in range(groups):
-        free = [
-            place for place in range(len(room)) if room[place] and (most is None or counts[place] + size <= most[place])
-        ]
-        if not free:
-            break
-        counts[max(free, key=lambda place: (room[place] / (counts[place] + size), -place))] += size
-    return counts
+def _rooms(hosts: Sequence[Sequence[ClusterNode]], request: PlacementRequest) -> list[tuple[int, int]]:
+    """Return (usable cores, usable CPUs) of each machine; for GPU ranks its GPUs take the place of both.
+
+    Raises:
+        PlacementError: the cluster has fewer GPUs than GPU ranks, or the request names CPUs that a machine lacks.
+    """
+    if not request.for_gpus:
+        return [usable_room(members[0].topology, request) for members in hosts]
+    gpus = [sum(int(node.gpu_slots) for node in members) for members in hosts]
+    if request.ranks > sum(gpus):
+        raise PlacementError(
+            f"{request.ranks} GPU ranks were asked for, but the cluster counts {sum(gpus)} GPUs; ask for at most"
+            " these with --tp, --pp and --dp"
+        )
+    return [(count, count) for count in gpus]
+
+
+def _plan_host(request: PlacementRequest, members: Sequence[ClusterNode], count: int, *, first_rank: int) -> HostPlan:
+    """Return the plan of `count` ranks on one machine, numbered from `first_rank` on."""
+    if request.for_gpus:
+        plan, by_gpu = _plan_for_gpus(request, members, count)
+    else:
+        plan, by_gpu = make_plan(members[0].topology, _request_of_host(request, members[0], count), talking=True), {}
+    ranks = tuple(placement._replace(rank=first_rank + placement.rank) for placement in plan.ranks)
+    return HostPlan(members[0].host, tuple(members), plan._replace(ranks=ranks), by_gpu)
 
 
 def check_for_cluster(request: PlacementRequest) -> PlacementRequest:
@@ -208,19 +177,22 @@ def check_for_cluster(request: PlacementRequest) -> PlacementRequest:
 
 
 def _cluster_messages(
-    hosts: dict[str, list[ClusterNode]], request: PlacementRequest, *, whole: bool
+    hosts: Sequence[Sequence[ClusterNode]], request: PlacementRequest, *, whole: bool
 ) -> Iterator[Message]:
     if not whole:
-        text = (
-            f"no way was found to keep every group of {request.group} ranks on one machine, so groups talk over the"
-            " network; a smaller --tp, or larger machines, would keep them together"
-        )
-        yield Message("groups-span-nodes", "note", text)
-    for members in hosts.values():
+        yield GROUPS_SPAN_NODES(group=request.group)
+    for members in hosts:
         if len(members) > 1:
             names = ", ".join(node.node_id[:8] for node in members)
-            text = f"nodes {names} are on one machine, {members[0].name}, and are planned together, as one"
-            yield Message("nodes-share-machine", "note", text)
+            yield NODES_SHARE_MACHINE(nodes=names, machine=members[0].name)
+
+
+def _rank_messages(request: PlacementRequest, ranks: Iterable[ClusterRank], machines: int) -> Iterator[Message]:
+    if request.for_gpus:
+        yield GPU_BY_SCHEDULER()
+    threads = [len(rank.placement.cpus) for rank in ranks if rank.placement.bound]
+    if threads and max(threads) > min(threads) + 1 and machines > 1:
+        yield UNEVEN_RANKS(smallest=min(threads), largest=max(threads), cause=" because the machines differ")
 
 
 def _request_of_host(request: PlacementRequest, node: ClusterNode, count: int) -> PlacementRequest:
@@ -245,8 +217,8 @@ def _plan_for_gpus(
 ) -> tuple[Plan, dict[str, RankPlacement]]:
     """Return the plan of so many ranks on one machine, and the placement that goes with each of its GPUs.
 
-    All GPUs have their part, for which of them the ranks get is not known. Those that the scheduler counts and nobody
-    sees are next to nothing that is known.
+    All GPUs get a part, because it is unknown which of them the ranks get. The node of a GPU that the scheduler counts
+    and that was not detected is unknown.
     """
     node = members[0]
     unseen = max(0, count - len(node.gpus))
@@ -269,9 +241,9 @@ def _dealt(members: Sequence[ClusterNode], placements: Sequence[RankPlacement]) 
     """
     if any(placement.gpu is not None for placement in placements):
         gpus = [int(node.gpu_slots) for node in members]
-        counts = _dealt_out(gpus, gpus, len(placements), 1)
+        counts = deal_out(gpus, gpus, len(placements), 1)
     else:
-        counts = _dealt_out([node.slots for node in members], None, len(placements), 1)
+        counts = deal_out([node.slots for node in members], None, len(placements), 1)
     ranks: list[ClusterRank] = []
     for node, count in zip(members, counts):
         for placement in placements[len(ranks) : len(ranks) + count]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.devices.live import live_gpus
 from ompaffinity.launch.gpus import options_of_own_gpu
-from ompaffinity.messages import Message
+from ompaffinity.messages import GPU_OF_RAY_UNSEEN, Message
 from ompaffinity.openmp.variables import BINDING_VARIABLES
 from ompaffinity.placement.document import (
     PLACEMENT_VARIABLE,
@@ -61,8 +61,7 @@ def placement_of_rays_gpus() -> tuple[RankPlacement, tuple[Message, ...]] | None
     topology = load_topology()
     own = _own(given, live_gpus(topology).gpus)
     if not own:
-        text = f"Ray gave this actor GPU {', '.join(map(str, given))}, which is not seen here, so it stays unbound"
-        return _published(union_of(topology, ())), (Message("device-node-unknown", "warning", text),)
+        return _published(union_of(topology, ())), (GPU_OF_RAY_UNSEEN(gpus=", ".join(map(str, given))),)
     table = _planned(os.environ.get(GPU_VARIABLE), ray.get_runtime_context().get_node_id())
     ranks: list[RankPlacement] = []
     messages: list[Message] = []

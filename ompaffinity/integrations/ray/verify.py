@@ -1,4 +1,4 @@
-"""Ray's actors: each one looks at itself, and the verdicts are gathered."""
+"""Verify Ray's actors: each one verifies itself, and the verdicts are gathered."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from ompaffinity.integrations.ray.cluster import ClusterPlan
+    from ompaffinity.integrations.ray.cluster import ClusterPlan, ClusterRank
     from ompaffinity.placement.model import RankPlacement
+
+    Answer = tuple[str, int | None, RankVerdict | None]
 
 ANSWER_SECONDS = 60.0
 
@@ -23,9 +25,9 @@ ANSWER_SECONDS = 60.0
 def verify_cluster(
     actors: Sequence[Any], plan: ClusterPlan | None = None, *, timeout_seconds: float = ANSWER_SECONDS
 ) -> Verdict:
-    """Return how each actor compares with the placement that `actor_options` told it, or with those of `plan` in order.
+    """Return how each actor compares with its placement from `actor_options`, or with those of `plan` in order.
 
-    Call it when each has run OpenMP once, for its threads are told by their masks. An actor that does not answer
+    Call it when each has run OpenMP once: its threads are identified by their masks. An actor that does not answer
     within `timeout_seconds` (it waits for resources, has died, or is busy) is a difference; so is one that was
     started as another rank or runs on another node than the plan's, and a rank of the plan without an actor.
 
@@ -37,10 +39,8 @@ def verify_cluster(
     ranks = () if plan is None else plan.ranks
     if plan is not None and len(actors) > len(ranks):
         raise RequestError(f"there are {len(actors)} actors, but the plan has {len(ranks)} ranks")
-    # What a GPU rank has depends on the GPU that it was given, which it knows itself.
-    planned = [ranks[number].placement if ranks else None for number in range(len(actors))]
-    expected = [None if placement is None or placement.gpu is not None else placement for placement in planned]
-    asked = [actor.__ray_call__.remote(look_at_actor, placement) for actor, placement in zip(actors, expected)]
+    placements = [_expected(ranks[number] if ranks else None) for number in range(len(actors))]
+    asked = [actor.__ray_call__.remote(look_at_actor, placement) for actor, placement in zip(actors, placements)]
     ready, _ = ray.wait(asked, num_returns=len(asked), timeout=timeout_seconds) if asked else ([], [])
     verdicts: list[RankVerdict] = []
     started: dict[int, int] = {}
@@ -49,34 +49,50 @@ def verify_cluster(
             verdicts.append(_without_answer(number, f"it does not answer within {timeout_seconds:g} seconds"))
             continue
         try:
-            node_id, told, verdict = ray.get(reference)
+            answer = ray.get(reference)
         except Exception as error:  # noqa: BLE001
             verdicts.append(_without_answer(number, in_one_line(error)))
             continue
-        if verdict is None:
-            verdicts.append(_without_answer(number, "it has no placement; start it with actor_options(plan, rank)"))
-            continue
-        found = []
-        if plan is not None and told != number:
-            as_whom = "as no rank" if told is None else f"as rank {told}"
-            found.append(Difference("actor", f"it was started {as_whom}, and stands here as rank {number}"))
-        if told is not None and started.setdefault(told, number) != number:
-            found.append(Difference("actor", f"another one was started as rank {told}, too"))
-        if plan is not None and node_id != ranks[number].node_id:
-            text = f"it runs on node {node_id[:8]}, the plan says {ranks[number].node_id[:8]}"
-            found.append(Difference("actor", text, "another scheduling strategy than actor_options gives"))
-        verdicts.append(verdict._replace(differences=(*found, *verdict.differences)))
+        verdicts.append(_judged(number, answer, ranks[number] if ranks else None, started))
     verdicts += [_without_answer(rank.rank, "there is no actor of this rank") for rank in ranks[len(actors) :]]
     return Verdict(tuple(verdicts), () if plan is None else plan.all_messages)
 
 
-def look_at_actor(_actor: object, placement: RankPlacement | None) -> tuple[str, int | None, RankVerdict | None]:
+def _expected(planned: ClusterRank | None) -> RankPlacement | None:
+    """Return the placement to compare an actor with, None for the one that it has received.
+
+    The placement of a GPU rank depends on the GPU that the scheduler gives it.
+    """
+    return None if planned is None or planned.placement.gpu is not None else planned.placement
+
+
+def _judged(number: int, answer: Answer, planned: ClusterRank | None, started: dict[int, int]) -> RankVerdict:
+    """Return the verdict on the actor at this place, which has answered.
+
+    `started` has the place of the actor of each rank seen so far; this one is added.
+    """
+    node_id, rank, verdict = answer
+    if verdict is None:
+        return _without_answer(number, "it has no placement; start it with actor_options(plan, rank)")
+    found = []
+    if planned is not None and rank != number:
+        as_whom = "as no rank" if rank is None else f"as rank {rank}"
+        found.append(Difference("actor", f"it was started {as_whom}, and stands here as rank {number}"))
+    if rank is not None and started.setdefault(rank, number) != number:
+        found.append(Difference("actor", f"another one was started as rank {rank}, too"))
+    if planned is not None and node_id != planned.node_id:
+        text = f"it runs on node {node_id[:8]}, the plan says {planned.node_id[:8]}"
+        found.append(Difference("actor", text, "another scheduling strategy than actor_options gives"))
+    return verdict._replace(differences=(*found, *verdict.differences))
+
+
+def look_at_actor(_actor: object, placement: RankPlacement | None) -> Answer:
     """Return the actor's node, the rank that it was started as, and its verdict; it is run inside of the actor."""
     import ray
 
-    told = current_placement()
+    own = current_placement()
     verdict = verify_current_process(placement)
-    return ray.get_runtime_context().get_node_id(), None if told is None else told.rank, verdict
+    return ray.get_runtime_context().get_node_id(), None if own is None else own.rank, verdict
 
 
 def _without_answer(rank: int, reason: str) -> RankVerdict:

@@ -28,7 +28,8 @@ class MemoryBinding(ProcessBinding):
     """What `init_cpu_memory_env` did; `undo`, or leaving it as a context, restores the policies and moves no page.
 
     `policy` and `nodes` are what the kernel granted, `threads` the kernel's ids of those that have it.
-    `moved_bytes` were moved to the nodes, `anonymous` is where the process's own pages are now, {node: bytes}.
+    `moved_bytes` were moved to the nodes, `anonymous` is where the process's own pages are now, {node: bytes}; None if
+    no nodes were given.
     """
 
     def __init__(self) -> None:
@@ -37,7 +38,7 @@ class MemoryBinding(ProcessBinding):
         self.nodes: tuple[int, ...] = ()
         self.threads: tuple[int, ...] = ()
         self.moved_bytes = 0
-        self.anonymous: dict[int, int] = {}
+        self.anonymous: dict[int, int] | None = None
 
 
 def init_cpu_memory_env(nodes: Iterable[int], policy: str = "auto", migrate: bool = True) -> MemoryBinding:

@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 
 from ompaffinity.devices.model import GPUHome
 from ompaffinity.errors import PlacementError, RequestError
-from ompaffinity.integrations.ray.cluster import ClusterNode, ClusterPlan, make_cluster_plan, ranks_by_room
+from ompaffinity.integrations.ray.cluster import ClusterNode, ClusterPlan, make_cluster_plan
 from ompaffinity.integrations.ray.document import cluster_document
+from ompaffinity.integrations.ray.rooms import ranks_by_room
 from ompaffinity.openmp.plan_document import plan_document
 from ompaffinity.placement.plan import make_plan, usable_room
 from ompaffinity.placement.request import HeldCPUs, PlacementRequest

@@ -19,8 +19,8 @@ def halves(monkeypatch: pytest.MonkeyPatch) -> Topology:
     real = ompaffinity.load_topology()
     node = real.nodes[0] if real.nodes else ompaffinity.MemoryNodeInfo(1, 1)
     nodes = (
-        node._replace(id=0, cpus=(CPUS[0],), has_memory=True, allowed=True, distances={}),
-        node._replace(id=1, cpus=tuple(CPUS[1:]), has_memory=False, total_memory=0, allowed=True, distances={}),
+        node._replace(id=0, cpus=(CPUS[0],), has_memory=True, allowed=True, distances=None),
+        node._replace(id=1, cpus=tuple(CPUS[1:]), has_memory=False, total_memory=0, allowed=True, distances=None),
     )
     topology = real._replace(
         nodes=nodes, cpus=tuple(cpu._replace(numa_node=int(cpu.id != CPUS[0])) for cpu in real.cpus)

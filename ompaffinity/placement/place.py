@@ -1,0 +1,148 @@
+"""The placement of each rank: from the cores that it is assigned to masks, memory nodes and a memory policy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ompaffinity.errors import NoMemoryNodeError
+from ompaffinity.placement.memory import memory_nodes, memory_policy, usable_memory_nodes
+from ompaffinity.placement.model import RankPlacement, Share
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ompaffinity.placement.model import Assignment, Core
+    from ompaffinity.placement.request import PlacementRequest
+    from ompaffinity.topology.model import Topology
+
+
+def place_ranks(
+    topology: Topology, request: PlacementRequest, assignment: Assignment, granularity: str, *, communicating: bool
+) -> tuple[RankPlacement, ...]:
+    """Return the placement of each rank, in the order of the ranks.
+
+    `granularity` is ``"thread"`` or ``"team"``; `communicating` ranks have threads that communicate with other ranks,
+    in addition to those of tensor- or pipeline-parallel groups.
+    """
+    shares = _within_quota(topology.limits.cpu_quota, assignment.shares)
+    affinities = _affinities(topology, request, shares, communicating=communicating)
+    try:
+        usable = usable_memory_nodes(topology, request.nodes)
+    except NoMemoryNodeError:
+        usable = ()
+    placements = []
+    for rank, (share, affinity) in enumerate(zip(shares, affinities)):
+        gpu = request.gpu_of_rank[rank] if request.for_gpus else None
+        if share is None:
+            placements.append(RankPlacement(rank, rank, bound=False, gpu=gpu))
+            continue
+        nodes = memory_nodes(topology, _cpus_near_memory(topology, request, gpu, share.cpus), usable)
+        placements.append(
+            RankPlacement(
+                rank=rank,
+                local_rank=rank,
+                cpus=share.cpus,
+                helper_cpus=share.helper_cpus,
+                places=_team_places(request, share, affinity) if granularity == "team" else _places(share, affinity),
+                affinity=affinity,
+                nodes=nodes,
+                memory_policy=memory_policy(topology, request, nodes),
+                gpu=gpu,
+            )
+        )
+    return tuple(placements)
+
+
+def _within_quota(quota: float | None, shares: Sequence[Share | None]) -> Sequence[Share | None]:
+    """Drop threads beyond the rank's part of the CPU quota, rounded down, at least one; the first ones stay."""
+    if quota is None:
+        return shares
+    most = max(1, int(quota // max(1, sum(share is not None for share in shares))))
+    return [None if share is None else share._replace(compute=_first_threads(share.compute, most)) for share in shares]
+
+
+def _first_threads(cores: Sequence[Core], count: int) -> tuple[Core, ...]:
+    kept = []
+    for core in cores:
+        if count <= 0:
+            break
+        kept.append(core._replace(threads=core.threads[:count]))
+        count -= len(core.threads)
+    return tuple(kept)
+
+
+def _affinities(
+    topology: Topology, request: PlacementRequest, shares: Sequence[Share | None], *, communicating: bool
+) -> list[tuple[int, ...]]:
+    """Return the mask of each rank's process: its own CPUs, or those of all ranks of its nodes.
+
+    Threads that communicate with other ranks run on the latter where their rank has no CPU of its own left for them.
+    A rank without such threads would only move to a busier CPU.
+    """
+    wide = _may_share_node(request, shares, communicating=communicating)
+    owned_on = _owned_by_node(topology, shares) if wide else {}
+    # Ranks of a node share one tuple.
+    shared: dict[frozenset[int], tuple[int, ...]] = {}
+    affinities: list[tuple[int, ...]] = []
+    for share in shares:
+        others = _cpus_for_other_threads(request, share) if share else set()
+        if share is None or others or not wide:
+            affinities.append(tuple(sorted({*share.cpus, *others})) if share else ())
+            continue
+        nodes = frozenset(topology.cpu(cpu).numa_node for cpu in share.cpus)
+        if nodes not in shared:
+            shared[nodes] = tuple(sorted(cpu for node in nodes for cpu in owned_on[node]))
+        affinities.append(shared[nodes])
+    return affinities
+
+
+def _may_share_node(request: PlacementRequest, shares: Sequence[Share | None], *, communicating: bool) -> bool:
+    """Return whether a rank may run beside the other ranks of its node: it communicates, or shares CPUs anyway."""
+    if request.for_gpus:
+        return False
+    owned = [cpu for share in shares if share for cpu in share.cpus]
+    return communicating or request.group > 1 or len(set(owned)) < len(owned)
+
+
+def _owned_by_node(topology: Topology, shares: Sequence[Share | None]) -> dict[int, set[int]]:
+    """Return {node: CPUs of the ranks there}."""
+    owned: dict[int, set[int]] = {}
+    for share in shares:
+        for cpu in (*share.cpus, *share.helper_cpus) if share else ():
+            owned.setdefault(topology.cpu(cpu).numa_node, set()).add(cpu)
+    return owned
+
+
+def _cpus_for_other_threads(request: PlacementRequest, share: Share) -> set[int]:
+    """Return the CPUs of a rank that its OpenMP threads leave to its other threads."""
+    helpers = set(share.helper_cpus)
+    # The other threads of a GPU rank are many, and use all of its cores.
+    return helpers | share.siblings if request.for_gpus else helpers or set(share.siblings)
+
+
+def _places(share: Share, affinity: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Return the mask of each OpenMP thread: its CPU.
+
+    Threads that the first one starts later inherit its mask: it keeps all that the other threads leave.
+    """
+    others = set(share.cpus[1:])
+    first = tuple(cpu for cpu in affinity if cpu not in others) if others else affinity
+    if len(first) == 1:
+        # Only its own CPU is left: it shares the CPUs of the others, so that later threads do not all run on one.
+        first = affinity
+    return (first, *((cpu,) for cpu in share.cpus[1:]))
+
+
+def _team_places(request: PlacementRequest, share: Share, affinity: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """Return the mask of each OpenMP thread of a team that floats within the rank's CPUs."""
+    team = affinity if request.for_gpus else tuple(sorted({*share.cpus, *share.helper_cpus}))
+    return (affinity, *(team for _ in share.cpus[1:]))
+
+
+def _cpus_near_memory(
+    topology: Topology, request: PlacementRequest, gpu: int | None, cpus: tuple[int, ...]
+) -> tuple[int, ...]:
+    """Return the CPUs whose memory a rank uses: its own, or those of the node that the user names for its GPU."""
+    if gpu is None or request.numa_bind_cpus is None or request.numa_bind_nodes is None:
+        return cpus
+    return topology.node(request.numa_bind_nodes[gpu]).cpus[:1]
