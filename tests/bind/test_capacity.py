@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 
 import ompaffinity
 from ompaffinity.bind import capacity
-from ompaffinity.bind.capacity import MachineMemory, full_nodes, kv_cache_bytes, machine_memory, memory_budget
+from ompaffinity.bind.capacity import (
+    FullNodes,
+    MachineMemory,
+    full_nodes,
+    kv_cache_bytes,
+    machine_memory,
+    memory_budget,
+)
 from ompaffinity.errors import CapacityError, RequestError
 from ompaffinity.placement.document import placement_document
 from ompaffinity.placement.memory import share_of, with_sharing
@@ -202,12 +209,12 @@ def test_a_small_node_is_not_nearly_full_while_it_is_half_empty(machine: Any) ->
     machine(MachineMemory({3: 92 * 2**20}, {3: 86 * 2**20}, None, None))
     assert full_nodes((3,)) is None
     machine(MachineMemory({3: 92 * 2**20}, {3: 45 * 2**20}, None, None))
-    assert "node 3 has 45 MiB available of 92 MiB" in str(full_nodes((3,)))
+    assert full_nodes((3,)) == FullNodes((3,), 45 * 2**20, 92 * 2**20)
 
 
 def test_a_large_node_is_nearly_full_with_more_left(machine: Any) -> None:
     machine(MachineMemory({3: 1024 * GIB}, {3: 50 * GIB}, None, None))
-    assert "node 3 has 51200 MiB available of 1048576 MiB" in str(full_nodes((3,)))
+    assert full_nodes((3,)) == FullNodes((3,), 50 * GIB, 1024 * GIB)
     assert full_nodes(()) is None
     assert full_nodes((4,)) is None
 

@@ -10,6 +10,7 @@ import pytest
 
 import ompaffinity
 from ompaffinity.bind import affinity, memory_fallbacks, team_policy
+from ompaffinity.bind.capacity import FullNodes
 from ompaffinity.bind.mempolicy import thread_policy
 from ompaffinity.bind.pages import NoRoomError
 from ompaffinity.errors import RequestError
@@ -166,7 +167,7 @@ def test_a_node_that_is_nearly_full_is_told_of_in_every_path(monkeypatch: pytest
     from ompaffinity.bind.mempolicy import GrantedPolicy
     from ompaffinity.bind.process import bind_current_process
 
-    monkeypatch.setattr(memory_fallbacks, "full_nodes", lambda nodes: "node 0 is nearly full")
+    monkeypatch.setattr(memory_fallbacks, "full_nodes", lambda nodes: FullNodes(nodes, 2**20, 2**30))
     monkeypatch.setattr(memory_fallbacks, "granted_policy", lambda policy, nodes: GrantedPolicy(policy, nodes))
     monkeypatch.setattr(team_policy, "take_policy", lambda policy, nodes: GrantedPolicy(policy, tuple(nodes)))
     monkeypatch.setattr(process_memory, "why_unusable", lambda nodes: None)
@@ -234,8 +235,8 @@ class TestWhatThePlanSays:
         ]
         told = [message.message for message in plan.messages if message.code == "memory-policy-not-permitted"]
         assert told == [
-            "rank 0: memory policy none instead of bind 0, for refused",
-            "rank 1: memory policy preferred 1 instead of bind 1, for refused",
+            "rank 0: memory policy none instead of bind 0, because refused",
+            "rank 1: memory policy preferred 1 instead of bind 1, because refused",
         ]
 
     def test_one_reason_for_all_is_told_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,7 +244,7 @@ class TestWhatThePlanSays:
 
         plan = self.plan(monkeypatch, lambda policy, nodes: GrantedPolicy("none", (), MemoryPolicyError("refused")))
         told = [message.message for message in plan.messages if message.code == "memory-policy-not-permitted"]
-        assert told == ["rank 0-1: memory policy none instead of bind 0, for refused"]
+        assert told == ["rank 0-1: memory policy none instead of bind 0, because refused"]
 
 
 def test_a_worker_whose_cpus_are_refused_still_shares_its_node(monkeypatch: pytest.MonkeyPatch) -> None:
