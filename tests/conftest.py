@@ -41,8 +41,14 @@ def recorded_machines() -> Path:
     return RECORDED
 
 
-OUTSIDE_VARIABLES = ("OMPAFFINITY_", "OMP_", "GOMP_", "KMP_", "VLLM_CPU_", "CPU_VISIBLE_MEMORY_NODES")
-"""Prefixes of the variables that change a plan or a team, and that the shell of a developer may have."""
+OUTSIDE_VARIABLES = (
+    *("OMPAFFINITY_", "VLLM_CPU_", "CPU_VISIBLE_MEMORY_NODES"),  # planning options
+    *("OMP_", "GOMP_", "KMP_", "MKL_"),  # OpenMP runtimes
+    *("RANK", "LOCAL_", "WORLD_SIZE", "MPI_", "OMPI_", "PMI", "SLURM_"),  # launchers
+    *("CUDA_", "HIP_", "ROCR_", "GPU_DEVICE_ORDINAL"),  # visible GPUs
+    "COLUMNS",  # the width of tables
+)
+"""Prefixes of the variables that change what the package does, and that the shell of a developer may have."""
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -43,8 +43,6 @@ WORKER = ["--", sys.executable, "-c", REPORT]
 
 def launch(*command: str, ranks: int = 1, **environment: str) -> subprocess.CompletedProcess[str]:
     """Start this; workers that report wait until so many have."""
-    names = ("LOCAL_RANK", "OMPI_", "PMI", "SLURM_", "MPI_")
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(names)}
     return subprocess.run(
         command,
         capture_output=True,
@@ -53,7 +51,7 @@ def launch(*command: str, ranks: int = 1, **environment: str) -> subprocess.Comp
         cwd=ROOT,
         timeout=300,
         stdin=subprocess.DEVNULL,
-        env=clean | {"REPORTING_RANKS": str(ranks)} | environment,
+        env={**os.environ, "REPORTING_RANKS": str(ranks), **environment},
     )
 
 

@@ -43,7 +43,7 @@ class Worker:
 
     def state(self) -> dict[str, Any]:
         names = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-        others = ("OMP_NUM_THREADS", "OMP_PLACES", "KMP_AFFINITY", "OMPAFFINITY_UNBOUND", "MINE")
+        others = ("OMP_NUM_THREADS", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY", "OMPAFFINITY_UNBOUND", "MINE")
         return {
             "before": self.before,
             "masks": _masks(),
