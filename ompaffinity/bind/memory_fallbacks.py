@@ -21,7 +21,7 @@ def with_granted_memory(plan: Plan, *, replace: bool = True) -> Plan:
     """Return the plan with the memory policies that the kernel grants, and a warning for what it does not.
 
     Each policy is tried in a thread that ends with it. The nodes of a rank, and what it shares there, stay as planned.
-    Nodes that are nearly full under ``bind`` are told of as well. Without `replace` there are only the warnings.
+    Nodes that are nearly full under ``bind`` are reported as well. Without `replace` there are only the warnings.
     """
     found: dict[tuple[str, tuple[int, ...]], GrantedPolicy] = {}
     ranks = []

@@ -172,7 +172,7 @@ def node_mask(nodes: Iterable[int]) -> tuple[ctypes.Array[ctypes.c_ulong], int]:
     mask = (ctypes.c_ulong * words)()
     for node in wanted:
         mask[node // WORD_BITS] |= 1 << node % WORD_BITS
-    # The kernel reads one bit less than it is told (set_mempolicy(2), "maxnode").
+    # The kernel reads one bit less than the number it gets (set_mempolicy(2), "maxnode").
     return mask, words * WORD_BITS + 1
 
 

@@ -1,1 +1,1 @@
-"""Start ranks bound from birth, or bind the one that somebody else starts."""
+"""Start ranks that are bound before they start, or bind the one that a launcher started."""

@@ -1,6 +1,6 @@
 """Which local ranks share this process's mask, for a launcher or a script under it may have bound them.
 
-What a launcher was told is known to it alone (Slurm's steps list it), so the ranks are looked at: all processes below
+Only the launcher has its own options (Slurm lists them for its steps), so the ranks are observed: all processes below
 the one that started them, the launcher, with their masks (proc(5), sched_getaffinity(2)). A rank that has bound
 itself by now has a part of the mask that it was given, so that it still counts to those who share that mask.
 """
@@ -113,7 +113,7 @@ def _seen(variable: str, launcher: int, local_rank: int, size: int, mine: set[in
 
 
 def _launcher(variable: str) -> int:
-    """Return the nearest ancestor that has not been told a local rank: it, or what it runs under, gives them out."""
+    """Return the nearest ancestor without a local rank: it, or its own parent, assigns them."""
     pid = os.getppid()
     while pid > 1 and variable in _environment(pid):
         pid = parent_of(pid)

@@ -257,7 +257,7 @@ def conclude(variants: Sequence[Variant], rounds: Rounds, settings: Settings, le
 
 
 def counted_rounds(rounds: Rounds, fewest: int) -> tuple[list[int], bool]:
-    """Return the rounds that count, and whether they are quiet: those in which nobody else was busy, or else all."""
+    """Return the rounds that count, and whether they are quiet: those without other busy processes, or else all."""
     quiet = [
         turn
         for turn, found in enumerate(rounds)

@@ -1,4 +1,4 @@
-"""Which OpenMP runtime a worker will load, told by the files that will be loaded and not by their names.
+"""Detect the OpenMP runtime that a worker will load, from the content of the files and not from their names.
 
 What counts is what a file exports: ``__kmpc_fork_call`` is LLVM's libomp or Intel's libiomp5 (family
 ``"iomp"``; they export ``GOMP_parallel`` too), ``GOMP_parallel`` alone is GNU's libgomp (``"gomp"``). Debian's

@@ -35,7 +35,7 @@ def compare_with_placement(
     """Return how a process compares with the placement that it should have.
 
     `team` are the thread ids of its OpenMP team, in the order of the threads; without it, the main thread
-    is thread 0 and the others are told by their masks. `environment` is what the worker should have heard.
+    is thread 0 and the others are identified by their masks. `environment` is the planned one of the worker.
     """
     threads = tuple(_team_by_id(placement, state, team) if team is not None else _team_by_mask(placement, state))
     differences: list[Difference] = []
@@ -156,7 +156,7 @@ def _policy_differences(placement: RankPlacement, policy: str | None) -> Iterato
 def verify_current_process(placement: RankPlacement | None = None) -> RankVerdict | None:
     """Return how this process compares with the placement that it was started with (or with `placement`).
 
-    The OpenMP threads are told by their masks: call it after the first parallel region. None outside of a worker.
+    The OpenMP threads are identified by their masks: call it after the first parallel region. None outside of a worker.
 
     Raises:
         RequestError: OMPAFFINITY_PLACEMENT does not hold a placement.

@@ -26,7 +26,7 @@ def likely_cause(
 ) -> str | None:
     """Return the likely cause of differences between a placement and a process, None if nothing fits.
 
-    `environment` is what the worker should have heard, where that is known.
+    `environment` is the planned one of the worker, where that is known.
     """
     return (
         _started_unbound(state)
@@ -52,32 +52,32 @@ def _other_start(placement: RankPlacement, state: ProcessState) -> str | None:
     if text is None:
         return (
             "the process was started without the plan's environment: variables that are set after the start,"
-            " or after the OpenMP library was loaded, are not heard"
+            " or after the OpenMP library was loaded, have no effect"
         )
     try:
-        heard = parse_placement(text)
+        started_as = parse_placement(text)
     except RequestError:
         return None
-    if heard.local_rank != placement.local_rank:
+    if started_as.local_rank != placement.local_rank:
         return (
-            f"the process was started with the environment of rank {heard.rank}: a fork server"
+            f"the process was started with the environment of rank {started_as.rank}: a fork server"
             " (multiprocessing's forkserver) gives every worker the first one's"
         )
     return None
 
 
 def _other_variables(state: ProcessState, environment: dict[str, str] | None) -> str | None:
-    heard = state.environment
-    if heard is None:
+    started_with = state.environment
+    if started_with is None:
         return None
-    breakers = {name: heard[name] for name in TEAM_BREAKERS if name in heard}
+    breakers = {name: started_with[name] for name in TEAM_BREAKERS if name in started_with}
     if breakers:
         name, value = next(iter(breakers.items()))
         return f"the process was started with {name}={value}, which breaks a team"
     if environment is None:
         return None
     for name in ("OMP_NUM_THREADS", *BINDING_VARIABLES):
-        expected, got = environment.get(name), heard.get(name)
+        expected, got = environment.get(name), started_with.get(name)
         if expected != got:
             found = f"with {name}={got}" if got is not None else f"without {name}"
             return f"the process was started {found}, the plan says {expected or 'to unset it'}"
@@ -120,5 +120,5 @@ def _bound_anew(threads: tuple[ThreadVerdict, ...]) -> str | None:
     """One thread alone, in a team that is right otherwise."""
     changed = [thread for thread in threads if thread.cpus is not None and not thread.holds]
     if len(changed) == 1:
-        return "somebody bound this thread anew after the team was formed (sched_setaffinity, taskset -p)"
+        return "the mask of this thread was changed after the team was formed (sched_setaffinity, taskset -p)"
     return None

@@ -37,7 +37,7 @@ class Difference(NamedTuple):
 class RankVerdict(NamedTuple):
     """How one rank's process compares with its placement.
 
-    `team_known`: the process said which threads are its OpenMP team; else they are told by their masks. `policy`
+    `team_known`: the process reported its OpenMP team; else the threads are identified by their masks. `policy`
     is the main thread's as numa_maps words it, None where it is not known; `bytes_by_node` is where its pages are.
     `runtime_says` is where the OpenMP runtime itself says that its threads are, if it was asked.
     """

@@ -131,7 +131,7 @@ def _recorded_file(path: str) -> RecordedMachine:
 
 
 def _recorded_text(file: IO[bytes], path: str) -> RecordedMachine:
-    """Return a capture, a saved output of lscpu, or an hwloc XML export, told apart by what it holds."""
+    """Return a capture, a saved output of lscpu, or an hwloc XML export, distinguished by the content."""
     content = file.read(MAX_TEXT_BYTES + 1)
     if len(content) > MAX_TEXT_BYTES:
         raise TopologyError(f"{path} is larger than {MAX_TEXT_BYTES >> 20} MiB; it is no record of a machine")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 SOURCES = ("auto", "sysfs", "lscpu")
 LIVE = "live"
-"""The label of this machine: its host name is nobody's business."""
+"""The label of this machine: a host name would identify it."""
 HOTPLUG_TRIES = 3
 
 

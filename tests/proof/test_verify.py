@@ -194,7 +194,7 @@ def test_a_wrong_number_of_threads_is_the_cause() -> None:
 
 @needs_gomp
 @needs_two_cpus
-def test_a_thread_that_somebody_bound_anew_is_the_cause() -> None:
+def test_names_a_mask_that_was_changed_after_the_team_was_formed_as_the_cause() -> None:
     plan = live_plan(reserve=0)
     with worker(GOMP, plan) as (pid, team):
         assert verdict_on(plan.ranks[0], pid, team).holds
@@ -203,7 +203,7 @@ def test_a_thread_that_somebody_bound_anew_is_the_cause() -> None:
         (difference,) = verdict.differences
         assert difference.subject == "thread 1"
         assert difference.message == f"may run on CPU {CPUS[0]}, the plan says {plan.ranks[0].cpus[1]}"
-        assert "somebody bound this thread anew" in only_cause(verdict)
+        assert "the mask of this thread was changed" in only_cause(verdict)
         live = verify_processes([pid])
         assert not live.holds
 

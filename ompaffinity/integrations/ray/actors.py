@@ -1,4 +1,4 @@
-"""Ray: plan over its nodes, and start actors whose every thread is bound from birth.
+"""Ray: plan over its nodes, and start actors whose every thread is bound before it starts.
 
 Ray's workers are children of a raylet, not of the program that asks for them, so nothing is inherited. What reaches
 an actor before its interpreter starts is its runtime environment: `env_vars`, and `py_executable`, which here runs
@@ -95,9 +95,9 @@ def actor_options(
     """Return the options of the actor of a rank: ``Worker.options(**actor_options(plan, 0)).remote()``.
 
     They are its node (or `scheduling_strategy`, such as a placement group's, if that leads to the same node), as many
-    of Ray's CPUs as it has, and the runtime environment that binds all of its threads from birth and tells it its
-    rank as torchrun does (RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT). `runtime_env` is
-    merged with that; one that brings an interpreter of its own (pip, conda, uv, a container) leaves the binding to
+    of Ray's CPUs as it has, and the runtime environment that binds all of its threads before they start and sets the
+    rank variables of torchrun (RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT). `runtime_env`
+    is merged with that; one with an interpreter of its own (pip, conda, uv, a container) leaves the binding to
     `bind_actor`, first thing in the actor, and so does a GPU rank: it gets one of Ray's GPUs, and which one is known
     only then.
 
@@ -112,7 +112,7 @@ def actor_options(
     host, node = plan.home(number)
     variables, unset = worker_environment(host.plan, chosen.placement)
     environment = dict(runtime_env or {})
-    told = rank_variables(
+    rank_environment = rank_variables(
         number,
         len(plan.ranks),
         chosen.placement.local_rank,
@@ -124,10 +124,10 @@ def actor_options(
     options = {"num_cpus": chosen.slots, "scheduling_strategy": strategy, "runtime_env": environment}
     if chosen.placement.gpu is not None:
         # Ray says which GPU only inside of the actor: bind_actor() looks up what goes with it.
-        told[GPU_VARIABLE] = gpu_table(host, chosen.node_id)
-        environment["env_vars"] = {**told, **(environment.get("env_vars") or {})}
+        rank_environment[GPU_VARIABLE] = gpu_table(host, chosen.node_id)
+        environment["env_vars"] = {**rank_environment, **(environment.get("env_vars") or {})}
         return options | {"num_gpus": 1}
-    environment["env_vars"] = {**told, **variables, **(environment.get("env_vars") or {})}
+    environment["env_vars"] = {**rank_environment, **variables, **(environment.get("env_vars") or {})}
     jobs = ray.get_runtime_context().runtime_env if ray.is_initialized() else {}
     # What we ourselves gave the actor that asks is no interpreter of the user's.
     inherited = {} if bind_exec.UNBOUND_VARIABLE in str(jobs.get("py_executable", "")) else jobs
@@ -135,7 +135,7 @@ def actor_options(
     if own and chosen.placement.bound:
         logger.warning(
             "the runtime environment of rank %d or of its job brings an interpreter of its own (%s), so it is not"
-            " bound at its birth; call ompaffinity.ray.bind_actor() first thing in the actor",
+            " bound before it starts; call ompaffinity.ray.bind_actor() first in the actor",
             number,
             ", ".join(own),
         )
@@ -160,13 +160,13 @@ def _rank_number(rank: object, ranks: int) -> int:
 
 
 def bind_actor(placement: RankPlacement | None = None) -> ProcessBinding:
-    """Bind this process, from inside and with all of its threads; call it first thing in an actor, before torch.
+    """Bind this process with all of its threads; call it first in an actor, before torch is imported.
 
-    It is for actors that could not be bound at their birth; one that was is left as it is. `placement` is by default
-    the one that `actor_options` told it; of a GPU rank, the one that goes with the GPU that Ray gave it. An actor with
-    a GPU and without a plan gets its GPU's part of the CPUs next to it. What the kernel refuses is logged and among the
-    `warnings` of what is returned; nothing is raised for it, for an actor that fails in its ``__init__`` is lost. Where
-    it is bound already by an earlier call, that one's binding is returned.
+    It is for actors that could not be bound before they started; a bound actor stays unchanged. `placement` is by
+    default the one from `actor_options`, or for a GPU rank the one of the GPU that Ray assigned. An actor with a GPU and
+    without a plan gets its GPU's part of the CPUs next to it. What the kernel refuses is logged and added to `messages`
+    of the result; nothing is raised for it, because an actor that fails in its ``__init__`` is lost. A second call
+    returns the binding of the first one.
 
     Raises:
         RequestError: OMPAFFINITY_PLACEMENT does not hold a placement, or there is none and no GPU either.

@@ -78,7 +78,7 @@ def placement_of_rays_gpus() -> tuple[RankPlacement, tuple[Message, ...]] | None
 
 
 def _own(given: Sequence[object], seen: Sequence[GPU]) -> list[GPU]:
-    """Return the GPUs that are this actor's: all that it sees, or by number where Ray was told to hide none."""
+    """Return the GPUs that are this actor's: all visible ones, or by number where Ray hides none."""
     if len(given) == len(seen):
         return [*seen]
     numbers = [int(word) for word in map(str, given) if word.isascii() and word.isdigit()]
@@ -102,7 +102,7 @@ def _part(topology: Topology, own: GPU) -> tuple[RankPlacement, tuple[Message, .
 
 
 def _published(placement: RankPlacement) -> RankPlacement:
-    """Return the placement as that of this actor's rank, after telling it to whoever asks in this process."""
+    """Return the placement with this actor's rank, and publish it in the environment of this process."""
     rank, local_rank = (os.environ.get(name, "") for name in ("RANK", "LOCAL_RANK"))
     if rank.isdigit() and local_rank.isdigit():
         placement = placement._replace(rank=int(rank), local_rank=int(local_rank))
