@@ -42,8 +42,8 @@ def test_a_worker_that_is_right() -> None:
 def test_a_thread_that_may_run_elsewhere() -> None:
     (sentence,) = words(compare_with_placement(PLACEMENT, process((4, 6), (4, 5, 6)), (100, 101)))
     assert sentence == (
-        "rank 1, thread 1: may run on CPU 4-6, the plan says 5; likely cause: the mask of this thread was changed after the"
-        " team was formed (sched_setaffinity, taskset -p)"
+        "rank 1, thread 1: may run on CPU 4-6, the plan says 5; likely cause: the mask of this thread was changed after"
+        " the team was formed (sched_setaffinity, taskset -p)"
     )
 
 

@@ -163,8 +163,8 @@ def bind_actor(placement: RankPlacement | None = None) -> ProcessBinding:
     """Bind this process with all of its threads; call it first in an actor, before torch is imported.
 
     It is for actors that could not be bound before they started; a bound actor stays unchanged. `placement` is by
-    default the one from `actor_options`, or for a GPU rank the one of the GPU that Ray assigned. An actor with a GPU and
-    without a plan gets its GPU's part of the CPUs next to it. What the kernel refuses is logged and added to `messages`
+    default the one from `actor_options`, or for a GPU rank the one of the GPU that Ray assigned. An actor with a GPU
+    and without a plan gets its GPU's part of the CPUs next to it. What the kernel refuses is logged and added to `messages`
     of the result; nothing is raised for it, because an actor that fails in its ``__init__`` is lost. A second call
     returns the binding of the first one.
 
