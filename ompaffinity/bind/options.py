@@ -29,6 +29,7 @@ class PlanOptions(TypedDict, total=False):
     kv_transfer: bool
     distribute: str
     span: str
+    helper_cpus: str
     oversubscribe: bool
     runtime: str
     granularity: str

@@ -8,6 +8,7 @@ from ompaffinity.placement.architecture import ARCHITECTURES
 from ompaffinity.placement.request import (
     DISTRIBUTIONS,
     GRANULARITIES,
+    HELPER_CPUS,
     KINDS,
     MEMORY_POLICIES,
     RUNTIMES,
@@ -104,6 +105,13 @@ PLAN_OPTIONS = (
         DISTRIBUTIONS,
     ),
     Option("--span", "span", "choice", "extent of a rank if there are more nodes than ranks (default node)", SPANS),
+    Option(
+        "--helper-cpus",
+        "helper_cpus",
+        "choice",
+        "CPUs of the other threads of ranks without helper CPUs: their own, or all ranks' of the node (default own)",
+        HELPER_CPUS,
+    ),
     Option("--oversubscribe", "oversubscribe", "flag", "allow ranks to share CPUs if there are more ranks than CPUs"),
     Option(
         "--runtime",

@@ -83,6 +83,10 @@ def check_gpu_options(request: PlacementRequest) -> PlacementRequest:
             "--oversubscribe is for CPU ranks; GPU ranks share the CPUs next to their GPUs where these are too few, and"
             " with --share always; leave it out"
         )
+    if request.helper_cpus != "own":
+        raise RequestError(
+            "--helper-cpus is for CPU ranks: the other threads of a GPU rank run on all CPUs of its cores; leave it out"
+        )
     if request.distribute != "close":
         raise RequestError(
             "--distribute cannot be met for GPU ranks: their nodes are those of their GPUs; leave it out"

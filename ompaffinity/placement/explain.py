@@ -221,10 +221,7 @@ def _about_reserve(
 
 def _about_helpers(ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
     taken = {cpu for rank in ranks for cpu in (*rank.cpus, *rank.helper_cpus)}
-    # Ranks of a node share one tuple of CPUs, which is compared once.
-    shared = {id(rank.affinity): rank.affinity for rank in ranks if not rank.helper_cpus}
-    no_others = {key for key, affinity in shared.items() if taken.issuperset(affinity)}
-    without = [rank.rank for rank in ranks if not rank.helper_cpus and id(rank.affinity) in no_others]
+    without = [rank.rank for rank in ranks if not rank.helper_cpus and taken.issuperset(rank.affinity)]
     if without:
         yield HELPER_CPUS_SHARED(ranks=f"{_plural('rank', len(without))} {format_id_list(without)}")
 

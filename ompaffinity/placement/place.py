@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ompaffinity.errors import NoMemoryNodeError
 from ompaffinity.placement.memory import memory_nodes, memory_policy, usable_memory_nodes
 from ompaffinity.placement.model import RankPlacement, Share
+from ompaffinity.placement.request import OWN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,15 +18,11 @@ if TYPE_CHECKING:
 
 
 def place_ranks(
-    topology: Topology, request: PlacementRequest, assignment: Assignment, granularity: str, *, communicating: bool
+    topology: Topology, request: PlacementRequest, assignment: Assignment, granularity: str
 ) -> tuple[RankPlacement, ...]:
-    """Return the placement of each rank, in the order of the ranks.
-
-    `granularity` is ``"thread"`` or ``"team"``; `communicating` ranks have threads that communicate with other ranks,
-    in addition to those of tensor- or pipeline-parallel groups.
-    """
+    """Return the placement of each rank, in the order of the ranks; `granularity` is ``"thread"`` or ``"team"``."""
     shares = _within_quota(topology.limits.cpu_quota, assignment.shares)
-    affinities = _affinities(topology, request, shares, communicating=communicating)
+    affinities = _affinities(topology, request, shares)
     try:
         usable = usable_memory_nodes(topology, request.nodes)
     except NoMemoryNodeError:
@@ -71,37 +68,28 @@ def _first_threads(cores: Sequence[Core], count: int) -> tuple[Core, ...]:
     return tuple(kept)
 
 
-def _affinities(
-    topology: Topology, request: PlacementRequest, shares: Sequence[Share | None], *, communicating: bool
-) -> list[tuple[int, ...]]:
-    """Return the mask of each rank's process: its own CPUs, or those of all ranks of its nodes.
+def _affinities(topology: Topology, request: PlacementRequest, shares: Sequence[Share | None]) -> list[tuple[int, ...]]:
+    """Return the mask of each rank's process: its own CPUs.
 
-    Threads that communicate with other ranks run on the latter where their rank has no CPU of its own left for them.
-    A rank without such threads would only move to a busier CPU.
+    With `request.helper_cpus` of ``"node"``, a rank without CPUs for its other threads gets those of all ranks of its
+    nodes.
     """
-    wide = _may_share_node(request, shares, communicating=communicating)
-    owned_on = _owned_by_node(topology, shares) if wide else {}
+    own = [tuple(sorted({*share.cpus, *_cpus_for_other_threads(request, share)})) if share else () for share in shares]
+    if request.helper_cpus == OWN:
+        return own
+    owned_on = _owned_by_node(topology, shares)
     # Ranks of a node share one tuple.
     shared: dict[frozenset[int], tuple[int, ...]] = {}
-    affinities: list[tuple[int, ...]] = []
-    for share in shares:
-        others = _cpus_for_other_threads(request, share) if share else set()
-        if share is None or others or not wide:
-            affinities.append(tuple(sorted({*share.cpus, *others})) if share else ())
+    affinities = []
+    for share, affinity in zip(shares, own):
+        if share is None or _cpus_for_other_threads(request, share):
+            affinities.append(affinity)
             continue
         nodes = frozenset(topology.cpu(cpu).numa_node for cpu in share.cpus)
         if nodes not in shared:
-            shared[nodes] = tuple(sorted(cpu for node in nodes for cpu in owned_on[node]))
+            shared[nodes] = tuple(sorted({cpu for node in nodes for cpu in owned_on[node]}))
         affinities.append(shared[nodes])
     return affinities
-
-
-def _may_share_node(request: PlacementRequest, shares: Sequence[Share | None], *, communicating: bool) -> bool:
-    """Return whether a rank may run beside the other ranks of its node: it communicates, or shares CPUs anyway."""
-    if request.for_gpus:
-        return False
-    owned = [cpu for share in shares if share for cpu in share.cpus]
-    return communicating or request.group > 1 or len(set(owned)) < len(owned)
 
 
 def _owned_by_node(topology: Topology, shares: Sequence[Share | None]) -> dict[int, set[int]]:

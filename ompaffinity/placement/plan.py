@@ -20,11 +20,8 @@ if TYPE_CHECKING:
     from ompaffinity.topology.model import Topology
 
 
-def make_plan(topology: Topology, request: PlacementRequest, *, talking: bool = False) -> Plan:
+def make_plan(topology: Topology, request: PlacementRequest) -> Plan:
     """Decide which CPUs and which memory each rank gets. Same input, same plan.
-
-    Ranks of a tensor- or pipeline-parallel group have threads that communicate with each other; `talking` ranks have
-    such threads whatever the sizes are (Ray's actors do).
 
     Raises:
         RequestError: the request makes no sense on any machine.
@@ -36,7 +33,7 @@ def make_plan(topology: Topology, request: PlacementRequest, *, talking: bool = 
     assign = assign_gpu_ranks if request.for_gpus else assign_cpu_ranks
     assignment = assign(topology, request, held)
     granularity = _granularity(request)
-    ranks = with_sharing(place_ranks(topology, request, assignment, granularity, communicating=talking))
+    ranks = with_sharing(place_ranks(topology, request, assignment, granularity))
     if request.utilization is not None:
         budgets = [planned_budget(topology, rank, request.utilization) for rank in ranks]
         ranks = tuple(rank._replace(memory_budget=budget) for rank, budget in zip(ranks, budgets))

@@ -26,6 +26,8 @@ DISTRIBUTIONS = ("close", "spread")
 
 
 SPANS = ("node", "package", "machine")
+OWN = "own"
+HELPER_CPUS = (OWN, "node")
 
 
 RUNTIMES = (AUTO, "gomp", "iomp", "omp")
@@ -81,6 +83,7 @@ class PlacementRequest(NamedTuple):
     kv_transfer: bool = False
     distribute: str = "close"
     span: str = "node"
+    helper_cpus: str = OWN
     oversubscribe: bool = False
     runtime: str = AUTO
     granularity: str = AUTO

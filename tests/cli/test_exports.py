@@ -69,7 +69,7 @@ def test_exports_one_line_per_rank() -> None:
 
 
 def test_formats_with_variables_export_the_whole_affinity() -> None:
-    plan = plan_for("core:2 pu:1", 2)
+    plan = plan_for("core:2 pu:1", 2, helper_cpus="node")
     assert plan.ranks[1].affinity == (0, 1)
     assert lines_of(export(plan, "docker"))[1].startswith("--cpuset-cpus=0-1 ")
     assert "CPUAffinity=0-1" in export(plan, "systemd", 1)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import collections
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import assume, given
@@ -12,7 +13,7 @@ from ompaffinity.errors import PlacementError, RequestError, TopologyError
 from ompaffinity.openmp.plan_document import plan_document
 from ompaffinity.placement.model import Plan
 from ompaffinity.placement.plan import make_plan
-from ompaffinity.placement.request import PlacementRequest
+from ompaffinity.placement.request import SIZES, PlacementRequest
 from ompaffinity.topology.model import UNKNOWN, Limits, LogicalCPUInfo, MemoryNodeInfo, Topology
 from ompaffinity.topology.snapshot import parse_capture
 from ompaffinity.topology.source import load_topology
@@ -162,28 +163,51 @@ def test_two_cpus_and_two_ranks_leave_nothing_to_reserve() -> None:
     assert threads(plan) == [(0,), (1,)]
     assert codes(plan)["reserve-impossible"] == "note"
     assert "helper-cpus-shared" in codes(plan)
-    assert [rank.affinity for rank in plan.ranks] == [(0, 1), (0, 1)]
+    assert [rank.affinity for rank in plan.ranks] == [(0,), (1,)]
     assert codes(plan_for("core:2 pu:1", 2, reserve=1))["reserve-impossible"] == "warning"
 
 
-def test_independent_ranks_keep_to_their_own_cpus() -> None:
-    plan = plan_for("core:2 pu:1", 1, data_parallel_size=2)
+@pytest.mark.parametrize("size", SIZES)
+def test_a_rank_without_helper_cpus_runs_on_its_own_cpus(size: str) -> None:
+    sizes: Any = {size: 2}
+    request = PlacementRequest(**sizes)
+    plan = make_plan(synthetic("core:2 pu:1"), request)
     assert [(rank.cpus, rank.affinity, rank.places) for rank in plan.ranks] == [
         ((0,), (0,), ((0,),)),
         ((1,), (1,), ((1,),)),
     ]
     assert "helper-cpus-shared" in codes(plan)
-    two = plan_for("core:4 pu:1", 1, data_parallel_size=2, reserve=0)
+    two = make_plan(synthetic("core:4 pu:1"), request._replace(reserve=0))
     assert [(rank.affinity, rank.places) for rank in two.ranks] == [
         ((0, 1), ((0, 1), (1,))),
         ((2, 3), ((2, 3), (3,))),
     ]
-    # Those of a group talk, wherever the group stands among the sizes.
-    pipelines = plan_for("core:4 pu:1", 1, pipeline_parallel_size=2, data_parallel_size=2)
-    assert [rank.affinity for rank in pipelines.ranks] == [(0, 1, 2, 3)] * 4
-    # Where CPUs are shared the kernel spreads the ranks.
     many = plan_for("core:2 pu:1", 1, data_parallel_size=3, oversubscribe=True)
-    assert [rank.affinity for rank in many.ranks] == [(0, 1)] * 3
+    assert [rank.affinity for rank in many.ranks] == [(0,), (0,), (1,)]
+
+
+def test_helper_cpus_of_the_node_are_those_of_all_its_ranks() -> None:
+    plan = plan_for("numa:2 core:4 pu:1", 4, reserve=0, helper_cpus="node")
+    assert [(rank.cpus, rank.affinity) for rank in plan.ranks] == [
+        ((0, 1), (0, 1, 2, 3)),
+        ((2, 3), (0, 1, 2, 3)),
+        ((4, 5), (4, 5, 6, 7)),
+        ((6, 7), (4, 5, 6, 7)),
+    ]
+    assert [rank.places[0] for rank in plan.ranks] == [(0, 2, 3), (0, 1, 2), (4, 6, 7), (4, 5, 6)]
+    with_helpers = plan_for("core:4 pu:1", 2, helper_cpus="node")
+    assert [rank.affinity for rank in with_helpers.ranks] == [(0, 1), (2, 3)]
+    with pytest.raises(RequestError, match="--helper-cpus"):
+        plan_for("core:4 pu:1", 2, helper_cpus="all")
+    with pytest.raises(RequestError, match="--helper-cpus is for CPU ranks"):
+        plan_for("numa:2 core:4 pu:1", 2, numa_bind_nodes=(0, 1), helper_cpus="node")
+
+
+@given(topologies(), requests())
+def test_no_cpu_is_in_the_affinity_of_two_ranks(topology: Topology, request: PlacementRequest) -> None:
+    plan = try_plan(topology, request)
+    masks = [set(rank.affinity) for rank in plan.ranks]
+    assert sum(map(len, masks)) == len(set().union(*masks))
 
 
 def test_a_rank_without_helpers_lends_them_its_idle_siblings() -> None:

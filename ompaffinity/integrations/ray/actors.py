@@ -164,9 +164,9 @@ def bind_actor(placement: RankPlacement | None = None) -> ProcessBinding:
 
     It is for actors that could not be bound before they started; a bound actor stays unchanged. `placement` is by
     default the one from `actor_options`, or for a GPU rank the one of the GPU that Ray assigned. An actor with a GPU
-    and without a plan gets its GPU's part of the CPUs next to it. What the kernel refuses is logged and added to `messages`
-    of the result; nothing is raised for it, because an actor that fails in its ``__init__`` is lost. A second call
-    returns the binding of the first one.
+    and without a plan gets its GPU's part of the CPUs next to it. What the kernel refuses is logged and added to the
+    `messages` of the result; nothing is raised for it, because an actor that fails in its ``__init__`` is lost. A
+    second call returns the binding of the first one.
 
     Raises:
         RequestError: OMPAFFINITY_PLACEMENT does not hold a placement, or there is none and no GPU either.

@@ -154,7 +154,7 @@ def _plan_host(request: PlacementRequest, members: Sequence[ClusterNode], count:
     if request.for_gpus:
         plan, by_gpu = _plan_for_gpus(request, members, count)
     else:
-        plan, by_gpu = make_plan(members[0].topology, _request_of_host(request, members[0], count), talking=True), {}
+        plan, by_gpu = make_plan(members[0].topology, _request_of_host(request, members[0], count)), {}
     ranks = tuple(placement._replace(rank=first_rank + placement.rank) for placement in plan.ranks)
     return HostPlan(members[0].host, tuple(members), plan._replace(ranks=ranks), by_gpu)
 

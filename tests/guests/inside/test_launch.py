@@ -31,7 +31,7 @@ def test_the_standalone_file_binds_without_libnuma(guest: dict[str, Any]) -> Non
         assert (cpus, nodes, unbound) == ([last], [node], None)
     cpus, _, unbound = report(*start, "--cpus", str(last), "--bind", "1000")
     assert cpus == [last]
-    assert "memory: bind refused" in unbound
+    assert "memory: bind rejected" in unbound
 
 
 def test_each_local_rank_becomes_its_command_bound(guest: dict[str, Any]) -> None:

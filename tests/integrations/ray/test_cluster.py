@@ -123,8 +123,11 @@ def test_nodes_on_one_machine_are_planned_as_one() -> None:
     assert [rank.placement.local_rank for rank in plan.ranks] == [0, 1, 2, 3]
 
 
-def test_ranks_of_a_cluster_talk_whatever_their_sizes_say() -> None:
-    plan = make_cluster_plan([node("a", "core:2 pu:1")], PlacementRequest(data_parallel_size=2))
+def test_helper_cpus_count_for_the_ranks_of_a_cluster() -> None:
+    request = PlacementRequest(data_parallel_size=2)
+    plan = make_cluster_plan([node("a", "core:2 pu:1")], request)
+    assert [rank.placement.affinity for rank in plan.ranks] == [(0,), (1,)]
+    plan = make_cluster_plan([node("a", "core:2 pu:1")], request._replace(helper_cpus="node"))
     assert [rank.placement.affinity for rank in plan.ranks] == [(0, 1)] * 2
 
 
