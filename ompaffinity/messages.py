@@ -5,14 +5,13 @@ The table of messages in docs/reference.md is generated from this file (scripts/
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 WARNING, NOTE, ERROR = "warning", "note", "error"
-logger = logging.getLogger("ompaffinity")
+LOGGER = "ompaffinity"
 
 
 class Message(NamedTuple):
@@ -45,9 +44,12 @@ class Template(NamedTuple):
 
 def log_warnings(messages: Iterable[Message]) -> None:
     """Write the messages of level ``"warning"`` to the logger ``ompaffinity``."""
+    # Every verb loads this file, and few log: importing logging takes a tenth of the start-up of a plan.
+    import logging
+
     for message in messages:
         if message.level == WARNING:
-            logger.warning("%s", message)
+            logging.getLogger(LOGGER).warning("%s", message)
 
 
 def has_warning(messages: Iterable[Message]) -> bool:

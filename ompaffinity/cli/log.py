@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ompaffinity.messages import logger
+from ompaffinity.messages import LOGGER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 @contextmanager
 def messages_not_logged() -> Iterator[None]:
     """Keep the package from logging messages inside the context, because the verb prints them once at its end."""
+    logger = logging.getLogger(LOGGER)
     before = logger.disabled
     logger.disabled = True
     try:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ompaffinity import __version__
 from ompaffinity.cli.help import EXAMPLES, SUMMARIES
 from ompaffinity.cli.options import SEVERAL_VALUES, VERBS, WITH_COMMAND
 from ompaffinity.cli.values import option_value
 from ompaffinity.errors import RequestError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 FILES = ("FILE", "PATH", "DIR", "PLAN.json")
 """The metavars of options whose value is a path."""
@@ -28,7 +31,7 @@ def parse_command_line(arguments: list[str]) -> tuple[str, dict[str, Any]]:
         arguments, command = arguments[:cut], tuple(arguments[cut + 1 :])
         if not command:
             raise RequestError(f"no command follows --; write ompaffinity {arguments[0]} -- python worker.py")
-    texts = vars(make_parser().parse_args(arguments))
+    texts = vars(make_parser(arguments[:1]).parse_args(arguments))
     verb = texts.pop("verb")
     options = {option.field: option for option in VERBS[verb]}
     values = {field: True if text is True else option_value(options[field], text) for field, text in texts.items()}
@@ -40,8 +43,11 @@ class _Parser(argparse.ArgumentParser):
         raise RequestError(f"{message}; see {self.prog} --help")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line, generated from the table of options; it raises RequestError on errors."""
+def make_parser(with_options: Collection[str] = tuple(VERBS)) -> argparse.ArgumentParser:
+    """Return the parser of the command line, generated from the table of options; it raises RequestError on errors.
+
+    Only the verbs `with_options` get theirs: adding those of all verbs takes several milliseconds.
+    """
     parser = _Parser(
         prog="ompaffinity",
         description="Plan, bind and verify the CPUs and the memory of inference workers and their OpenMP threads.",
@@ -60,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        for option in options:
+        for option in options if verb in with_options else ():
             keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": option.help}
             if not option.flag.startswith("-"):
                 verb_parser.add_argument(option.field, nargs="*", metavar=option.metavar, **keywords)
