@@ -13,6 +13,7 @@ ORDER = (
     "messages",
     "ids",
     "proc",
+    "interpreter",
     "topology",
     "devices",
     "placement",

@@ -11,12 +11,12 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 from ompaffinity.devices.nvml import DriverView
 from ompaffinity.devices.pci import Answer, nearest_cpu_nodes, pci_address
 from ompaffinity.devices.visibility import AMD, PhysicalGPU
+from ompaffinity.interpreter import child_command
 
 if TYPE_CHECKING:
     from typing import Any
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
 TIMEOUT_SECONDS = 30
 MARK = "ompaffinity-amdsmi:"
 PROGRAM = f"""
-import sys
-# Never import modules from the current directory.
-sys.path = [folder for folder in sys.path if folder]
 import json
 found = []
 try:
@@ -68,7 +65,7 @@ def read_amdsmi(tree: Tree, topology: Topology) -> DriverView:
     try:
         # The argv list runs this interpreter with a constant program, without a shell.
         done = subprocess.run(  # noqa: S603
-            [sys.executable, "-c", PROGRAM],
+            child_command(PROGRAM),
             capture_output=True,
             text=True,
             errors="replace",

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.errors import RequestError
+from ompaffinity.interpreter import child_command
 from ompaffinity.openmp.elf import ELFError, SharedLibrary
 from ompaffinity.openmp.library_path import find_library, library_path, preloaded_files
 from ompaffinity.proc import mapped_files, open_mapped_file, open_regular
@@ -242,7 +243,7 @@ def probe_runtimes(modules: Iterable[str], environ: Mapping[str, str] | None = N
     for name in names:
         if not all(part.isidentifier() for part in name.split(".")):
             raise RequestError(f"the module to probe is {name!r}; it must be a name as in an import statement")
-    command = [sys.executable, "-c", _PROBE, json.dumps(sys.path), *names]
+    command = child_command(_PROBE, json.dumps(sys.path), *names)
     try:
         # The module names were checked; this interpreter, and no shell.
         done = subprocess.run(  # noqa: S603
@@ -261,9 +262,9 @@ def probe_runtimes(modules: Iterable[str], environ: Mapping[str, str] | None = N
 
 PROBE_SECONDS = 120
 _PROBE = """
-import importlib, json, os, sys
-sys.path[:] = json.loads(sys.argv.pop(1))
+import importlib, json, os
 from ompaffinity.openmp.detect import loaded_runtimes
+sys.path[:] = json.loads(sys.argv.pop(1))
 output = os.dup(1)
 os.dup2(2, 1)
 for name in sys.argv[1:]:

@@ -1,6 +1,6 @@
 """A worker that only forms a team: what ``verify`` starts for each rank, through the manager.
 
-As a program (``python -m ompaffinity.proof.probe LIBRARY``) it forms the library's OpenMP team, touches memory in
+`main`, with the library as the only argument, forms the library's OpenMP team, touches memory in
 every thread, writes one line of JSON, and waits for the end of its input, so that the kernel can be asked
 about it meanwhile.
 """
@@ -48,6 +48,3 @@ def main() -> None:
     sys.stdout.flush()
     sys.stdin.read()
 
-
-if __name__ == "__main__":
-    main()

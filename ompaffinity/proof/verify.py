@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ompaffinity.errors import RequestError
+from ompaffinity.interpreter import child_command
 from ompaffinity.openmp.detect import GOMP, IOMP, expected_runtimes, family_of_file
 from ompaffinity.openmp.library_path import find_library
 from ompaffinity.proof.compare import compare_with_placement
@@ -87,7 +88,7 @@ def _start_probe(
 ) -> tuple[RankPlacement, dict[str, str], Popen[str]]:
     import subprocess
 
-    command = [sys.executable, "-m", "ompaffinity.proof.probe", library]
+    command = child_command("from ompaffinity.proof.probe import main; main()", library)
     with manager.configure_omp_envs(rank) as placement:
         environment = dict(os.environ)
         # This interpreter and our own module, and no shell.

@@ -1,0 +1,57 @@
+"""Children of this interpreter import nothing from the current directory."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ompaffinity.interpreter import child_command
+from tests.openmp.libraries import GOMP, needs_gomp
+
+SHADOWED = ("ctypes", "importlib", "json", "mmap", "ompaffinity", "struct")
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    for name in SHADOWED:
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('imported from the current directory')\n")
+    return tmp_path
+
+
+def test_a_child_imports_nothing_from_the_current_directory(hostile: Path) -> None:
+    program = f"import {', '.join(SHADOWED)}\nprint(sys.argv[1:], ompaffinity.__version__)"
+    done = subprocess.run(child_command(program, "a", "b"), cwd=hostile, capture_output=True, text=True, check=False)
+    assert done.stdout.startswith("['a', 'b'] "), done.stderr
+
+
+@needs_gomp
+@pytest.mark.parametrize(
+    "arguments",
+    [["verify", "--tp", "1", "--library", GOMP], ["run", "--tp", "1", "--probe", "decimal", "--", "true"]],
+    ids=lambda words: words[0],
+)
+def test_verbs_import_nothing_from_the_current_directory(arguments: list[str], hostile: Path) -> None:
+    done = subprocess.run(
+        # As the installed command: the current directory is not on the path.
+        child_command("from ompaffinity.cli.main import main; raise SystemExit(main(sys.argv[1:]))", *arguments),
+        cwd=hostile,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
+        check=False,
+    )
+    assert "imported from the current directory" not in done.stderr
+    assert done.returncode == 0, done.stderr
+
+
+def test_probed_modules_are_found_where_this_process_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ompaffinity.openmp.detect import probe_runtimes
+
+    (tmp_path / "only_here.py").write_text("")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+    assert probe_runtimes(["only_here"]) == ()
