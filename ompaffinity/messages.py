@@ -42,6 +42,16 @@ class Template(NamedTuple):
         return Message(self.code, level or self.level, self.text.format(**values))
 
 
+def plural(word: str, count: int) -> str:
+    """Return a regular noun in the form for this number of things."""
+    return word if count == 1 else f"{word}s"
+
+
+def counted(count: int, word: str) -> str:
+    """Return a number of things in words: ``"1 CPU"``, ``"2 CPUs"``."""
+    return f"{count} {plural(word, count)}"
+
+
 def log_warnings(messages: Iterable[Message]) -> None:
     """Write the messages of level ``"warning"`` to the logger ``ompaffinity``."""
     # Every verb loads this file, and few log: importing logging takes a tenth of the start-up of a plan.

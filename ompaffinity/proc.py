@@ -56,16 +56,20 @@ def parent_of(pid: int) -> int:
         return 0
 
 
+def process_ids() -> list[int]:
+    """Return the ids of all processes that this one can see, ascending."""
+    return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+
+
 def processes_below(pid: int) -> Iterator[int]:
     """Yield the processes below one, the nearest first, as they are when it is called."""
     children: dict[int, list[int]] = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            children.setdefault(parent_of(int(name)), []).append(int(name))
-    waiting = sorted(children.get(pid, ()))
+    for number in process_ids():
+        children.setdefault(parent_of(number), []).append(number)
+    waiting = list(children.get(pid, ()))
     while waiting:
         found = waiting.pop(0)
-        waiting += sorted(children.get(found, ()))
+        waiting += children.get(found, ())
         yield found
 
 
@@ -108,6 +112,15 @@ def thread_ids(pid: int | str) -> list[int]:
         OSError: there is no such process, or it may not be seen.
     """
     return sorted(int(name) for name in os.listdir(f"/proc/{pid}/task"))
+
+
+def thread_name(pid: int | str, thread_id: int) -> str:
+    """Return the name of a thread, "" where it has ended."""
+    try:
+        with open(f"{_folder(pid, thread_id)}/comm", encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
 
 
 def status_fields(pid: int | str, thread_id: int | None = None) -> dict[str, str]:

@@ -49,7 +49,9 @@ def test_verbs_import_nothing_from_the_current_directory(arguments: list[str], h
     assert done.returncode == 0, done.stderr
 
 
-def test_probed_modules_are_found_where_this_process_finds_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probed_modules_are_found_where_this_process_finds_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from ompaffinity.openmp.detect import probe_runtimes
 
     (tmp_path / "only_here.py").write_text("")

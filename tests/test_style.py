@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from pathlib import Path
 
 import pytest
 
 from ompaffinity.cli.options import VERBS
 from ompaffinity.cli.parse import parse_command_line
 from ompaffinity.messages import catalogue
+from tests.conftest import ROOT
 
 BANNED_WORDS = (
     # Personification: programs report, read and set; processes start and end.
@@ -35,6 +38,26 @@ def test_the_message_catalogue_has_no_banned_word() -> None:
     assert [
         (template.code, BANNED.findall(template.text)) for template in catalogue() if BANNED.search(template.text)
     ] == []
+
+
+def texts_of(source: str) -> list[tuple[int, str]]:
+    """Return the lines and the string constants of a module without its docstrings: error texts are among them."""
+    tree = ast.parse(source)
+    docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    return [
+        (node.lineno, node.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+    ]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "ompaffinity").rglob("*.py")), ids=lambda path: path.stem)
+def test_no_text_has_a_banned_word(path: Path) -> None:
+    assert [(line, text) for line, text in texts_of(path.read_text()) if BANNED.search(text)] == []
+
+
+def test_error_texts_are_among_the_texts() -> None:
+    assert texts_of('"""Doc."""\nraise ValueError(f"nobody is {here}")')[0] == (2, "nobody is ")
 
 
 @pytest.mark.parametrize("text", ["a CPU that is on line", "Nobody says which rank this is", "so wide are they"])

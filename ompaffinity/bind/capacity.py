@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.errors import CapacityError, RequestError
+from ompaffinity.messages import counted
 from ompaffinity.placement.check import check_utilization
 from ompaffinity.placement.memory import node_shares, share_of
 from ompaffinity.topology.limits import memory_left, read_limits
@@ -115,7 +116,10 @@ def _budget(placement: RankPlacement, utilization: float | None, memory: Machine
     part = DEFAULT_UTILIZATION if utilization is None else check_utilization(utilization)
     share = share_of(placement, memory.total, memory.limit)
     if share is None:
-        raise CapacityError("this machine does not tell how much memory it has, so there is no budget to give")
+        raise CapacityError(
+            "the memory size of this machine is unknown, so no budget can be computed; check that"
+            " /sys/devices/system/node is readable"
+        )
     return int(share * part)
 
 
@@ -129,12 +133,12 @@ def _too_little(
     for node, ranks in zip(nodes, node_shares(placement, nodes)):
         size, free = memory.total.get(node, UNKNOWN), memory.available.get(node, UNKNOWN)
         there.append(
-            f"node {node} has {_in_words(size)}, {_in_words(free)} of it available, for {ranks} {_ranks(ranks)}"
+            f"node {node} has {_in_words(size)}, {_in_words(free)} of it available, for {counted(ranks, 'rank')}"
         )
     if memory.limit is not None:
         there.append(
             f"the control group allows {_in_words(memory.limit)}, {_in_words(memory.left)} of it left,"
-            f" for {placement.local_world_size} {_ranks(placement.local_world_size)}"
+            f" for {counted(placement.local_world_size, 'rank')}"
         )
     why = "of its budget" if by_budget else "of its part of what is available"
     knobs = ["ask for less"] if explicit is not None else []
@@ -145,10 +149,6 @@ def _too_little(
         f"rank {placement.rank} has no room for {wanted} KV cache: {_in_words(room)} are left {why}"
         f" beside {_in_words(used)} for the model; {'; '.join(there)}; {', '.join(knobs[:-1])} or {knobs[-1]}"
     )
-
-
-def _ranks(count: int) -> str:
-    return "rank" if count == 1 else "ranks"
 
 
 def _in_words(size: int | None) -> str:

@@ -86,7 +86,7 @@ def _module_names(probe: str | Iterable[str]) -> tuple[str, ...]:
 def runtime_messages(
     runtime: str, granularity: str, libraries: tuple[RuntimeLibrary, ...], *, unknown: bool = False
 ) -> list[Message]:
-    """Return what to say of workers that hear the variables of `runtime` and load these libraries."""
+    """Return the messages about workers that get the variables of `runtime` and load these libraries."""
     names = " and ".join(f"{os.path.basename(library.path)} ({library.reason})" for library in libraries)
     if unknown:
         consequence = (
@@ -147,7 +147,7 @@ def with_gpu_homes(
     except NoGPUsError as error:
         if nodes is not None or cpus is not None:
             return request
-        raise TopologyError(f"{error}; or say with --numa-bind-nodes which NUMA node each GPU is next to") from None
+        raise TopologyError(f"{error}; or name the NUMA node of each GPU with --numa-bind-nodes") from None
 
 
 def homes(found: GPUList) -> tuple[GPUHome, ...]:

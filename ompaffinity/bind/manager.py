@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.bind.environment import change_environment, copy_of
 from ompaffinity.bind.live_plan import live_plan, with_live_messages
-from ompaffinity.bind.memory_fallbacks import refusal_message, with_granted_memory, with_memory_policy
+from ompaffinity.bind.memory_fallbacks import refusal_message, with_accepted_memory, with_memory_policy
 from ompaffinity.bind.profile import OPENMP_PROFILE
 from ompaffinity.bind.scope import in_turn, is_inside, take_affinity
 from ompaffinity.bind.start_methods import FORK, FORKSERVER, refuse_starts
-from ompaffinity.bind.starter_thread import call_in_launcher
+from ompaffinity.bind.starter_thread import call_in_starter
 from ompaffinity.bind.team_policy import change_thread_policy
 from ompaffinity.errors import BindingError, RequestError
 from ompaffinity.messages import REFUSALS, Message, log_warnings
@@ -78,7 +78,7 @@ class OMPProcessManager:
             _check_plan(plan)
         planned = live_plan(request, probe) if plan is None else with_live_messages(plan)
         # A strict manager fails when it comes to bind, so it plans for what was asked for.
-        self.plan = with_granted_memory(planned, replace=not strict)
+        self.plan = with_accepted_memory(planned, replace=not strict)
         self.strict = strict
         self.profile = profile
         self.messages: list[Message] = list(self.plan.messages)
@@ -105,10 +105,10 @@ class OMPProcessManager:
         def take(undo: Undo) -> RankPlacement:
             if placement.bound:
                 refuse_starts(self.profile.refused_starts, undo)
-            granted = self._bind_calling_thread(placement, undo)
-            variables, removed = self._variables(placement, granted, os.environ)
+            accepted = self._bind_calling_thread(placement, undo)
+            variables, removed = self._variables(placement, accepted, os.environ)
             change_environment(variables, removed, undo)
-            return granted
+            return accepted
 
         return in_turn(take)
 
@@ -141,7 +141,9 @@ class OMPProcessManager:
         import subprocess
 
         if popen_keywords.get("shell"):
-            raise RequestError("popen was asked for a shell; pass the command as a list of words, without one")
+            raise RequestError(
+                "popen got a true value for shell; pass the command as a list of words and leave shell out"
+            )
         if isinstance(argv, (str, bytes, os.PathLike)):
             raise RequestError(f"popen got the command {argv!r}; pass a list of words: ['python', 'worker.py']")
         placement = self._placement(rank, local_rank)
@@ -173,7 +175,7 @@ class OMPProcessManager:
                 process.start()
             return placement
 
-        placement: RankPlacement = call_in_launcher(start_bound)
+        placement: RankPlacement = call_in_starter(start_bound)
         return placement
 
     def configure_reserved(self) -> AbstractContextManager[tuple[int, ...]]:
@@ -218,16 +220,16 @@ class OMPProcessManager:
             raise RequestError(f"local rank {local_rank} is not one of the {len(self.plan.ranks)} ranks of the plan")
         return self.plan.ranks[local_rank]._replace(rank=rank)
 
-    def _variables(self, planned: RankPlacement, granted: RankPlacement, environ: Mapping[str, str]) -> Variables:
-        """Return the variables of a worker that was granted this of what was planned."""
-        variables, removed = self.profile.variables(self.plan, granted, environ)
-        if planned.bound and not granted.bound:
+    def _variables(self, planned: RankPlacement, accepted: RankPlacement, environ: Mapping[str, str]) -> Variables:
+        """Return the variables of a worker; `accepted` is what the kernel accepts of the planned placement."""
+        variables, removed = self.profile.variables(self.plan, accepted, environ)
+        if planned.bound and not accepted.bound:
             # Refused: it runs unbound, and not as a stale variable says.
             removed = (*BINDING_VARIABLES, *TEAM_BREAKERS)
         return variables, removed
 
     def _bind_calling_thread(self, placement: RankPlacement, undo: Undo) -> RankPlacement:
-        """Bind the calling thread until `undo` runs, and return what the kernel granted of the placement."""
+        """Bind the calling thread until `undo` runs, and return what the kernel accepted of the placement."""
         if not placement.bound:
             return placement
         try:
@@ -238,14 +240,14 @@ class OMPProcessManager:
             return placement._replace(
                 bound=False, cpus=(), helper_cpus=(), places=(), affinity=(), memory_policy="none"
             )
-        granted = change_thread_policy(placement.memory_policy, placement.nodes, undo)
-        if granted.refusal is not None and self.strict:
-            raise granted.refusal
-        message = refusal_message(f"rank {placement.rank}", placement.memory_policy, placement.nodes, granted)
+        accepted = change_thread_policy(placement.memory_policy, placement.nodes, undo)
+        if accepted.refusal is not None and self.strict:
+            raise accepted.refusal
+        message = refusal_message(f"rank {placement.rank}", placement.memory_policy, placement.nodes, accepted)
         if message is None:
             return placement
         self._warn(message)
-        return with_memory_policy(placement, granted)
+        return with_memory_policy(placement, accepted)
 
     def _refused(self, subject: str, error: BindingError) -> None:
         if self.strict:

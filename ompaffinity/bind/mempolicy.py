@@ -96,7 +96,7 @@ def thread_policy() -> ThreadPolicy:
     library = load_libnuma()
     if library.get_mempolicy(ctypes.byref(mode), mask, ctypes.c_ulong(MASK_BITS), None, ctypes.c_ulong(0)) != 0:
         code = ctypes.get_errno()
-        raise MemoryPolicyError(f"the kernel refused to tell the memory policy ({os.strerror(code)}){_remedy(code)}")
+        raise MemoryPolicyError(f"the kernel rejects reading the memory policy ({os.strerror(code)}){_remedy(code)}")
     return ThreadPolicy(mode.value, mask_nodes(mask))
 
 
@@ -117,11 +117,11 @@ def set_thread_policy(policy: str, nodes: Iterable[int]) -> None:
         got = thread_policy()
     except MemoryPolicyError as error:
         reason = why_unusable(wanted.nodes)
-        raise error if reason is None else MemoryPolicyError(f"{whole} is not to be had: {reason}") from None
+        raise error if reason is None else MemoryPolicyError(f"{whole} is not available: {reason}") from None
     if got != wanted:
         reason = why_unusable(wanted.nodes) or "look at cpuset.mems"
         raise MemoryPolicyError(
-            f"{whole} was not taken: the kernel says mode {got.mode},"
+            f"{whole} is not in effect: the kernel reports mode {got.mode},"
             f" node {format_id_list(got.nodes) or 'none'}; {reason}"
         )
 
@@ -187,7 +187,7 @@ def _set(policy: ThreadPolicy) -> None:
     if load_libnuma().set_mempolicy(ctypes.c_int(policy.mode), pointer, ctypes.c_ulong(bits)) != 0:
         code = ctypes.get_errno()
         raise MemoryPolicyError(
-            f"the kernel refused to set the memory policy on node {format_id_list(policy.nodes) or 'none'}"
+            f"the kernel rejects the memory policy on node {format_id_list(policy.nodes) or 'none'}"
             f" ({os.strerror(code)}){_remedy(code)}"
         )
 
@@ -204,7 +204,7 @@ FALLBACKS = ("preferred-many", "preferred")
 """What is tried after the policy that was asked for, in this order."""
 
 
-class GrantedPolicy(NamedTuple):
+class AcceptedPolicy(NamedTuple):
     """The policy that the kernel took, ``"none"`` if it took none, on which nodes, and why it is not what was asked."""
 
     policy: str
@@ -212,14 +212,14 @@ class GrantedPolicy(NamedTuple):
     refusal: BindingError | None = None
 
 
-def take_policy(policy: str, nodes: Iterable[int]) -> GrantedPolicy:
-    """Give the calling thread this policy, or the next best that the kernel grants; never raises for a refusal.
+def take_policy(policy: str, nodes: Iterable[int]) -> AcceptedPolicy:
+    """Give the calling thread this policy, or the next best that the kernel accepts; never raises for a refusal.
 
     ``"preferred"`` with several nodes means any of them, where the kernel can do that.
     """
     asked = tuple(sorted(set(nodes)))
     if policy == "none" or not asked:
-        return GrantedPolicy("none", ())
+        return AcceptedPolicy("none", ())
     first = "preferred-many" if policy == "preferred" and len(asked) > 1 else policy
     refusal: BindingError | None = None
     for step in (first, *FALLBACKS[FALLBACKS.index(first) + 1 if first in FALLBACKS else 0 :]):
@@ -238,8 +238,8 @@ def take_policy(policy: str, nodes: Iterable[int]) -> GrantedPolicy:
             if not isinstance(error, MemoryPolicyError):
                 break
         else:
-            return GrantedPolicy(step, taken, refusal)
-    return GrantedPolicy("none", (), refusal)
+            return AcceptedPolicy(step, taken, refusal)
+    return AcceptedPolicy("none", (), refusal)
 
 
 def _one_of(asked: tuple[int, ...]) -> tuple[int, ...]:
@@ -248,8 +248,8 @@ def _one_of(asked: tuple[int, ...]) -> tuple[int, ...]:
     return (next((node for node in asked if node in usable), asked[0]),)
 
 
-def granted_policy(policy: str, nodes: Iterable[int]) -> GrantedPolicy:
-    """Return what `take_policy` would grant, found out in a thread that ends with its policy."""
+def accepted_policy(policy: str, nodes: Iterable[int]) -> AcceptedPolicy:
+    """Return what `take_policy` would return, found out in a thread that ends with its policy."""
     asked = tuple(nodes)
     return _in_thread(lambda: take_policy(policy, asked))
 
@@ -263,11 +263,11 @@ def can_set_mempolicy() -> bool:
     nodes = allowed_memory_nodes()
     if not nodes:
         return False
-    return granted_policy("bind", nodes[:1]).policy == "bind"
+    return accepted_policy("bind", nodes[:1]).policy == "bind"
 
 
-def _in_thread(work: Callable[[], GrantedPolicy]) -> GrantedPolicy:
-    results: list[GrantedPolicy | BaseException] = []
+def _in_thread(work: Callable[[], AcceptedPolicy]) -> AcceptedPolicy:
+    results: list[AcceptedPolicy | BaseException] = []
 
     def body() -> None:
         try:
@@ -279,7 +279,7 @@ def _in_thread(work: Callable[[], GrantedPolicy]) -> GrantedPolicy:
     try:
         thread.start()
     except RuntimeError:
-        return GrantedPolicy("none", (), MemoryPolicyError("no thread could be started to try the memory policy in"))
+        return AcceptedPolicy("none", (), MemoryPolicyError("no thread could be started to try the memory policy in"))
     thread.join()
     (result,) = results
     if isinstance(result, BaseException):

@@ -113,6 +113,7 @@ def migrate_process_pages(sources: Iterable[int], targets: Iterable[int]) -> int
         if code == errno.ENOMEM:
             raise NoRoomError(f"the nodes have no room for what is to be moved there ({reason})")
         raise MemoryPolicyError(
-            f"the kernel refused to move pages that are there already ({reason}); in a container add --cap-add SYS_NICE"
+            f"the kernel rejects moving pages that are already allocated ({reason});"
+            " in a container add --cap-add SYS_NICE"
         )
     return int(left)

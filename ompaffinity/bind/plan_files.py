@@ -22,7 +22,7 @@ SILENCE_SECONDS = 5.0
 """So long a pipe may give nothing."""
 READ_SECONDS = 30.0
 BLOCK_BYTES = 2**20
-# Without O_NONBLOCK the opening of a FIFO waits for a writer for ever.
+# Without O_NONBLOCK the opening of a FIFO waits for a writer without limit.
 OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 

@@ -23,7 +23,7 @@ from ompaffinity.errors import BindingError
 from ompaffinity.ids import format_id_list
 from ompaffinity.openmp.detect import loaded_runtimes
 from ompaffinity.openmp.team import in_each_thread
-from ompaffinity.proc import mask_of
+from ompaffinity.proc import mask_of, thread_ids, thread_name
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from ompaffinity.bind.affinity import ThreadIdentity
-    from ompaffinity.bind.mempolicy import GrantedPolicy
+    from ompaffinity.bind.mempolicy import AcceptedPolicy
     from ompaffinity.messages import Message
     from ompaffinity.placement.model import RankPlacement
 
@@ -48,7 +48,7 @@ class ProcessBinding:
     """What was bound of this process; `undo`, or leaving it as a context, takes that back.
 
     `team` are the kernel ids of the calling thread's OpenMP team, in the order of its threads; `bound` is
-    {kernel id: CPUs}; `not_bound` are the threads that keep their mask; `messages` what was not granted.
+    {kernel id: CPUs}; `not_bound` are the threads that keep their mask; `messages` what was not accepted.
     """
 
     def __init__(self) -> None:
@@ -89,14 +89,14 @@ class ProcessBinding:
 
     def leave_thread(self, number: int, reason: str) -> None:
         """List a thread that keeps its mask."""
-        self.not_bound.append(UnboundThread(number, thread_name(number), reason))
+        self.not_bound.append(UnboundThread(number, thread_name("self", number), reason))
 
-    def bind_memory(self, policy: str, nodes: tuple[int, ...]) -> tuple[GrantedPolicy, tuple[int, ...]]:
-        """Give the calling thread and its team a memory policy; return what was granted, and which threads have it."""
-        granted, threads = change_team_policy(policy, nodes, self._undo)
-        found = (refusal_message("this process", policy, nodes, granted), full_message("this process", granted))
+    def bind_memory(self, policy: str, nodes: tuple[int, ...]) -> tuple[AcceptedPolicy, tuple[int, ...]]:
+        """Give the calling thread and its team a memory policy; return what was accepted, and which threads have it."""
+        accepted, threads = change_team_policy(policy, nodes, self._undo)
+        found = (refusal_message("this process", policy, nodes, accepted), full_message("this process", accepted))
         self.messages += [message for message in found if message is not None]
-        return granted, threads
+        return accepted, threads
 
     def resize_team(self, runtime: ctypes.CDLL, threads: int) -> tuple[int, ...]:
         """Give the calling thread's team this size; return the kernel ids of its threads, in their order."""
@@ -204,7 +204,7 @@ def _inherited_masks(placement: RankPlacement) -> list[set[int]]:
     mine = os.sched_getaffinity(0)
     if mine not in [set(place) for place in placement.places]:
         return [mine]
-    masks = [frozenset(mask) for number in os.listdir("/proc/self/task") if (mask := mask_of(int(number)))]
+    masks = [frozenset(mask) for number in thread_ids("self") if (mask := mask_of(number))]
     return [mine, set(Counter(masks).most_common(1)[0][0])]
 
 
@@ -223,18 +223,9 @@ def threads_but(known: Iterable[int]) -> Iterator[tuple[int, set[int]]]:
     A thread that the caller has not bound yet may start more meanwhile.
     """
     seen = set(known)
-    while new := set(map(int, os.listdir("/proc/self/task"))) - seen:
+    while new := set(thread_ids("self")) - seen:
         seen |= new
         for number in sorted(new):
             mask = mask_of(number)
             if mask is not None:
                 yield number, mask
-
-
-def thread_name(number: int) -> str:
-    """Return the name of a thread of this process, "" for one that has ended."""
-    try:
-        with open(f"/proc/self/task/{number}/comm", encoding="utf-8", errors="replace") as file:
-            return file.read().strip()
-    except OSError:
-        return ""

@@ -134,6 +134,6 @@ def take_affinity(cpus: tuple[int, ...], undo: Undo) -> None:
     reason = change_mask(threading.get_native_id(), cpus, undo)
     if reason is not None:
         raise BindingError(
-            f"the kernel refused CPU {format_id_list(cpus)} ({reason});"
+            f"the kernel rejects CPU {format_id_list(cpus)} ({reason});"
             " look for a seccomp profile, or a CPU or cpuset that is gone since the plan"
         )

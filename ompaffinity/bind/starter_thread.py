@@ -20,13 +20,13 @@ _lock = threading.Lock()
 _jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] | None = None
 
 
-def call_in_launcher(function: Callable[[], Any]) -> Any:
-    """Call `function` in the launcher thread and return or raise what it does."""
+def call_in_starter(function: Callable[[], Any]) -> Any:
+    """Call `function` in the starter thread and return or raise what it does."""
     global _jobs  # noqa: PLW0603
     with _lock:
         if _jobs is None:
             jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
-            threading.Thread(target=_serve, args=(jobs,), name="ompaffinity-launcher", daemon=True).start()
+            threading.Thread(target=_serve, args=(jobs,), name="ompaffinity-starter", daemon=True).start()
             _jobs = jobs
         jobs = _jobs
     future: Future[Any] = Future()
@@ -51,7 +51,7 @@ def _serve(jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]]]) -> None:
 
 
 def _forget() -> None:
-    """In a forked child there is no launcher thread."""
+    """In a forked child there is no starter thread."""
     global _jobs, _lock
     _jobs, _lock = None, threading.Lock()
 

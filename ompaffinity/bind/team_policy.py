@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from functools import partial
 from threading import get_native_id
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.bind.affinity import ThreadIdentity, thread_identity
-from ompaffinity.bind.mempolicy import DEFAULT_POLICY, GrantedPolicy, restore_thread_policy, take_policy, thread_policy
+from ompaffinity.bind.mempolicy import DEFAULT_POLICY, AcceptedPolicy, restore_thread_policy, take_policy, thread_policy
 from ompaffinity.errors import BindingError
 from ompaffinity.ids import format_id_list
 from ompaffinity.openmp.detect import loaded_runtimes
 from ompaffinity.openmp.team import in_each_thread
+from ompaffinity.proc import thread_ids
 
 if TYPE_CHECKING:
     from ompaffinity.bind.mempolicy import ThreadPolicy
@@ -27,48 +27,48 @@ class PolicyChange(NamedTuple):
     taken: ThreadPolicy
 
 
-def change_thread_policy(policy: str, nodes: tuple[int, ...], undo: Undo) -> GrantedPolicy:
-    """Give the calling thread a policy until `undo` runs; return what was granted. ``"none"`` changes nothing."""
+def change_thread_policy(policy: str, nodes: tuple[int, ...], undo: Undo) -> AcceptedPolicy:
+    """Give the calling thread a policy until `undo` runs; return what was accepted. ``"none"`` changes nothing."""
     if policy == "none" or not nodes:
-        return GrantedPolicy("none", ())
+        return AcceptedPolicy("none", ())
     changes: dict[ThreadIdentity, PolicyChange] = {}
     undo.add(partial(_restore, changes))
     return _change(policy, nodes, changes)
 
 
-def change_team_policy(policy: str, nodes: tuple[int, ...], undo: Undo) -> tuple[GrantedPolicy, tuple[int, ...]]:
+def change_team_policy(policy: str, nodes: tuple[int, ...], undo: Undo) -> tuple[AcceptedPolicy, tuple[int, ...]]:
     """Give the calling thread and its OpenMP team a policy until `undo` runs.
 
-    ``"none"`` is the kernel's default policy. Returns what was granted, and the kernel ids of the threads that have it.
+    ``"none"`` is the kernel's default policy. Returns what was accepted, and the kernel ids of its threads.
     A team is looked for only where there can be one: a runtime is loaded, and the process has several threads.
     """
     changes: dict[ThreadIdentity, PolicyChange] = {}
     undo.add(partial(_restore, changes))
-    granted = _change(policy, nodes, changes)
+    accepted = _change(policy, nodes, changes)
     if not changes:
-        return granted, ()
+        return accepted, ()
 
     def follow() -> None:
         if thread_identity(get_native_id()) not in changes:
-            _change(granted.policy, granted.nodes, changes)
+            _change(accepted.policy, accepted.nodes, changes)
 
     for runtime in _team_runtimes():
         in_each_thread(runtime, follow)
-    return granted, tuple(sorted(thread.number for thread in changes))
+    return accepted, tuple(sorted(thread.number for thread in changes))
 
 
-def _change(policy: str, nodes: tuple[int, ...], changes: dict[ThreadIdentity, PolicyChange]) -> GrantedPolicy:
+def _change(policy: str, nodes: tuple[int, ...], changes: dict[ThreadIdentity, PolicyChange]) -> AcceptedPolicy:
     """Give the calling thread a policy, and add what has changed to `changes`."""
     try:
         before = thread_policy()
     except BindingError as error:
-        return GrantedPolicy("none", (), None if policy == "none" else error)
-    granted = take_policy(policy, nodes)
+        return AcceptedPolicy("none", (), None if policy == "none" else error)
+    accepted = take_policy(policy, nodes)
     if policy == "none":
         restore_thread_policy(DEFAULT_POLICY)
-    if granted.policy != "none" or policy == "none":
+    if accepted.policy != "none" or policy == "none":
         changes[thread_identity(get_native_id())] = PolicyChange(before, thread_policy())
-    return granted
+    return accepted
 
 
 def _restore(changes: dict[ThreadIdentity, PolicyChange]) -> str | None:
@@ -96,7 +96,7 @@ def _restore(changes: dict[ThreadIdentity, PolicyChange]) -> str | None:
 
 def _team_runtimes() -> list[ctypes.CDLL]:
     try:
-        if len(os.listdir("/proc/self/task")) < 2:
+        if len(thread_ids("self")) < 2:
             return []
     except OSError:
         return []

@@ -62,7 +62,9 @@ def _run_cluster_plan(values: dict[str, Any]) -> int:
     """Print the plan over the nodes of a Ray cluster."""
     for field, option in {"machine": "--machine", "synthetic": "--synthetic", "architecture": "--arch"}.items():
         if field in values:
-            raise RequestError(f"--ray reads every node of the cluster, so {option} cannot be met; leave one out")
+            raise RequestError(
+                f"--ray reads every node of the cluster, so {option} cannot be combined with it; leave one out"
+            )
     if values.keys() & {"svg", "map"}:
         raise RequestError("--svg and --map are for one machine; a cluster's plan is a table or json")
     if "source" in values:
@@ -105,7 +107,7 @@ def plan_from_values(values: dict[str, Any]) -> tuple[Topology, Plan]:
     if request.bind != "none" and not machine.keys() & {"machine", "synthetic"}:
         plan = plan._replace(messages=(*plan.messages, *environment_messages(os.environ)))
         if any(rank.memory_policy != "none" for rank in plan.ranks):
-            from ompaffinity.bind.memory_fallbacks import with_granted_memory
+            from ompaffinity.bind.memory_fallbacks import with_accepted_memory
 
-            plan = with_granted_memory(plan)
+            plan = with_accepted_memory(plan)
     return topology, plan

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ompaffinity.ids import format_id_list
+from ompaffinity.messages import counted
 from ompaffinity.topology.model import UNKNOWN
 
 if TYPE_CHECKING:
@@ -59,8 +60,8 @@ def print_plan(topology: Topology, plan: Plan, rank: int | None = None) -> None:
 def print_cluster_plan(plan: ClusterPlan, rank: int | None = None) -> None:
     """Print one row per rank of a cluster, with its node, and the messages."""
     console = new_console()
-    machines = _counted(len(plan.hosts), "machine")
-    console.print(Text(f"{_counted(len(plan.ranks), 'rank')} on {machines} of the cluster", style="bold"))
+    machines = counted(len(plan.hosts), "machine")
+    console.print(Text(f"{counted(len(plan.ranks), 'rank')} on {machines} of the cluster", style="bold"))
     console.print()
     gpus = any(chosen.placement.gpu is not None for chosen in plan.ranks)
     headings = ("rank", "node", *(("GPU",) if gpus else ()), "threads", "CPUs", "helper CPUs", "memory")
@@ -179,7 +180,7 @@ def print_verdict(verdict: Verdict) -> None:
             )
             console.print(Text(f"rank {rank.rank}: threads reported by the OpenMP runtime: {report}", style="dim"))
     print_messages(verdict.messages)
-    count = _counted(len(verdict.ranks), "rank")
+    count = counted(len(verdict.ranks), "rank")
     if verdict.holds:
         console.print(Text(f"The plan holds: {count}, every thread on its planned CPUs.", style="bold green"))
     else:
@@ -229,7 +230,7 @@ def print_diagnosis(diagnosis: Diagnosis) -> None:
     console.print(table)
     console.print()
     if diagnosis.problems:
-        count = _counted(len(diagnosis.problems), "problem")
+        count = counted(len(diagnosis.problems), "problem")
         console.print(Text(f"{count}: workers cannot be bound as planned here.", style="bold red"))
     else:
         console.print(Text("Workers can be bound as planned.", style="bold green"))
@@ -275,15 +276,16 @@ def new_table(*columns: str, right: Iterable[str] = ()) -> Table:
 
 def _machine_line(topology: Topology) -> Text:
     online = [cpu for cpu in topology.cpus if cpu.online]
-    parts = [
-        _counted(len({cpu.package for cpu in online} - {UNKNOWN}), "package"),
-        _counted(len(topology.nodes), "NUMA node"),
-        _counted(_cores(online), "core"),
-        f"{_counted(len(online), 'CPU')} ({len(topology.allowed_cpus)} allowed)",
-    ]
+    counts = {
+        "package": len({cpu.package for cpu in online} - {UNKNOWN}),
+        "NUMA node": len(topology.nodes),
+        "core": _cores(online),
+    }
+    parts = [counted(count, word) for word, count in counts.items() if count]
+    parts.append(f"{counted(len(online), 'CPU')} ({len(topology.allowed_cpus)} allowed)")
     return Text.assemble(
         (topology.machine, "bold"),
-        f" ({topology.architecture}, read from {topology.source}): {', '.join(part for part in parts if part)}",
+        f" ({topology.architecture}, read from {topology.source}): {', '.join(parts)}",
     )
 
 
@@ -291,10 +293,6 @@ def message_line(message: Message) -> Text:
     """Return ``str(message)`` with its level in colour and its code dimmed."""
     level = (f"{message.level}: ", LEVEL_STYLES[message.level])
     return Text.assemble(level, message.message, (f" [{message.code}]", "dim"))
-
-
-def _counted(count: int, word: str) -> str:
-    return "" if count == 0 else f"1 {word}" if count == 1 else f"{count} {word}s"
 
 
 def _cores(cpus: Iterable[LogicalCPUInfo]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ompaffinity.bind.capacity import full_nodes
-from ompaffinity.bind.mempolicy import allowed_memory_nodes, granted_policy, load_libnuma
+from ompaffinity.bind.mempolicy import accepted_policy, allowed_memory_nodes, load_libnuma
 from ompaffinity.doctor.kernel_memory import WHOLE_MACHINE, huge_pages, numa_balancing, transparent_huge_pages
 from ompaffinity.doctor.record import OK, PROBLEM, WARNING, Check
 from ompaffinity.errors import BindingError
@@ -48,11 +48,11 @@ def _policy(several: bool) -> Check:
     nodes = allowed_memory_nodes()
     if not nodes:
         return Check("memory policy", OK, "none required: the kernel reports no NUMA nodes")
-    granted = granted_policy("bind", nodes[:1])
-    if granted.refusal is None:
+    accepted = accepted_policy("bind", nodes[:1])
+    if accepted.refusal is None:
         return Check("memory policy", OK, "threads can be bound to the memory of a node")
     level = PROBLEM if several else WARNING
-    text = f"the kernel rejects the policy bind; workers get {granted.policy}: {granted.refusal}"
+    text = f"the kernel rejects the policy bind; workers get {accepted.policy}: {accepted.refusal}"
     return Check(
         "memory policy", level, text, "docker, podman: --cap-add SYS_NICE; Kubernetes: add SYS_NICE to capabilities"
     )

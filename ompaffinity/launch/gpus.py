@@ -12,7 +12,7 @@ from ompaffinity.devices.model import GPUHome, GPUList
 from ompaffinity.devices.visibility import VISIBILITY, PhysicalGPU, by_address, visible_gpus
 from ompaffinity.errors import RequestError
 from ompaffinity.launch.mask_groups import environments_of_ranks
-from ompaffinity.messages import GPU_SHARING_UNKNOWN, Message
+from ompaffinity.messages import GPU_SHARING_UNKNOWN, Message, counted
 from ompaffinity.placement.check_gpu import check_node
 from ompaffinity.placement.request import SIZES
 from ompaffinity.topology.source import load_topology
@@ -92,8 +92,7 @@ def _sharers(topology: Topology, own: GPU, place: LauncherRank) -> Sharers:
                 return Sharers(Counter(filter(None, addresses.values())), sharing.index(place.local_rank))
     if len(machine) >= size:
         return ALONE
-    gpus = f"{len(machine)} {'GPU' if len(machine) == 1 else 'GPUs'}"
-    unknown = GPU_SHARING_UNKNOWN(ranks=size, gpus=gpus, address=own.address)
+    unknown = GPU_SHARING_UNKNOWN(ranks=size, gpus=counted(len(machine), "GPU"), address=own.address)
     counts = {device.address: size for device in (*machine, own)}
     return Sharers(counts, place.local_rank, (unknown,))
 

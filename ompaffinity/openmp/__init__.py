@@ -1,1 +1,1 @@
-"""TELL: what the OpenMP runtime of each rank hears."""
+"""The OpenMP variables and runtimes; no other room has either."""

@@ -185,7 +185,7 @@ class SharedLibrary:
     def _bytes(self, offset: int, size: int) -> bytes:
         content = self._piece(offset, size)
         if len(content) < size:
-            raise ELFError("it is shorter than it says")
+            raise ELFError("it is shorter than its headers require")
         return content
 
     def _piece(self, offset: int, size: int) -> bytes:

@@ -60,7 +60,7 @@ def check_request(request: PlacementRequest) -> PlacementRequest:
 def _check_values(request: PlacementRequest) -> None:
     _check_numbers(request)
     if request.ranks > MAX_RANKS:
-        raise RequestError(f"{request.ranks} ranks were asked for; at most {MAX_RANKS} can be planned")
+        raise RequestError(f"{request.ranks} ranks were requested; at most {MAX_RANKS} can be planned")
     if request.reserve is not None and request.reserve_per_rank is not None:
         raise RequestError(
             "--reserve counts cores in all and --reserve-per-rank counts them per rank; give one of them"
@@ -134,7 +134,7 @@ def _checked_lists(request: PlacementRequest) -> tuple[tuple[int, ...], ...]:
     conflicting = conflicting_options(request, CONFLICTS_WITH_LISTS)
     if conflicting:
         raise RequestError(
-            f"--bind names the CPUs of each rank, so {', '.join(conflicting)} cannot be met beside it; leave one out"
+            f"--bind names the CPUs of each rank, so {', '.join(conflicting)} cannot be combined with it; leave one out"
         )
     lists = tuple(_ids("--bind (bind)", cpus) for cpus in request.bind)
     if len(lists) != request.ranks:
@@ -217,7 +217,7 @@ def _check_avoided(topology: Topology, request: PlacementRequest) -> None:
         missing = present - set(plan.known)
         if plan.known and missing:
             raise PlacementError(
-                f"--avoid {plan.name} says nothing of CPU {format_id_list(missing)};"
+                f"--avoid {plan.name} does not list CPU {format_id_list(missing)};"
                 " it must be the whole plan (no --rank) for this machine"
             )
 

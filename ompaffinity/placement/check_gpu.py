@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.errors import IDListError, PlacementError, RequestError
 from ompaffinity.ids import MAX_ID, format_id_list, parse_ordered_id_list
+from ompaffinity.messages import counted
 from ompaffinity.placement.request import conflicting_options
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ class NUMABindConfig(_Fields):
         nodes, cpus = checked_maps(numa_bind_nodes, numa_bind_cpus)
         if not numa_bind and (nodes is not None or cpus is not None):
             given = "numa_bind_nodes" if nodes is not None else "numa_bind_cpus"
-            raise RequestError(f"{given} says how to bind, but numa_bind is False; set numa_bind=True, or leave it out")
+            raise RequestError(f"{given} is set, but numa_bind is False; set numa_bind=True, or leave {given} out")
         return _Fields.__new__(cls, numa_bind, nodes, cpus)
 
 
@@ -57,7 +58,7 @@ def checked_maps(nodes: object, cpus: object) -> tuple[tuple[int, ...] | None, t
     checked_cpus = None if cpus is None else tuple(_cpus(gpu, listed) for gpu, listed in enumerate(_lists(cpus)))
     if checked_nodes is not None and checked_cpus is not None and len(checked_nodes) != len(checked_cpus):
         raise RequestError(
-            f"{NODES} names {_counted(len(checked_nodes), 'GPU')} and {CPUS} {len(checked_cpus)};"
+            f"{NODES} names {counted(len(checked_nodes), 'GPU')} and {CPUS} {len(checked_cpus)};"
             " give one of each per GPU"
         )
     return checked_nodes, checked_cpus
@@ -68,11 +69,11 @@ def check_gpu_options(request: PlacementRequest) -> PlacementRequest:
 
     Raises:
         RequestError: a list that is none, that has too few entries for the GPUs, that gives a CPU twice without
-            `share`; options that cannot be met together.
+            `share`; options that cannot be combined.
     """
     if not request.for_gpus:
         if request.share:
-            raise RequestError("--share (share) is for GPU ranks; say --numa-bind as well, or leave it out")
+            raise RequestError("--share (share) is for GPU ranks; add --numa-bind, or leave it out")
         return request
     nodes, cpus = checked_maps(request.numa_bind_nodes, request.numa_bind_cpus)
     request = request._replace(numa_bind_nodes=nodes, numa_bind_cpus=cpus, gpus=_gpus(request))
@@ -89,7 +90,7 @@ def check_gpu_options(request: PlacementRequest) -> PlacementRequest:
         )
     if request.distribute != "close":
         raise RequestError(
-            "--distribute cannot be met for GPU ranks: their nodes are those of their GPUs; leave it out"
+            "--distribute is for CPU ranks: the nodes of GPU ranks are those of their GPUs; leave it out"
         )
     _check_together(request)
     _check_lengths(request)
@@ -129,7 +130,7 @@ def check_node(topology: Topology, gpu: int, node: int) -> None:
     """
     known = [found.id for found in topology.nodes if found.cpus]
     if node not in known:
-        what = "has no CPU on line" if any(found.id == node for found in topology.nodes) else "does not exist here"
+        what = "has no online CPU" if any(found.id == node for found in topology.nodes) else "does not exist here"
         raise PlacementError(
             f"--numa-bind-nodes names node {node} for GPU {gpu}, which {what};"
             f" the nodes with CPUs are {format_id_list(known) or 'none'}"
@@ -137,19 +138,15 @@ def check_node(topology: Topology, gpu: int, node: int) -> None:
 
 
 def _too_few(option: str, count: int, request: PlacementRequest) -> str:
-    wanted = f"{_counted(request.ranks, 'rank')} on GPU {format_id_list(request.gpu_of_rank)}"
+    wanted = f"{counted(request.ranks, 'rank')} on GPU {format_id_list(request.gpu_of_rank)}"
     were = "was" if request.ranks == 1 else "were"
     if option == "gpu_homes":
         seen = f"{count or 'no'} {'GPU is' if count == 1 else 'GPUs are'} seen"
         return (
-            f"{wanted} {were} asked for, but {seen} here; ask for fewer, or say with --numa-bind-nodes which NUMA node"
-            " each one is next to"
+            f"{wanted} {were} requested, but {seen} here; request fewer, or name the NUMA node of each one"
+            " with --numa-bind-nodes"
         )
-    return f"{option} names {_counted(count, 'GPU')}, but {wanted} {were} asked for; give one entry per GPU"
-
-
-def _counted(count: int, word: str) -> str:
-    return f"{count} {word}" if count == 1 else f"{count} {word}s"
+    return f"{option} names {counted(count, 'GPU')}, but {wanted} {were} requested; give one entry per GPU"
 
 
 def _check_together(request: PlacementRequest) -> None:
@@ -165,7 +162,7 @@ def _check_together(request: PlacementRequest) -> None:
     ):
         conflicting = conflicting_options(request, options)
         if given and conflicting:
-            raise RequestError(f"{whose}, so {', '.join(conflicting)} cannot be met beside it; leave one out")
+            raise RequestError(f"{whose}, so {', '.join(conflicting)} cannot be combined with it; leave one out")
 
 
 def _check_apart(cpus: tuple[tuple[int, ...], ...], used: tuple[int, ...]) -> None:
@@ -189,7 +186,7 @@ def _gpus(request: PlacementRequest) -> tuple[int, ...] | None:
         raise RequestError(f"{GPUS} names a GPU twice")
     if len(request.gpus) != request.ranks:
         raise RequestError(
-            f"{GPUS} names {_counted(len(request.gpus), 'GPU')} for {_counted(request.ranks, 'rank')}; give one per"
+            f"{GPUS} names {counted(len(request.gpus), 'GPU')} for {counted(request.ranks, 'rank')}; give one per"
             " rank, or as many ranks"
             " (--tp, --pp, --dp)"
         )

@@ -73,7 +73,7 @@ def _check_cpu_count(request: PlacementRequest, pools: Iterable[Pool], unusable:
 def _too_many_ranks(request: PlacementRequest, usable: int, unusable: Mapping[int, str]) -> str:
     if usable:
         return (
-            f"{request.ranks} ranks were asked for, but only {usable} CPUs may be used; ask for at most {usable}"
+            f"{request.ranks} ranks were requested, but only {usable} CPUs may be used; request at most {usable}"
             " with --tp, --pp and --dp, widen the CPUs that this process may use, or let ranks share CPUs"
             " (--oversubscribe)"
         )

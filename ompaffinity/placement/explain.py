@@ -25,6 +25,8 @@ from ompaffinity.messages import (
     UNEVEN_RANKS,
     WARNING,
     Message,
+    counted,
+    plural,
 )
 from ompaffinity.placement.architecture import rule_for
 from ompaffinity.placement.model import LeftOut
@@ -96,7 +98,7 @@ def _detail(
         nodes = {core.node for pool in assignment.pools for core in pool.cores}
         return UNUSED_BY_GPUS if request.for_gpus else _about_unused_nodes(len(nodes), request.ranks)
     if reason == "unbound" and request.for_gpus:
-        return "no GPU rank could be bound, as the warnings say"
+        return "no GPU rank could be bound; the warnings give the reasons"
     if reason == "not-allowed" and request.avoid:
         return _about_held(request, assignment.held, cpus)
     return DETAILS[reason]
@@ -166,7 +168,7 @@ def _about_nodes(topology: Topology, pools: Sequence[Pool], ranks: tuple[RankPla
         nodes = {core.node for pool in pools for core in pool.cores}
         used = {topology.cpu(cpu).numa_node for rank in ranks for cpu in rank.cpus}
         if len(ranks) > len(nodes):
-            yield RANKS_EXCEED_NODES(ranks=len(ranks), nodes=_counted(len(nodes), "NUMA node"))
+            yield RANKS_EXCEED_NODES(ranks=len(ranks), nodes=counted(len(nodes), "NUMA node"))
         if used < nodes:
             reason = _about_unused_nodes(len(nodes), len(ranks))
             yield NODES_UNUSED(unused=len(nodes) - len(used), nodes=len(nodes), reason=reason)
@@ -180,7 +182,7 @@ def _about_gpu_nodes(pools: Sequence[Pool], ranks: tuple[RankPlacement, ...]) ->
     unused = [pool for pool in pools if not any(cpu in used for core in pool.cores for cpu in core.cpus)]
     if unused and used:
         nodes = format_id_list(pool.node for pool in unused)
-        yield GPU_NODES_UNUSED(nodes=f"{_plural('node', len(unused))} {nodes}", reason=UNUSED_BY_GPUS)
+        yield GPU_NODES_UNUSED(nodes=f"{plural('node', len(unused))} {nodes}", reason=UNUSED_BY_GPUS)
 
 
 def _about_unused_nodes(nodes: int, ranks: int) -> str:
@@ -199,7 +201,7 @@ def _about_sharing(assignment: Assignment, ranks: tuple[RankPlacement, ...]) -> 
     pools = assignment.pools
     cpus = sum(len(core.cpus) for pool in pools for core in pool.cores)
     if len(ranks) > cpus:
-        yield OVERSUBSCRIBED(ranks=len(ranks), cpus=_counted(cpus, "CPU"))
+        yield OVERSUBSCRIBED(ranks=len(ranks), cpus=counted(cpus, "CPU"))
     elif assignment.split_siblings:
         cores = sum(len({core.cpus for core in pool.cores}) for pool in pools)
         yield RANKS_SHARE_CORES(ranks=len(ranks), cpus=cores)
@@ -214,7 +216,7 @@ def _about_reserve(
     taken = len({cores_of[cpu] for rank in ranks for cpu in rank.helper_cpus})
     if taken < wanted:
         requested = request.reserve is not None or request.reserve_per_rank is not None or request.kv_transfer
-        unit = _plural("CPU" if assignment.split_siblings else "core", wanted)
+        unit = plural("CPU" if assignment.split_siblings else "core", wanted)
         level = WARNING if requested else NOTE
         yield RESERVE_IMPOSSIBLE(level=level, reserved=taken, wanted=wanted, unit=unit)
 
@@ -223,7 +225,7 @@ def _about_helpers(ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
     taken = {cpu for rank in ranks for cpu in (*rank.cpus, *rank.helper_cpus)}
     without = [rank.rank for rank in ranks if not rank.helper_cpus and taken.issuperset(rank.affinity)]
     if without:
-        yield HELPER_CPUS_SHARED(ranks=f"{_plural('rank', len(without))} {format_id_list(without)}")
+        yield HELPER_CPUS_SHARED(ranks=f"{plural('rank', len(without))} {format_id_list(without)}")
 
 
 def _about_memory(topology: Topology, ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
@@ -237,7 +239,7 @@ def _about_memory(topology: Topology, ranks: tuple[RankPlacement, ...]) -> Itera
     )
     if homeless:
         given = sorted({node for rank in ranks for node in rank.nodes})
-        nodes = f"{_plural('node', len(homeless))} {format_id_list(homeless)}"
+        nodes = f"{plural('node', len(homeless))} {format_id_list(homeless)}"
         if given:
             yield MEMORYLESS_NODE(nodes=nodes, consequence=f"their ranks use node {format_id_list(given)}")
         else:
@@ -252,12 +254,4 @@ def _about_quota(topology: Topology, ranks: tuple[RankPlacement, ...]) -> Iterat
     usable = len(topology.allowed_cpus)
     if quota < usable:
         threads = sum(len(rank.cpus) for rank in ranks)
-        yield QUOTA_BELOW_CPUS(quota=f"{quota:g}", cpus=usable, threads=_counted(threads, "OpenMP thread"))
-
-
-def _plural(word: str, count: int) -> str:
-    return word if count == 1 else f"{word}s"
-
-
-def _counted(count: int, word: str) -> str:
-    return f"{count} {_plural(word, count)}"
+        yield QUOTA_BELOW_CPUS(quota=f"{quota:g}", cpus=usable, threads=counted(threads, "OpenMP thread"))

@@ -51,7 +51,7 @@ def nodes_of_gpu(request: PlacementRequest, gpu: int) -> tuple[int, ...]:
         return (request.numa_bind_nodes[gpu],)
     if request.gpu_homes is None:
         raise PlacementError(
-            "nothing tells where the GPUs of this machine are; name them with --numa-bind-nodes, one NUMA node per GPU"
+            "the NUMA nodes of this machine's GPUs are unknown; name them with --numa-bind-nodes, one node per GPU"
         )
     return request.gpu_homes[gpu].nodes
 

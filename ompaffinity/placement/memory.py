@@ -122,11 +122,7 @@ def share_of(placement: RankPlacement, by_node: Mapping[int, int], limit: int | 
 
 def planned_budget(topology: Topology, placement: RankPlacement, utilization: float) -> int | None:
     """Return how many bytes a rank may use on this machine, None where its memory is unknown."""
-    totals = {
-        node.id: node.total_memory
-        for node in topology.nodes
-        if node.allowed and node.has_memory is not False and not node.device_memory
-    }
+    totals = {node.id: node.total_memory for node in topology.nodes if node.allowed and _may_have_memory(node)}
     if not topology.nodes:
         totals = {0: topology.total_memory}
     share = share_of(placement, totals, topology.limits.memory_limit_bytes)

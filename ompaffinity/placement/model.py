@@ -63,7 +63,6 @@ class Plan(NamedTuple):
     left_out: tuple[LeftOut, ...]
     messages: tuple[Message, ...]
     live: bool = False
-    """Whether it was planned for this machine as it runs, so that processes here can be bound by it."""
 
 
 class Core(NamedTuple):

@@ -162,12 +162,12 @@ class _Run:
             )
         said = self._reports.get(self._latest.pid)
         if not said:
-            note = "its OpenMP runtime said nothing of its threads (no parallel region, or one older than OpenMP 5.0)"
+            note = "its OpenMP runtime reported no threads (no parallel region, or a runtime older than OpenMP 5.0)"
             return self._latest._replace(notes=(*self._latest.notes, note))
         differences = [
             Difference(
                 f"thread {thread}",
-                f"is on CPU {format_id_list(cpus)} by its OpenMP runtime's own word, the plan says"
+                f"is on CPU {format_id_list(cpus)} by the report of its OpenMP runtime, the plan requires"
                 f" {format_id_list(self._placement.places[thread])}",
             )
             for thread, cpus in sorted(said.items())
@@ -178,7 +178,7 @@ class _Run:
                 0,
                 Difference(
                     "team",
-                    f"the team has {len(said)} threads by its OpenMP runtime's own word, the plan says"
+                    f"the team has {len(said)} threads by the report of its OpenMP runtime, the plan requires"
                     f" {len(self._placement.places)}",
                     "the program set another number of threads (omp_set_num_threads, torch.set_num_threads)",
                 ),

@@ -1,4 +1,4 @@
-"""Compare a process with its placement: what the kernel reports, thread by thread, beside what the plan says."""
+"""Compare a process with its placement: what the kernel reports, thread by thread, beside what the plan requires."""
 
 from __future__ import annotations
 
@@ -89,14 +89,14 @@ def _thread_differences(
     placement: RankPlacement, state: ProcessState, threads: tuple[ThreadVerdict, ...], team: tuple[int, ...] | None
 ) -> Iterator[Difference]:
     if team is not None and len(team) != len(placement.cpus):
-        yield Difference("team", f"the team has {len(team)} threads, the plan says {len(placement.cpus)}")
+        yield Difference("team", f"the team has {len(team)} threads, the plan requires {len(placement.cpus)}")
     for place in placement.places[1:]:
         crowd = sum(thread.cpus == place for thread in state.threads)
         if len(place) == 1 and crowd > 1:
             kernel = format_id_list(place)
             yield Difference(
                 "team",
-                f"{crowd} threads are bound to CPU {kernel}, the plan says one",
+                f"{crowd} threads are bound to CPU {kernel}, the plan requires one",
                 "the team is larger than the plan's (another OMP_NUM_THREADS, omp_set_num_threads), or a pinned"
                 " OpenMP thread started threads",
             )
@@ -106,7 +106,7 @@ def _thread_differences(
             continue
         if thread.cpus is not None:
             kernel, plan = format_id_list(thread.cpus), format_id_list(thread.place)
-            yield Difference(name, f"may run on CPU {kernel}, the plan says {plan}")
+            yield Difference(name, f"may run on CPU {kernel}, the plan requires {plan}")
         elif team is None:
             hint = "" if len(state.threads) > 1 else "; has it run a parallel region yet?"
             yield Difference(name, f"no thread of the process is bound to CPU {format_id_list(thread.place)}{hint}")
@@ -147,9 +147,9 @@ def _policy_differences(placement: RankPlacement, policy: str | None) -> Iterato
     if mode not in POLICY_WORDS[placement.memory_policy] or not as_planned:
         yield Difference(
             "memory",
-            f"the memory policy is {policy}, the plan says {placement.memory_policy} to node"
+            f"the memory policy is {policy}, the plan requires {placement.memory_policy} to node"
             f" {format_id_list(placement.nodes)}",
-            "the kernel refused it at the start (look for memory-policy-not-permitted), or the program set its own",
+            "the kernel rejected it at the start (look for memory-policy-not-permitted), or the program set its own",
         )
 
 

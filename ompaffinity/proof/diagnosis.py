@@ -80,7 +80,7 @@ def _other_variables(state: ProcessState, environment: dict[str, str] | None) ->
         expected, got = environment.get(name), started_with.get(name)
         if expected != got:
             found = f"with {name}={got}" if got is not None else f"without {name}"
-            return f"the process was started {found}, the plan says {expected or 'to unset it'}"
+            return f"the process was started {found}, the plan requires {expected or 'it unset'}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Any processes, bound by anybody: where their threads may run and their pages are, and what is wrong with that."""
+"""Any running processes: where their threads may run and their pages are, and what is wrong with that."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.errors import RequestError
 from ompaffinity.ids import format_id_list
+from ompaffinity.proc import process_ids
 from ompaffinity.proof.compare import main_policy
 from ompaffinity.proof.observe import ProcessState, observe_process
 from ompaffinity.topology.model import LOCAL_DISTANCE, UNKNOWN
@@ -90,18 +91,18 @@ def inspect_all(topology: Topology) -> Inspection:
     """
     online = {cpu.id for cpu in topology.cpus if cpu.online}
     states, unseen = [], []
-    for name in os.listdir("/proc"):
-        if not name.isdigit() or int(name) == os.getpid():
+    for pid in process_ids():
+        if pid == os.getpid():
             continue
         try:
-            state = observe_process(int(name))
+            state = observe_process(pid)
         except RequestError:
-            unseen.append(int(name))
+            unseen.append(pid)
             continue
         # A kernel thread has no command line.
         if state.command and any(not online <= set(thread.cpus) for thread in state.threads):
             states.append(state)
-    return _inspected(topology, sorted(states, key=lambda state: state.pid))._replace(unseen=tuple(sorted(unseen)))
+    return _inspected(topology, states)._replace(unseen=tuple(unseen))
 
 
 def _inspected(topology: Topology, states: list[ProcessState]) -> Inspection:

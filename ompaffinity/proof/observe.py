@@ -73,9 +73,7 @@ def observe_process(pid: int) -> ProcessState:
     except FileNotFoundError:
         raise RequestError(f"there is no process {pid} (any more)") from None
     except OSError as error:
-        raise RequestError(
-            f"process {pid} cannot be looked at: {error.strerror} (hidepid, or another user's)"
-        ) from None
+        raise RequestError(f"process {pid} cannot be read: {error.strerror} (hidepid, or another user's)") from None
     if not threads:
         raise RequestError(f"there is no process {pid} (any more)")
     if all(thread.state in ENDED_STATES for thread in threads):

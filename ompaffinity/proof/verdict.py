@@ -89,7 +89,7 @@ class RankVerdict(NamedTuple):
 
 
 def difference_in_words(rank: int, difference: Difference) -> str:
-    """Return one sentence: ``rank 1, thread 3: may run on CPU 0-7, the plan says 5; likely cause: ...``."""
+    """Return one sentence: ``rank 1, thread 3: may run on CPU 0-7, the plan requires 5; likely cause: ...``."""
     cause = f"; likely cause: {difference.cause}" if difference.cause else ""
     return f"rank {rank}, {difference.subject}: {difference.message}{cause}"
 

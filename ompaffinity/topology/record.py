@@ -115,7 +115,7 @@ def _recorded_file(path: str) -> RecordedMachine:
     if not os.path.exists(path):
         raise TopologyError(f"there is no file or directory {path}")
     try:
-        # Without O_NONBLOCK the opening of a FIFO waits for a writer for ever.
+        # Without O_NONBLOCK the opening of a FIFO waits for a writer without limit.
         with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise TopologyError(f"{path} is neither a file nor a directory")

@@ -53,7 +53,7 @@ def load_topology(
         topology = _live(source)._replace(live=True) if recording is None else recording.topology(architecture, source)
     if architecture not in (None, topology.architecture):
         raise TopologyError(
-            f"--arch {architecture} contradicts the machine, which says {topology.architecture}; leave --arch out"
+            f"--arch {architecture} contradicts the machine, which reports {topology.architecture}; leave --arch out"
         )
     return topology
 
@@ -76,7 +76,7 @@ def _live(source: str) -> Topology:
 
 
 def _settled(tree: Tree, architecture: str, affinity: tuple[int, ...] | None) -> Topology:
-    """Read sysfs until no CPU goes on or off line meanwhile, three times at most."""
+    """Read sysfs until no CPU changes between online and offline meanwhile, three times at most."""
     for _ in range(HOTPLUG_TRIES):
         topology = read_sysfs(tree, architecture=architecture, machine=LIVE, affinity=affinity)
         if read_online(tree) in (None, [cpu.id for cpu in topology.cpus if cpu.online]):

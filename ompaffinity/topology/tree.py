@@ -27,7 +27,7 @@ if TYPE_CHECKING:
             """Return the tree below a directory, whose files it reaches faster; valid as long as this one."""
 
 
-# Without O_NONBLOCK a FIFO in a recorded tree would wait for a writer for ever.
+# Without O_NONBLOCK a FIFO in a recorded tree would wait for a writer without limit.
 READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 SYSFS_PAGE = 4096
 MAX_FILE_BYTES = 2**20

@@ -135,7 +135,7 @@ def test_no_room_at_all_is_an_error(machine: Any) -> None:
 
 def test_a_machine_that_does_not_tell_its_memory(machine: Any) -> None:
     machine(MachineMemory({0: UNKNOWN}, {0: UNKNOWN}, None, None))
-    with pytest.raises(CapacityError, match="does not tell how much memory"):
+    with pytest.raises(CapacityError, match="the memory size of this machine is unknown"):
         memory_budget(TWO_ON_A_NODE[0])
 
 

@@ -230,7 +230,7 @@ def test_cpus_that_are_not_to_be_had_leave_the_worker_unbound(caplog: pytest.Log
             assert not placement.bound
             assert not {"OMP_NUM_THREADS", "GOMP_CPU_AFFINITY", "OMP_PLACES"} & (set(os.environ) - set(before))
             assert ompaffinity.current_placement() == placement
-    assert "the kernel refused CPU 5000" in caplog.text
+    assert "the kernel rejects CPU 5000" in caplog.text
     assert [message.code for message in manager.messages if message.level == "warning"] == ["affinity-not-permitted"]
     with pytest.raises(BindingError, match="5000"), OMPProcessManager(plan, strict=True).configure_omp_envs(0):
         pass

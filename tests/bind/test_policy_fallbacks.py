@@ -10,11 +10,11 @@ import pytest
 import ompaffinity
 from ompaffinity.bind import mempolicy
 from ompaffinity.bind.mempolicy import (
-    GrantedPolicy,
+    AcceptedPolicy,
     LibnumaMissingError,
     MemoryPolicyError,
     ThreadPolicy,
-    granted_policy,
+    accepted_policy,
     take_policy,
     thread_policy,
 )
@@ -23,7 +23,7 @@ from tests.conftest import ROOT, needs_libnuma
 
 
 def kernel_that_knows(monkeypatch: pytest.MonkeyPatch, *known: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Let the kernel grant these policies only; returns what it was asked for."""
+    """Let the kernel accept these policies only; returns what it was asked for."""
     asked: list[tuple[str, tuple[int, ...]]] = []
 
     def set_policy(wanted: str, nodes: Any) -> None:
@@ -38,7 +38,7 @@ def kernel_that_knows(monkeypatch: pytest.MonkeyPatch, *known: str) -> list[tupl
 
 @needs_libnuma
 @pytest.mark.parametrize(
-    ("asked", "nodes", "known", "granted", "granted_nodes"),
+    ("asked", "nodes", "known", "accepted", "accepted_nodes"),
     [
         ("bind", (0,), ("bind",), "bind", (0,)),
         ("bind", (0, 1), ("preferred-many", "preferred"), "preferred-many", (0, 1)),
@@ -54,20 +54,20 @@ def test_the_next_best_is_taken_and_the_first_reason_is_kept(
     asked: str,
     nodes: tuple[int, ...],
     known: tuple[str, ...],
-    granted: str,
-    granted_nodes: tuple[int, ...],
+    accepted: str,
+    accepted_nodes: tuple[int, ...],
 ) -> None:
     kernel_that_knows(monkeypatch, *known)
     taken = take_policy(asked, nodes)
-    assert (taken.policy, taken.nodes) == (granted, granted_nodes)
-    assert (taken.refusal is None) == (granted == asked)
+    assert (taken.policy, taken.nodes) == (accepted, accepted_nodes)
+    assert (taken.refusal is None) == (accepted == asked)
     if taken.refusal is not None:
         assert str(taken.refusal) == f"{asked} refused"
 
 
 def test_several_preferred_nodes_are_any_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = kernel_that_knows(monkeypatch, "preferred-many", "preferred")
-    assert take_policy("preferred", (3, 1)) == GrantedPolicy("preferred-many", (1, 3))
+    assert take_policy("preferred", (3, 1)) == AcceptedPolicy("preferred-many", (1, 3))
     assert asked == [("preferred-many", (1, 3))]
 
 
@@ -76,7 +76,7 @@ def test_nothing_is_set_where_nothing_is_wanted(
     monkeypatch: pytest.MonkeyPatch, asked: str, nodes: tuple[int, ...]
 ) -> None:
     called = kernel_that_knows(monkeypatch)
-    assert take_policy(asked, nodes) == GrantedPolicy("none", ())
+    assert take_policy(asked, nodes) == AcceptedPolicy("none", ())
     assert called == []
 
 
@@ -88,17 +88,17 @@ def test_without_libnuma_no_other_step_is_tried(monkeypatch: pytest.MonkeyPatch)
         raise LibnumaMissingError("install libnuma1")
 
     monkeypatch.setattr(mempolicy, "set_thread_policy", missing)
-    granted = take_policy("bind", (0,))
-    assert granted.policy == "none"
-    assert isinstance(granted.refusal, LibnumaMissingError)
+    accepted = take_policy("bind", (0,))
+    assert accepted.policy == "none"
+    assert isinstance(accepted.refusal, LibnumaMissingError)
     assert len(asked) == 1
 
 
 @needs_libnuma
-def test_what_is_granted_is_found_out_without_touching_the_caller() -> None:
+def test_what_is_accepted_is_found_out_without_touching_the_caller() -> None:
     nodes = tuple(ompaffinity.get_memory_affinity()[:1])
     before = thread_policy()
-    assert granted_policy("bind", nodes) == GrantedPolicy("bind", nodes)
+    assert accepted_policy("bind", nodes) == AcceptedPolicy("bind", nodes)
     assert thread_policy() == before
 
 
@@ -186,14 +186,14 @@ class TestWhereTheKernelRefuses:
             assert '"memory_policy":"none"' in done.stdout.replace(" ", "")
 
 
-def test_a_thread_that_cannot_be_started_grants_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_thread_that_cannot_be_started_accepts_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(self: object) -> None:
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr("threading.Thread.start", start)
-    granted = granted_policy("bind", (0,))
-    assert granted.policy == "none"
-    assert "no thread" in str(granted.refusal)
+    accepted = accepted_policy("bind", (0,))
+    assert accepted.policy == "none"
+    assert "no thread" in str(accepted.refusal)
 
 
 @needs_libnuma
@@ -216,15 +216,15 @@ def test_what_the_kernel_took_instead_is_given_back(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(mempolicy, "_set", narrowed)
 
     def work() -> Any:
-        granted = take_policy("bind", (node, node + 1))
-        return granted.policy, granted.nodes, thread_policy()
+        accepted = take_policy("bind", (node, node + 1))
+        return accepted.policy, accepted.nodes, thread_policy()
 
-    granted, nodes, there = in_thread(work)
-    assert (granted, nodes) == ("preferred", (node,))
+    accepted, nodes, there = in_thread(work)
+    assert (accepted, nodes) == ("preferred", (node,))
     assert there == ThreadPolicy(1, (node,))
     monkeypatch.setattr(mempolicy, "FALLBACKS", ())
-    granted, nodes, there = in_thread(work)
-    assert (granted, nodes, there) == ("none", (), ThreadPolicy(0))
+    accepted, nodes, there = in_thread(work)
+    assert (accepted, nodes, there) == ("none", (), ThreadPolicy(0))
 
 
 def test_an_error_of_ours_is_not_taken_for_a_missing_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +233,7 @@ def test_an_error_of_ours_is_not_taken_for_a_missing_thread(monkeypatch: pytest.
 
     monkeypatch.setattr(mempolicy, "take_policy", broken)
     with pytest.raises(ZeroDivisionError):
-        granted_policy("bind", (0,))
+        accepted_policy("bind", (0,))
 
 
 def test_another_module_called_numa_is_no_libnuma(tmp_path: Any) -> None:

@@ -108,7 +108,7 @@ def test_children_of_other_threads_inherit_nothing_from_popen() -> None:
 @pytest.mark.parametrize(
     ("argv", "keywords", "match"),
     [
-        (["true"], {"shell": True}, "asked for a shell"),
+        (["true"], {"shell": True}, "got a true value for shell"),
         ("true", {}, "pass a list of words"),
         (b"true", {}, "pass a list of words"),
     ],

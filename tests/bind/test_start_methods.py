@@ -55,7 +55,7 @@ def test_the_launcher_lives_as_long_as_its_workers() -> None:
     for process in processes:
         manager.start(process, rank=0)
     del manager
-    threads = [thread for thread in threading.enumerate() if thread.name == "ompaffinity-launcher"]
+    threads = [thread for thread in threading.enumerate() if thread.name == "ompaffinity-starter"]
     assert [(thread.daemon, thread.is_alive()) for thread in threads] == [(True, True)]
     for process in processes:
         process.join(60)
@@ -202,8 +202,8 @@ def test_a_launcher_that_cannot_start_says_so_each_time(monkeypatch: pytest.Monk
         patched.setattr(threading.Thread, "start", refuse)
         for _ in range(2):
             with pytest.raises(RuntimeError, match="can't start new thread"):
-                starter_thread.call_in_launcher(int)
-    assert starter_thread.call_in_launcher(lambda: 7) == 7
+                starter_thread.call_in_starter(int)
+    assert starter_thread.call_in_starter(lambda: 7) == 7
 
 
 def test_an_interrupt_waits_for_what_was_begun(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,7 +219,7 @@ def test_an_interrupt_waits_for_what_was_begun(monkeypatch: pytest.MonkeyPatch) 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt):
-            starter_thread.call_in_launcher(slow)
+            starter_thread.call_in_starter(slow)
     finally:
         signal.signal(signal.SIGINT, before)
     assert begun.is_set()

@@ -210,15 +210,15 @@ def test_reads_huge_pages_without_nodes(tmp_path: Path) -> None:
 def test_missing_libnuma_is_a_problem_only_with_several_nodes(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nodes: tuple[int, ...], level: str
 ) -> None:
-    from ompaffinity.bind.mempolicy import GrantedPolicy, LibnumaMissingError, MemoryPolicyError
+    from ompaffinity.bind.mempolicy import AcceptedPolicy, LibnumaMissingError, MemoryPolicyError
 
     def missing() -> None:
         raise LibnumaMissingError("libnuma cannot be loaded")
 
-    refused = GrantedPolicy("none", (), MemoryPolicyError("the kernel refused"))
+    refused = AcceptedPolicy("none", (), MemoryPolicyError("the kernel refused"))
     monkeypatch.setattr(doctor_memory, "allowed_memory_nodes", lambda: nodes)
     monkeypatch.setattr(doctor_memory, "load_libnuma", missing)
-    monkeypatch.setattr(doctor_memory, "granted_policy", lambda policy, wanted: refused)
+    monkeypatch.setattr(doctor_memory, "accepted_policy", lambda policy, wanted: refused)
     with tree_of(tmp_path, {}) as tree:
         found = checked(memory_checks(synthetic("core:2 pu:1"), tree))
     assert (found["libnuma"].level, found["memory policy"].level) == (level, level)

@@ -181,7 +181,7 @@ def test_the_usual_variants_that_cannot_be_had_are_left_out() -> None:
     done = run_command("compare", "--runtime", "gomp", "--bind", str(CPUS[0]), "--budget", "12", "--json", *WORK)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
-    assert "--threads-per-core cannot be met" in document["left_out"]["smt"]
+    assert "--threads-per-core cannot be combined" in document["left_out"]["smt"]
 
 
 def test_one_variant_is_compared_with_nothing_set() -> None:

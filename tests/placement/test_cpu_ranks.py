@@ -49,5 +49,5 @@ def test_cpus_of_other_plans_are_not_assigned() -> None:
     found = assign_cpu_ranks(topology, PlacementRequest(reserve=0), held)
     assert [share.cpus for share in found.shares if share] == [(2,)]
     assert found.held == held
-    with pytest.raises(PlacementError, match="2 ranks were asked for"):
+    with pytest.raises(PlacementError, match="2 ranks were requested"):
         assign_cpu_ranks(topology, PlacementRequest(tensor_parallel_size=2), held)

@@ -350,17 +350,17 @@ def test_a_plan_is_read_back() -> None:
         ({"numa_bind_cpus": ("0-3", "")}, "gives GPU 1 no CPU"),
         ({"numa_bind_cpus": ("0-3", (4, 4))}, "a CPU twice for GPU 1"),
         ({"numa_bind_cpus": ("0-3", "3-5")}, "gives CPU 3 to GPU 0 and to GPU 1"),
-        ({"numa_bind_cpus": ("0-3", "4-5"), "reserve": 1}, "--reserve cannot be met"),
-        ({"numa_bind_cpus": ("0-3", "4-5"), "nodes": (0,)}, "--nodes cannot be met"),
+        ({"numa_bind_cpus": ("0-3", "4-5"), "reserve": 1}, "--reserve cannot be combined"),
+        ({"numa_bind_cpus": ("0-3", "4-5"), "nodes": (0,)}, "--nodes cannot be combined"),
         ({"numa_bind_cpus": ("0-3", "4-5"), "numa_bind_nodes": (0, 0, 1)}, "names 3 GPUs and .* 2"),
-        ({"numa_bind": True, "share": True, "reserve": 1}, "--reserve cannot be met"),
+        ({"numa_bind": True, "share": True, "reserve": 1}, "--reserve cannot be combined"),
         ({"numa_bind": True, "bind": "none"}, "--bind is for CPU ranks"),
-        ({"numa_bind": True, "distribute": "spread"}, "--distribute cannot be met"),
+        ({"numa_bind": True, "distribute": "spread"}, "--distribute is for CPU ranks"),
         ({"numa_bind": True, "oversubscribe": True}, "--oversubscribe is for CPU ranks"),
         ({"gpus": (0, 0)}, "names a GPU twice"),
         ({"gpus": (0,)}, "names 1 GPU for 2 ranks"),
         ({"gpus": "01"}, "must be a list of GPU numbers"),
-        ({"gpus": (0, 5)}, "2 ranks on GPU 0,5 were asked for, but 2 GPUs are seen"),
+        ({"gpus": (0, 5)}, "2 ranks on GPU 0,5 were requested, but 2 GPUs are seen"),
     ],
 )
 def test_what_makes_no_sense_is_refused_each_in_its_own_words(request_: dict[str, Any], words: str) -> None:
@@ -372,7 +372,7 @@ def test_what_makes_no_sense_is_refused_each_in_its_own_words(request_: dict[str
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        ({"numa_bind": True}, "nothing tells where the GPUs"),
+        ({"numa_bind": True}, "the NUMA nodes of this machine's GPUs are unknown"),
         ({"numa_bind_nodes": (0, 7)}, "node 7 for GPU 1, which does not exist here; the nodes with CPUs are 0-1"),
         ({"numa_bind_cpus": ("0-3", "99")}, "CPU 99, which this machine does not have"),
     ],
@@ -386,7 +386,7 @@ def test_a_node_that_is_a_gpus_memory_is_no_place_for_threads() -> None:
     topology = synthetic(TWO)
     memory = topology.nodes[0]._replace(id=9, cpus=(), device_memory=True)
     topology = topology._replace(nodes=(*topology.nodes, memory))
-    with pytest.raises(PlacementError, match="node 9 for GPU 0, which has no CPU on line"):
+    with pytest.raises(PlacementError, match="node 9 for GPU 0, which has no online CPU"):
         make_plan(topology, PlacementRequest(numa_bind_nodes=(9,)))
 
 

@@ -246,7 +246,7 @@ def test_gpu_memory_is_not_for_cpu_ranks() -> None:
 
 
 def test_more_ranks_than_cpus_are_refused_with_the_numbers() -> None:
-    with pytest.raises(PlacementError, match="9 ranks were asked for, but only 8 CPUs"):
+    with pytest.raises(PlacementError, match="9 ranks were requested, but only 8 CPUs"):
         plan_for("core:4 pu:2", 9)
 
 

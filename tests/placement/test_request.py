@@ -30,7 +30,7 @@ from ompaffinity.placement.request import PlacementRequest, parse_bind, requeste
         ({"bind": ((0, 1), (1, 2)), "tensor_parallel_size": 2}, "CPU 1 to rank 0 and to rank 1"),
         ({"bind": ((0, 0),)}, "names a number twice"),
         ({"bind": (("a",),)}, "list of numbers"),
-        ({"bind": ((0,),), "cpus": (0,), "reserve": 1}, "--cpus, --reserve cannot be met beside it"),
+        ({"bind": ((0,),), "cpus": (0,), "reserve": 1}, "--cpus, --reserve cannot be combined with it"),
         ({"tensor_parallel_size": "2"}, "--tp"),
         ({"tensor_parallel_size": 2.0}, "--tp"),
         ({"tensor_parallel_size": None}, "--tp"),

@@ -95,7 +95,7 @@ def test_a_plan_that_holds_nothing_or_not_all_is_refused(tmp_path: Path) -> None
     topology = synthetic("numa:2 core:4 pu:1")
     part = tmp_path / "part.json"
     part.write_text(json.dumps(plan_document(make_plan(topology, PlacementRequest(tensor_parallel_size=2)), rank=0)))
-    with pytest.raises(PlacementError, match=r"--avoid part\.json says nothing of CPU 4-6; it must be the whole plan"):
+    with pytest.raises(PlacementError, match=r"--avoid part\.json does not list CPU 4-6; it must be the whole plan"):
         make_plan(topology, PlacementRequest(avoid=held_by_plans([part])))
 
 

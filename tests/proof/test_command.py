@@ -78,7 +78,7 @@ def test_a_program_that_goes_its_own_way_is_caught() -> None:
     code = SERVER.replace("form_team(sys.argv[1])", "import ctypes; ctypes.CDLL(sys.argv[1]).omp_set_num_threads(1)")
     verdict = verify_command(OMPProcessManager(live_plan("gomp", reserve=0)), command(GOMP, code), 2)
     assert not verdict.holds
-    assert "said nothing of its threads" in " ".join(verdict.ranks[0].notes)
+    assert "reported no threads" in " ".join(verdict.ranks[0].notes)
 
 
 def test_a_program_without_openmp_does_not_hold() -> None:
@@ -95,7 +95,9 @@ def test_a_team_that_is_too_large_is_caught() -> None:
     code = SERVER.replace("form_team(sys.argv[1])", form)
     verdict = verify_command(OMPProcessManager(live_plan("gomp", reserve=0)), command(GOMP, code), 3)
     messages = [difference.message for difference in verdict.ranks[0].differences]
-    assert any(message.startswith(f"the team has {2 * len(CPUS)} threads by its OpenMP") for message in messages)
+    assert any(
+        message.startswith(f"the team has {2 * len(CPUS)} threads by the report of its OpenMP") for message in messages
+    )
 
 
 def test_what_the_command_started_is_ended_with_it() -> None:

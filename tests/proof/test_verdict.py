@@ -42,8 +42,8 @@ def test_a_worker_that_is_right() -> None:
 def test_a_thread_that_may_run_elsewhere() -> None:
     (sentence,) = words(compare_with_placement(PLACEMENT, process((4, 6), (4, 5, 6)), (100, 101)))
     assert sentence == (
-        "rank 1, thread 1: may run on CPU 4-6, the plan says 5; likely cause: the mask of this thread was changed after"
-        " the team was formed (sched_setaffinity, taskset -p)"
+        "rank 1, thread 1: may run on CPU 4-6, the plan requires 5; likely cause: the mask of this thread was changed"
+        " after the team was formed (sched_setaffinity, taskset -p)"
     )
 
 
@@ -54,7 +54,7 @@ def test_helper_threads_stay_within_the_rank() -> None:
 
 def test_too_many_threads_of_a_live_worker() -> None:
     (sentence,) = words(compare_with_placement(PLACEMENT, process((4, 6), (5,), (5,))))
-    assert sentence.startswith("rank 1, team: 2 threads are bound to CPU 5, the plan says one; likely cause: ")
+    assert sentence.startswith("rank 1, team: 2 threads are bound to CPU 5, the plan requires one; likely cause: ")
 
 
 def test_a_process_without_a_runtime() -> None:
@@ -89,7 +89,7 @@ def test_memory_policies(placement: RankPlacement, policy: str, holds: bool) -> 
     assert verdict.holds == holds
     if not holds:
         (sentence,) = words(verdict)
-        assert f"the memory policy is {policy}, the plan says {placement.memory_policy} to node" in sentence
+        assert f"the memory policy is {policy}, the plan requires {placement.memory_policy} to node" in sentence
         assert "memory-policy-not-permitted" in sentence
 
 

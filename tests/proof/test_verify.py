@@ -183,10 +183,10 @@ def test_a_wrong_number_of_threads_is_the_cause() -> None:
     heard, _ = worker_environment(plan, plan.ranks[0])
     with worker(GOMP, plan, OMP_NUM_THREADS="1") as (pid, team):
         verdict = verdict_on(plan.ranks[0], pid, team, heard)
-    assert only_cause(verdict) == f"the process was started with OMP_NUM_THREADS=1, the plan says {len(CPUS)}"
+    assert only_cause(verdict) == f"the process was started with OMP_NUM_THREADS=1, the plan requires {len(CPUS)}"
     with worker(GOMP, plan, before="ctypes.CDLL('libgomp.so.1').omp_set_num_threads(1)") as (pid, team):
         verdict = verdict_on(plan.ranks[0], pid, team, heard)
-    assert verdict.differences[0].message == f"the team has 1 threads, the plan says {len(CPUS)}"
+    assert verdict.differences[0].message == f"the team has 1 threads, the plan requires {len(CPUS)}"
     assert "the program set another number of threads" in only_cause(verdict)
     with worker(GOMP, plan, OMP_THREAD_LIMIT="1") as (pid, team):
         assert "OMP_THREAD_LIMIT=1, which breaks a team" in only_cause(verdict_on(plan.ranks[0], pid, team))
@@ -202,7 +202,7 @@ def test_names_a_mask_that_was_changed_after_the_team_was_formed_as_the_cause() 
         verdict = verdict_on(plan.ranks[0], pid, team)
         (difference,) = verdict.differences
         assert difference.subject == "thread 1"
-        assert difference.message == f"may run on CPU {CPUS[0]}, the plan says {plan.ranks[0].cpus[1]}"
+        assert difference.message == f"may run on CPU {CPUS[0]}, the plan requires {plan.ranks[0].cpus[1]}"
         assert "the mask of this thread was changed" in only_cause(verdict)
         live = verify_processes([pid])
         assert not live.holds

@@ -2,7 +2,7 @@
 
 Ray's workers are children of a raylet, not of the program that asks for them, so nothing is inherited. What reaches
 an actor before its interpreter starts is its runtime environment: `env_vars`, and `py_executable`, which here runs
-`bind_exec.py`. An actor whose start fails hangs for ever, so this never fails: what cannot be bound runs unbound and
+`bind_exec.py`. An actor whose start fails never returns, so this never fails: what cannot be bound runs unbound and
 says so in OMPAFFINITY_UNBOUND. Source: Ray's documentation (Environment Dependencies, Scheduling, Actors).
 """
 
@@ -20,7 +20,7 @@ from ompaffinity.errors import BindingError, RequestError
 from ompaffinity.integrations.ray.cluster import check_for_cluster, make_cluster_plan
 from ompaffinity.integrations.ray.gpus import GPU_VARIABLE, gpu_table, placement_of_rays_gpus
 from ompaffinity.integrations.ray.interpreter import bound_interpreter
-from ompaffinity.integrations.ray.nodes import connected, granted_there, read_nodes
+from ompaffinity.integrations.ray.nodes import accepted_there, connected, read_nodes
 from ompaffinity.launch import bind_exec
 from ompaffinity.launch.ranks import rank_variables
 from ompaffinity.messages import REFUSALS, THREADS_NOT_BOUND, Message, log_warnings
@@ -75,11 +75,11 @@ def plan_cluster(
         hosts = tuple(
             host
             if any(node.node_id in recorded for node in host.nodes)
-            else host._replace(plan=granted_there(host.nodes[0], host.plan, timeout_seconds))
+            else host._replace(plan=accepted_there(host.nodes[0], host.plan, timeout_seconds))
             for host in plan.hosts
         )
-    granted = {placement.rank: placement for host in hosts for placement in host.plan.ranks}
-    ranks = tuple(rank._replace(placement=granted[rank.rank]) for rank in plan.ranks)
+    accepted = {placement.rank: placement for host in hosts for placement in host.plan.ranks}
+    ranks = tuple(rank._replace(placement=accepted[rank.rank]) for rank in plan.ranks)
     plan = plan._replace(ranks=ranks, hosts=hosts, messages=(*messages, *plan.messages))
     log_warnings(plan.all_messages)
     return plan

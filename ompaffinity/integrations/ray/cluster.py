@@ -143,7 +143,7 @@ def _rooms(hosts: Sequence[Sequence[ClusterNode]], request: PlacementRequest) ->
     gpus = [sum(int(node.gpu_slots) for node in members) for members in hosts]
     if request.ranks > sum(gpus):
         raise PlacementError(
-            f"{request.ranks} GPU ranks were asked for, but the cluster counts {sum(gpus)} GPUs; ask for at most"
+            f"{request.ranks} GPU ranks were requested, but the cluster has {sum(gpus)} GPUs; request at most"
             " these with --tp, --pp and --dp"
         )
     return [(count, count) for count in gpus]
@@ -168,7 +168,7 @@ def check_for_cluster(request: PlacementRequest) -> PlacementRequest:
     by_hand = {"numa_bind_nodes": "--numa-bind-nodes", "numa_bind_cpus": "--numa-bind-cpus", "gpus": "--gpus"}
     named = [option for field, option in by_hand.items() if getattr(request, field) is not None]
     if named:
-        raise RequestError(f"{named[0]} is for one machine; for the GPUs of a cluster say --numa-bind")
+        raise RequestError(f"{named[0]} is for one machine; for the GPUs of a cluster use --numa-bind")
     if isinstance(request.bind, tuple):
         raise RequestError("--bind with lists is for one machine; for a cluster it is auto or none")
     if request.avoid:

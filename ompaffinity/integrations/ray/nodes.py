@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from ompaffinity.bind.live_plan import for_runtimes
-from ompaffinity.bind.memory_fallbacks import with_granted_memory
+from ompaffinity.bind.memory_fallbacks import with_accepted_memory
 from ompaffinity.devices.model import GPUHome
 from ompaffinity.errors import RequestError, TopologyError
 from ompaffinity.ids import format_id_list
@@ -287,13 +287,13 @@ def _topology_of_node() -> Topology:
         os.sched_setaffinity(0, before)
 
 
-def granted_there(node: ClusterNode, plan: Plan, timeout_seconds: float) -> Plan:
+def accepted_there(node: ClusterNode, plan: Plan, timeout_seconds: float) -> Plan:
     """Return the plan with the memory policies that the kernel of that node accepts."""
     if all(rank.memory_policy == "none" for rank in plan.ranks):
         return plan
-    result = _on_each([node.node_id], with_granted_memory, (plan,), timeout_seconds)[node.node_id]
+    result = _on_each([node.node_id], with_accepted_memory, (plan,), timeout_seconds)[node.node_id]
     if isinstance(result, str):
         unknown = MEMORY_POLICY_UNKNOWN(reason=result)
         return plan._replace(messages=(*plan.messages, unknown))
-    granted: Plan = result
-    return granted
+    accepted: Plan = result
+    return accepted

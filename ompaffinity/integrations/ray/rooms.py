@@ -31,7 +31,7 @@ def ranks_by_room(
             if sum(counts) == ranks:
                 return counts, size == group
     raise PlacementError(
-        f"{ranks} ranks were asked for, but the nodes have {sum(cpus)} usable CPUs in all; ask for at most"
+        f"{ranks} ranks were requested, but the nodes have {sum(cpus)} usable CPUs in all; request at most"
         f" {sum(cpus)} with --tp, --pp and --dp, or let ranks share CPUs (--oversubscribe)"
     )
 

@@ -81,7 +81,7 @@ def _judged(number: int, answer: Answer, planned: ClusterRank | None, started: d
     if rank is not None and started.setdefault(rank, number) != number:
         found.append(Difference("actor", f"another one was started as rank {rank}, too"))
     if planned is not None and node_id != planned.node_id:
-        text = f"it runs on node {node_id[:8]}, the plan says {planned.node_id[:8]}"
+        text = f"it runs on node {node_id[:8]}, the plan requires {planned.node_id[:8]}"
         found.append(Difference("actor", text, "another scheduling strategy than actor_options gives"))
     return verdict._replace(differences=(*found, *verdict.differences))
 

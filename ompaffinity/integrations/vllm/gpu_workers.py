@@ -74,7 +74,7 @@ def configure_subprocess(
     starts the workers of a data-parallel rank: it gets all that they get.
 
     The GPUs that this process sees (with `data_parallel_size_local`: those of the workers) share the CPUs next to
-    them. What is not granted leaves the worker unbound, with a warning in the log. At the end the environment, and the
+    them. What is not accepted leaves the worker unbound, with a warning in the log. At the end the environment, and the
     affinity and memory policy of the calling thread, are restored as `OMPProcessManager.configure_omp_envs` does. Start
     one worker after another: a plan made inside another one's context would be for what that one has.
 
@@ -167,7 +167,7 @@ def _plan(config: Any, topology: Topology, wanted: _WantedGpus) -> Plan:
     missing = [gpu for gpu in wanted.own if gpu >= count]
     if missing:
         raise RequestError(
-            f"GPU {format_id_list(missing)} was asked for, but "
+            f"GPU {format_id_list(missing)} was requested, but "
             + (f"the lists of the configuration name {count}" if by_hand else f"this process sees {count}")
             + "; look at CUDA_VISIBLE_DEVICES, and at the sizes and lists of the configuration"
         )

@@ -23,7 +23,7 @@ def numa_bind_to_node(node: int) -> ProcessBinding:
     No thread gets a CPU that it did not have: its mask is cut down to those of the node. One that has none there keeps
     what it has, and is among `not_bound`; if that is the calling thread, nothing changes. The memory policy is
     that of the calling thread, its OpenMP team, and the threads that they start later; no page moves
-    (`init_cpu_memory_env` moves them). What is not granted is logged, and among the `messages`. ``undo()`` takes the
+    (`init_cpu_memory_env` moves them). What is not accepted is logged, and among the `messages`. ``undo()`` takes the
     binding back.
 
     Raises:

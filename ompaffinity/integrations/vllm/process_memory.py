@@ -27,7 +27,7 @@ NEGLIGIBLE = 0.01
 class MemoryBinding(ProcessBinding):
     """What `init_cpu_memory_env` did; `undo`, or leaving it as a context, restores the policies and moves no page.
 
-    `policy` and `nodes` are what the kernel granted, `threads` the kernel's ids of those that have it.
+    `policy` and `nodes` are what the kernel accepted, `threads` the kernel's ids of those that have it.
     `moved_bytes` were moved to the nodes, `anonymous` is where the process's own pages are now, {node: bytes}; None if
     no nodes were given.
     """
@@ -46,7 +46,7 @@ def init_cpu_memory_env(nodes: Iterable[int], policy: str = "auto", migrate: boo
 
     ``"auto"`` binds to one node and interleaves over several. The calling thread and its OpenMP team get the
     policy (``"none"``: the kernel's default), as will threads that they start; other threads of the process keep
-    theirs. What the kernel does not grant (a container without SYS_NICE) leaves the next best policy and a warning.
+    theirs. What the kernel does not accept (a container without SYS_NICE) leaves the next best policy and a warning.
     No nodes: nothing happens.
 
     Raises:
@@ -62,8 +62,8 @@ def init_cpu_memory_env(nodes: Iterable[int], policy: str = "auto", migrate: boo
         policy = "bind" if len(wanted) == 1 else "interleave"
     try:
         with deferred_signals():
-            granted, binding.threads = binding.bind_memory(policy, wanted)
-        binding.policy, binding.nodes = granted.policy, granted.nodes
+            accepted, binding.threads = binding.bind_memory(policy, wanted)
+        binding.policy, binding.nodes = accepted.policy, accepted.nodes
         if migrate:
             _move_pages(binding, wanted)
         binding.anonymous = _anonymous()

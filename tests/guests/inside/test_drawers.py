@@ -59,8 +59,8 @@ def test_a_kernel_without_numa_has_no_policy_to_set() -> None:
     assert not package.can_set_mempolicy()
 
     def work() -> list[str]:
-        granted = take_policy("bind", [0])
-        return [granted.policy, str(granted.refusal)]
+        accepted = take_policy("bind", [0])
+        return [accepted.policy, str(accepted.refusal)]
 
     policy, reason = in_child(work)
     assert policy == "none"

@@ -52,9 +52,9 @@ def test_several_preferred_nodes_read_as_the_kernel_words_them() -> None:
     first, second = sample_of_nodes()[:2]
 
     def work() -> list[Any]:
-        granted = take_policy("preferred", [first, second])
+        accepted = take_policy("preferred", [first, second])
         memory = touched(2)
-        return [granted.policy, list(mapped_memory().bytes_by_policy), len(memory)]
+        return [accepted.policy, list(mapped_memory().bytes_by_policy), len(memory)]
 
     listed = f"{first}-{second}" if second == first + 1 else f"{first},{second}"
     assert in_child(work)[:2] == ["preferred-many", [f"prefer (many):{listed}"]]
@@ -65,8 +65,8 @@ def test_a_node_that_cannot_be_used_is_refused_with_the_reason_and_nothing_crash
     for node in (*without, max(guest["nodes"]) + 1, 1000):
 
         def work(node: int = node) -> list[Any]:
-            granted = take_policy("bind", [node])
-            return [granted.policy, str(granted.refusal), thread_policy().mode]
+            accepted = take_policy("bind", [node])
+            return [accepted.policy, str(accepted.refusal), thread_policy().mode]
 
         policy, reason, mode = in_child(work)
         assert (policy, mode) == ("none", 0)

@@ -85,7 +85,7 @@ def test_gpu_ranks_of_one_machine_go_to_the_nodes_that_count_its_gpus() -> None:
 
 def test_more_gpu_ranks_than_gpus() -> None:
     request = PlacementRequest(tensor_parallel_size=3, numa_bind=True)
-    with pytest.raises(PlacementError, match="3 GPU ranks were asked for, but the cluster counts 2 GPUs"):
+    with pytest.raises(PlacementError, match="3 GPU ranks were requested, but the cluster has 2 GPUs"):
         make_cluster_plan([with_gpus("a", 0, 1), node("b", LARGE)], request)
     with pytest.raises(PlacementError, match="0 GPUs"):
         make_cluster_plan([node("b", LARGE)], request)
@@ -173,7 +173,7 @@ def test_what_is_for_one_machine_is_refused() -> None:
 
 def test_more_ranks_than_cpus_are_refused_unless_they_may_share() -> None:
     nodes = [node("a", SMALL), node("b", SMALL)]
-    with pytest.raises(PlacementError, match="9 ranks were asked for, but the nodes have 8 usable CPUs in all"):
+    with pytest.raises(PlacementError, match="9 ranks were requested, but the nodes have 8 usable CPUs in all"):
         make_cluster_plan(nodes, PlacementRequest(data_parallel_size=9))
     plan = make_cluster_plan(nodes, PlacementRequest(data_parallel_size=9, oversubscribe=True))
     assert sum(counts(plan).values()) == 9

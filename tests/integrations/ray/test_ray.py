@@ -279,13 +279,16 @@ def test_the_plan_of_a_cluster_on_the_command_line(cluster: str) -> None:
     assert [rank["cpus"] for rank in document["ranks"]] == [rank["cpus"] for rank in alone["ranks"]]
     too_many = run_command("plan", "--ray", cluster, "--tp", "5000")
     assert too_many.returncode == 2
-    assert too_many.stderr.startswith("ompaffinity: error: 5000 ranks were asked for, but the nodes have")
+    assert too_many.stderr.startswith("ompaffinity: error: 5000 ranks were requested, but the nodes have")
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("--machine", "x"), "--ray reads every node of the cluster, so --machine cannot be met; leave one out"),
+        (
+            ("--machine", "x"),
+            "--ray reads every node of the cluster, so --machine cannot be combined with it; leave one out",
+        ),
         (("--source", "lscpu"), "--ray reads every node as --source auto does; leave --source out"),
         (("--format", "env"), "--format env is for one machine; a cluster's plan is a table or json"),
         (("--bind", "0|1"), "--bind with lists is for one machine; for a cluster it is auto or none"),

@@ -135,7 +135,7 @@ def test_what_makes_no_sense_is_a_value_error(call: dict[str, Any], words: str) 
 
 def test_a_gpu_that_is_not_there(machine: Any) -> None:
     topology = machine(synthetic(TWO), 0, 1)
-    with pytest.raises(RequestError, match="GPU 2 was asked for, but this process sees 2"):
+    with pytest.raises(RequestError, match="GPU 2 was requested, but this process sees 2"):
         planned(topology, config(), 0, dp=1)
 
 
@@ -279,7 +279,7 @@ def test_the_context_of_another_worker_is_no_place_to_start_one(machine: Any) ->
 
 def test_an_engine_whose_workers_have_no_gpu(machine: Any) -> None:
     topology = machine(synthetic(TWO), 0, 1)
-    with pytest.raises(RequestError, match="GPU 2-3 was asked for, but this process sees 2"):
+    with pytest.raises(RequestError, match="GPU 2-3 was requested, but this process sees 2"):
         planned(topology, config(tensor_parallel_size=4), 0, "EngineCore")
 
 

@@ -88,7 +88,7 @@ def test_the_team_gets_the_policy_too_and_its_own_back() -> None:
             return found
         answer = [modes()]
         undo = Undo()
-        granted, before = change_team_policy("bind", tuple(ompaffinity.get_memory_affinity()[:1]), undo)
+        accepted, before = change_team_policy("bind", tuple(ompaffinity.get_memory_affinity()[:1]), undo)
         answer += [modes(), len(before)]
         undo.run()
         answer += [modes()]
@@ -164,12 +164,12 @@ def test_no_policy_is_the_kernels_default() -> None:
 
 @needs_libnuma
 def test_a_node_that_is_nearly_full_is_told_of_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ompaffinity.bind.mempolicy import GrantedPolicy
+    from ompaffinity.bind.mempolicy import AcceptedPolicy
     from ompaffinity.bind.process import bind_current_process
 
     monkeypatch.setattr(memory_fallbacks, "full_nodes", lambda nodes: FullNodes(nodes, 2**20, 2**30))
-    monkeypatch.setattr(memory_fallbacks, "granted_policy", lambda policy, nodes: GrantedPolicy(policy, nodes))
-    monkeypatch.setattr(team_policy, "take_policy", lambda policy, nodes: GrantedPolicy(policy, tuple(nodes)))
+    monkeypatch.setattr(memory_fallbacks, "accepted_policy", lambda policy, nodes: AcceptedPolicy(policy, nodes))
+    monkeypatch.setattr(team_policy, "take_policy", lambda policy, nodes: AcceptedPolicy(policy, tuple(nodes)))
     monkeypatch.setattr(process_memory, "why_unusable", lambda nodes: None)
     for strict in (False, True):
         manager = ompaffinity.OMPProcessManager(
@@ -199,7 +199,7 @@ def test_a_team_that_shrank_meanwhile_gets_its_policy_back() -> None:
         runtime.omp_set_num_threads(3)
         in_each_thread(runtime)
         undo = Undo()
-        granted, before = change_team_policy("bind", tuple(ompaffinity.get_memory_affinity()[:1]), undo)
+        accepted, before = change_team_policy("bind", tuple(ompaffinity.get_memory_affinity()[:1]), undo)
         runtime.omp_set_num_threads(1)
         undo.run()
         after = []
@@ -210,24 +210,24 @@ def test_a_team_that_shrank_meanwhile_gets_its_policy_back() -> None:
 
 
 class TestWhatThePlanSays:
-    """Two ranks on two nodes, and a kernel that grants one of them less."""
+    """Two ranks on two nodes, and a kernel that accepts one of them less."""
 
-    def plan(self, monkeypatch: pytest.MonkeyPatch, grant: Any) -> Any:
+    def plan(self, monkeypatch: pytest.MonkeyPatch, accept: Any) -> Any:
         from tests.placement.machines import plan_for
 
-        monkeypatch.setattr(memory_fallbacks, "granted_policy", grant)
+        monkeypatch.setattr(memory_fallbacks, "accepted_policy", accept)
         monkeypatch.setattr(memory_fallbacks, "full_nodes", lambda nodes: None)
-        return memory_fallbacks.with_granted_memory(
+        return memory_fallbacks.with_accepted_memory(
             plan_for("package:2 [numa(memory=64GiB)] core:4 pu:1", 2, utilization=1.0)
         )
 
     def test_nodes_and_budgets_stay_and_each_refusal_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from ompaffinity.bind.mempolicy import GrantedPolicy, MemoryPolicyError
+        from ompaffinity.bind.mempolicy import AcceptedPolicy, MemoryPolicyError
 
-        def grant(policy: str, nodes: Any) -> GrantedPolicy:
-            return GrantedPolicy("preferred" if nodes == (1,) else "none", nodes, MemoryPolicyError("refused"))
+        def accept(policy: str, nodes: Any) -> AcceptedPolicy:
+            return AcceptedPolicy("preferred" if nodes == (1,) else "none", nodes, MemoryPolicyError("refused"))
 
-        plan = self.plan(monkeypatch, grant)
+        plan = self.plan(monkeypatch, accept)
         assert [rank.memory_policy for rank in plan.ranks] == ["none", "preferred"]
         assert [(rank.nodes, rank.node_ranks, rank.memory_budget) for rank in plan.ranks] == [
             ((0,), (1,), 64 * 2**30),
@@ -240,9 +240,9 @@ class TestWhatThePlanSays:
         ]
 
     def test_one_reason_for_all_is_told_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        from ompaffinity.bind.mempolicy import GrantedPolicy, MemoryPolicyError
+        from ompaffinity.bind.mempolicy import AcceptedPolicy, MemoryPolicyError
 
-        plan = self.plan(monkeypatch, lambda policy, nodes: GrantedPolicy("none", (), MemoryPolicyError("refused")))
+        plan = self.plan(monkeypatch, lambda policy, nodes: AcceptedPolicy("none", (), MemoryPolicyError("refused")))
         told = [message.message for message in plan.messages if message.code == "memory-policy-not-permitted"]
         assert told == ["rank 0-1: memory policy none instead of bind 0, because refused"]
 
