@@ -23,9 +23,7 @@ def plan_document(plan: Plan, rank: int | None = None) -> dict[str, Any]:
         "machine": plan.machine,
         "runtime": plan.runtime,
         "granularity": plan.granularity,
-        "ranks": [
-            _rank_document(plan, placement) for placement in plan.ranks if rank is None or placement.rank == rank
-        ],
+        "ranks": [rank_document(plan, placement) for placement in plan.ranks if rank is None or placement.rank == rank],
         "reserved": format_id_list(plan.reserved),
         "left_out": [
             {"cpus": format_id_list(group.cpus), "reason": group.reason, "detail": group.detail}
@@ -43,7 +41,8 @@ def worker_environment(plan: Plan, placement: RankPlacement) -> tuple[dict[str, 
     return environment | {PLACEMENT_VARIABLE: json.dumps(placement_document(placement))}, unset
 
 
-def _rank_document(plan: Plan, placement: RankPlacement) -> dict[str, Any]:
+def rank_document(plan: Plan, placement: RankPlacement) -> dict[str, Any]:
+    """Return one rank of a plan as plain values: its placement, the variables to set and those to unset."""
     environment, unset = rank_environment(
         placement, runtime=plan.runtime, granularity=plan.granularity, wait_policy=plan.wait_policy
     )

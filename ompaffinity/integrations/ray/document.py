@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ompaffinity.openmp.plan_document import _rank_document, plan_document
+from ompaffinity.openmp.plan_document import plan_document, rank_document
 
 if TYPE_CHECKING:
     from typing import Any
@@ -19,7 +19,7 @@ def cluster_document(plan: ClusterPlan, rank: int | None = None) -> dict[str, An
         if rank is None or chosen.rank == rank:
             host, node = plan.home(chosen.rank)
             node_keys = {"node_id": node.node_id, "node": node.name, "slots": chosen.slots}
-            ranks.append(_rank_document(host.plan, chosen.placement) | node_keys)
+            ranks.append(rank_document(host.plan, chosen.placement) | node_keys)
     return {
         "schema": "ompaffinity.cluster/1",
         "world_size": len(plan.ranks),
