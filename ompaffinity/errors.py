@@ -22,6 +22,14 @@ class RequestError(OMPAffinityError, ValueError):
     """The request is invalid on every machine."""
 
 
+class ProcessEndedError(RequestError):
+    """There is no such process, or it has ended."""
+
+
+class CommandStartError(RequestError):
+    """The command of a rank cannot be started."""
+
+
 class PlacementError(OMPAffinityError):
     """The request is valid, but this machine cannot meet it."""
 

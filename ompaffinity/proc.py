@@ -18,8 +18,18 @@ from ompaffinity.ids import parse_id_list
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-STATE_FIELD, PARENT_FIELD, START_TIME_FIELD, LAST_CPU_FIELD = 3, 4, 22, 39
+STATE_FIELD, PARENT_FIELD, FLAGS_FIELD, USER_FIELD, SYSTEM_FIELD, START_TIME_FIELD, LAST_CPU_FIELD = (
+    3,
+    4,
+    9,
+    14,
+    15,
+    22,
+    39,
+)
 """Fields of /proc/PID/stat, counted from 1; the second, the name in parentheses, may hold anything."""
+FORKED_FLAG = 0x40
+"""PF_FORKNOEXEC among the flags of a process: it was forked and has not executed a program since (sched.h)."""
 MAX_MAPS_BYTES = 16 * 2**20
 MAX_ARGUMENT_BYTES = 6 * 2**20
 """What the arguments and the environment of a process may take in all, execve(2)."""
@@ -32,6 +42,34 @@ class Scheduling(NamedTuple):
 
     run_ns: int
     delay_ns: int
+
+
+class ProcessFacts(NamedTuple):
+    """The parent of a process, its start time in clock ticks since boot, and whether it was forked without an exec."""
+
+    parent: int
+    start_time: int
+    forked: bool
+
+
+class ThreadTimes(NamedTuple):
+    """A thread's start in clock ticks since boot, its last CPU, and its CPU time so far.
+
+    `run_ns` is the CPU time in nanoseconds, `delay_ns` the time that it waited for a CPU, None where the kernel does
+    not count it; `run_ns` then has the resolution of a clock tick.
+    """
+
+    start_time: int
+    last_cpu: int | None
+    run_ns: int
+    delay_ns: int | None
+
+
+class Environment(NamedTuple):
+    """The variables that a process was started with; `complete` is False where the program has overwritten some."""
+
+    variables: dict[str, str]
+    complete: bool
 
 
 class MappedFile(NamedTuple):
@@ -61,20 +99,22 @@ def process_ids() -> list[int]:
     return sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
-def processes_below(pid: int) -> Iterator[int]:
-    """Yield the processes below one, the nearest first, as they are when it is called."""
+def processes_below(*pids: int) -> Iterator[int]:
+    """Yield the processes below these, the nearest first, as they are when it is called."""
     children: dict[int, list[int]] = {}
     for number in process_ids():
         children.setdefault(parent_of(number), []).append(number)
-    waiting = list(children.get(pid, ()))
+    waiting = [child for pid in pids for child in children.get(pid, ())]
     while waiting:
         found = waiting.pop(0)
         waiting += children.get(found, ())
         yield found
 
 
-def started_with(pid: int | str) -> dict[str, str]:
+def environment_of(pid: int | str) -> Environment:
     """Return the environment that a process was started with; later changes do not show.
+
+    A program that sets its title (setproctitle, PostgreSQL's way) overwrites the head of it.
 
     Raises:
         OSError: it may not be read, or there is no such process.
@@ -83,8 +123,19 @@ def started_with(pid: int | str) -> dict[str, str]:
         entries = file.read(MAX_ARGUMENT_BYTES).split(b"\0", MAX_ARGUMENTS)
     if len(entries) > MAX_ARGUMENTS:
         raise OSError(errno.E2BIG, f"it has more than {MAX_ARGUMENTS} variables")
-    pairs = (os.fsdecode(entry).partition("=") for entry in entries if entry)
-    return {name: value for name, _, value in pairs}
+    # The file ends with a NUL; without variables it is empty.
+    complete = entries == [b""] or all(b"=" in entry for entry in entries[:-1])
+    pairs = (os.fsdecode(entry).partition("=") for entry in entries if b"=" in entry)
+    return Environment({name: value for name, _, value in pairs}, complete)
+
+
+def started_with(pid: int | str) -> dict[str, str]:
+    """Return the variables that a process was started with, without those that it has overwritten.
+
+    Raises:
+        OSError: they may not be read, or there is no such process.
+    """
+    return environment_of(pid).variables
 
 
 def command_line(pid: int | str) -> list[str]:
@@ -151,14 +202,53 @@ def stat_fields(pid: int | str, thread_id: int | None = None) -> dict[int, str]:
         return dict(enumerate(file.read().rpartition(")")[2].split(), STATE_FIELD))
 
 
-def last_cpu(pid: int | str, thread_id: int | None = None) -> int | None:
-    """Return the CPU on which a thread ran last, None where the kernel does not tell.
+def process_facts(pid: int) -> ProcessFacts:
+    """Return the parent, the start time and the way of start of a process.
 
     Raises:
         OSError: it has ended, or may not be seen.
     """
-    number = stat_fields(pid, thread_id).get(LAST_CPU_FIELD, "")
-    return int(number) if number.isdigit() else None
+    fields = stat_fields(pid)
+    return ProcessFacts(
+        _integer(fields, PARENT_FIELD),
+        _integer(fields, START_TIME_FIELD),
+        bool(_integer(fields, FLAGS_FIELD) & FORKED_FLAG),
+    )
+
+
+def thread_times(pid: int | str, thread_id: int) -> ThreadTimes:
+    """Return a thread's start, last CPU and CPU time.
+
+    Source: proc(5), ``stat`` and ``schedstat``. The latter is all zeros where the kernel does not count (sched_info).
+
+    Raises:
+        OSError: it has ended, or may not be seen.
+    """
+    fields = stat_fields(pid, thread_id)
+    ticks = _integer(fields, USER_FIELD) + _integer(fields, SYSTEM_FIELD)
+    times = scheduling(pid, thread_id)
+    start, last = _integer(fields, START_TIME_FIELD), fields.get(LAST_CPU_FIELD, "")
+    last_cpu = int(last) if last.isdigit() else None
+    if times is None or (times == (0, 0) and ticks):
+        return ThreadTimes(start, last_cpu, ticks * 10**9 // os.sysconf("SC_CLK_TCK"), None)
+    return ThreadTimes(start, last_cpu, times.run_ns, times.delay_ns)
+
+
+def _integer(fields: dict[int, str], number: int) -> int:
+    try:
+        return int(fields.get(number, ""))
+    except ValueError:
+        return 0
+
+
+def bytes_read(pid: int | str) -> int | None:
+    """Return how many bytes a process has read so far (proc(5), ``rchar`` of ``io``), None where that is unknown."""
+    try:
+        with open(f"/proc/{pid}/io", encoding="ascii", errors="replace") as file:
+            name, _, number = file.readline().partition(":")
+        return int(number) if name == "rchar" else None
+    except (OSError, ValueError):
+        return None
 
 
 def start_time(pid: int | str, thread_id: int | None = None) -> int | None:

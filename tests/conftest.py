@@ -130,6 +130,16 @@ def has_libnuma() -> bool:
 
 needs_libnuma = pytest.mark.skipif(not has_libnuma(), reason="libnuma1 is not installed")
 
+
+def can_unshare() -> bool:
+    if shutil.which("unshare") is None:
+        return False
+    command = ["unshare", "-m", "sh", "-c", "mount -t tmpfs none /mnt"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+needs_namespaces = pytest.mark.skipif(not can_unshare(), reason="unshare -m and mount need root and util-linux")
+
 needs_drawsvg = pytest.mark.skipif(
     importlib.util.find_spec("drawsvg") is None, reason="drawsvg is not installed (the extra [svg])"
 )

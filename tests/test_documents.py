@@ -112,6 +112,8 @@ def test_shell_examples_run(path: Path, tmp_path: Path) -> None:
     machine(record, TWO_NODES)
     subprocess.run(["tar", "-C", str(record), "-czf", str(tmp_path / "recorded.tar.gz"), "sys"], check=True)
     (tmp_path / "worker.py").write_text("import ctypes, time\nctypes.CDLL('libgomp.so.1')\ntime.sleep(0.1)\n")
+    server = "import ctypes, time\nctypes.CDLL('libgomp.so.1')\nend = time.time() + 4\nwhile time.time() < end: pass\n"
+    (tmp_path / "server.py").write_text(server)
     command = tmp_path / "bin" / "ompaffinity"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nPYTHONPATH={ROOT} exec {sys.executable} -m ompaffinity "$@"\n')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import subprocess
@@ -16,23 +17,14 @@ import pytest
 from ompaffinity import proc
 from ompaffinity.openmp.library_path import find_library
 from ompaffinity.placement.model import RankPlacement
-from ompaffinity.proof.compare import compare_with_placement
+from ompaffinity.proof.compare import verdict_of_state
 from ompaffinity.proof.observe import observe_process
+from tests.conftest import needs_namespaces
 from tests.openmp.libraries import GOMP, needs_gomp
 
 CPUS = tuple(sorted(os.sched_getaffinity(0)))
 ONE_THREAD = RankPlacement(0, 0, cpus=CPUS[:1], places=(CPUS,), affinity=CPUS)
 LOADER = "import ctypes, sys; ctypes.CDLL(sys.argv[1]); print('loaded', flush=True); input()"
-
-
-def can_unshare() -> bool:
-    if shutil.which("unshare") is None:
-        return False
-    command = ["unshare", "-m", "sh", "-c", "mount -t tmpfs none /mnt"]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
-needs_namespaces = pytest.mark.skipif(not can_unshare(), reason="unshare -m and mount need root and util-linux")
 
 
 @pytest.fixture
@@ -113,7 +105,7 @@ def test_a_library_that_was_deleted_is_known_or_reported_as_unknown(
         if replaced:
             libgomp.write_text("another file")
         state = observe_process(pid)
-        verdict = compare_with_placement(ONE_THREAD, state)
+        verdict = verdict_of_state(ONE_THREAD, state)
     assert "no OpenMP runtime" not in str(verdict)
     if may_use_map_files:
         assert [library[:2] for library in state.runtimes] == [(str(libgomp), "gomp")]
@@ -158,7 +150,7 @@ def test_reads_the_threads_of_a_process() -> None:
     try:
         assert thread.native_id in proc.thread_ids("self")
         assert proc.allowed_cpus(proc.status_fields("self", thread.native_id)) == CPUS
-        assert proc.last_cpu("self", thread.native_id) in range(65536)
+        assert proc.thread_times("self", thread.native_id).last_cpu in range(65536)
         start, first = proc.start_time("self", thread.native_id), proc.start_time("self")
         assert start is not None
         assert first is not None
@@ -196,3 +188,56 @@ def test_finds_the_processes_below_one() -> None:
         child.communicate("\n")
     assert found.index(child.pid) < found.index(grandchild)
     assert proc.command_line(2**22 + 1) == []
+
+
+def test_tells_a_forked_process_from_one_that_executed_a_program() -> None:
+    code = "import os, time; pid = os.fork(); print(pid, flush=True) if pid else None; time.sleep(60)"
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        try:
+            assert (proc.process_facts(parent.pid).forked, proc.process_facts(child).forked) == (False, True)
+            assert proc.process_facts(child).parent == parent.pid
+            assert list(proc.processes_below(parent.pid)) == [child]
+        finally:
+            os.kill(child, 9)
+            parent.kill()
+
+
+@pytest.mark.parametrize(
+    ("content", "delay_ns"), [("12 34 5\n", 34), ("0 0 0\n", None), ("", None), (None, None)], ids=str
+)
+def test_counts_clock_ticks_where_the_scheduler_counts_nothing(
+    content: str | None, delay_ns: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(path: str, *arguments: object, **keywords: object) -> object:
+        if not str(path).endswith("/schedstat"):
+            return open(path, *arguments, **keywords)  # type: ignore[call-overload]
+        if content is None:
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return io.StringIO(content)
+
+    while os.times().user + os.times().system < 0.05:
+        pass
+    monkeypatch.setattr(proc, "open", read, raising=False)
+    times = proc.thread_times("self", os.getpid())
+    assert times.delay_ns == delay_ns
+    assert times.run_ns == 12 if delay_ns else times.run_ns >= 10**7
+
+
+@pytest.mark.parametrize(
+    ("content", "variables", "complete"),
+    [
+        (b"A=1\0B=2\0", {"A": "1", "B": "2"}, True),
+        (b"", {}, True),
+        (b"A=\0", {"A": ""}, True),
+        (b"\0\0\0\0B=2\0", {"B": "2"}, False),
+        (b"le of it\0=2\0B=2\0", {"": "2", "B": "2"}, False),
+        (b"\0\0\0\0", {}, False),
+    ],
+)
+def test_knows_an_environment_that_the_program_has_overwritten(
+    content: bytes, variables: dict[str, str], complete: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(proc, "open", lambda *_arguments, **_keywords: io.BytesIO(content), raising=False)
+    assert proc.environment_of(1) == (variables, complete)

@@ -7,24 +7,33 @@ import sys
 from typing import TYPE_CHECKING
 
 from ompaffinity.errors import RequestError
-from ompaffinity.proof.inspect import inspect_all, inspect_processes
+from ompaffinity.proof.inspect import WINDOW_SECONDS, inspect_all, inspect_processes
 from ompaffinity.topology.source import load_topology
 
 if TYPE_CHECKING:
     from typing import Any
 
 
+SEEN_NOTHING_STATUS = 3
+
+
 def run_inspect(values: dict[str, Any]) -> int:
-    """Print what the kernel reports about the processes; return 1 with --strict if there are findings, else 0."""
-    if ("pids" in values) == bool(values.get("all")):
-        problem = "both process ids and --all are given" if "pids" in values else "no process is given"
+    """Print what the processes do; return 1 with --strict if there are findings, 3 if nothing could be seen, else 0."""
+    pids = [*values.get("pids", ()), *values.get("named_pids", ())]
+    if bool(pids) == bool(values.get("all")):
+        problem = "both process ids and --all are given" if pids else "no process is given"
         raise RequestError(f"{problem}; name processes (inspect PID...), or use --all for every bound process")
+    seconds = values.get("seconds", WINDOW_SECONDS)
+    if seconds < 1:
+        raise RequestError(f"--seconds is {seconds}; it must be at least 1")
     topology = load_topology()
-    inspection = inspect_all(topology) if values.get("all") else inspect_processes(topology, values["pids"])
+    found = inspect_all(topology, seconds) if values.get("all") else inspect_processes(topology, pids, seconds)
     if values.get("json"):
-        sys.stdout.write(json.dumps(inspection.to_document()) + "\n")
+        sys.stdout.write(json.dumps(found.to_document()) + "\n")
     else:
         from ompaffinity.cli.tables import print_inspection
 
-        print_inspection(inspection)
-    return int(bool(values.get("strict")) and bool(inspection.findings))
+        print_inspection(found)
+    if values.get("strict") and found.findings:
+        return 1
+    return SEEN_NOTHING_STATUS if found.has_seen_nothing else 0

@@ -215,18 +215,33 @@ VERIFY_OPTIONS = (
         "--pid",
         "pids",
         "pids",
-        "check these live workers against the placements that they were started with; start nothing",
+        "check these live workers, or all workers of these servers, against the placements that they were started with",
         metavar="PID",
     ),
-    Option("--seconds", "seconds", "number", "with a command: maximum time to observe it, in seconds (default 30)"),
+    Option(
+        "--seconds",
+        "seconds",
+        "number",
+        "maximum time to observe a command (default 30) or live workers (default 5), in seconds",
+    ),
     Option("--plan", "plan", "text", "with --pid: check against the ranks of this plan (plan --json)", metavar="FILE"),
+    Option(
+        "--as",
+        "as",
+        "choice",
+        "with --plan: the workers were started with this export of the plan (plan --format FORM)",
+        EXPORT_FORMATS,
+        metavar="FORM",
+    ),
     *OUTPUT_OPTIONS,
     Option("--strict", "strict", "flag", "exit with status 1 if there is a warning"),
 )
 
 INSPECT_OPTIONS = (
-    Option("PID", "pids", "pids", "processes to inspect", metavar="PID"),
+    Option("PID", "pids", "pids", "processes to inspect, with all processes below them", metavar="PID"),
+    Option("--pid", "named_pids", "pids", "the same", metavar="PID"),
     Option("--all", "all", "flag", "inspect every process that is bound to a subset of the online CPUs"),
+    Option("--seconds", "seconds", "number", "length of the window in which threads are observed (default 1)"),
     *OUTPUT_OPTIONS,
     Option("--strict", "strict", "flag", "exit with status 1 if there is a finding"),
 )

@@ -9,23 +9,32 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.bind.plan_files import saved_placements
+from ompaffinity.cli.exported import exported_placements
 from ompaffinity.cli.log import messages_not_logged
 from ompaffinity.cli.options import flags_of
-from ompaffinity.errors import RequestError
+from ompaffinity.errors import CommandStartError, RequestError
 from ompaffinity.messages import has_warning
 from ompaffinity.placement.request import AUTO, PlacementRequest
-from ompaffinity.proof.verify import library_to_probe, verify_plan, verify_processes
+from ompaffinity.proof.verdict import DIFFERS, UNPROVEN
+from ompaffinity.proof.verify import LIVE_SECONDS, library_to_probe, verify_plan, verify_processes
 
 if TYPE_CHECKING:
     from typing import Any
 
     from ompaffinity.proof.verdict import Verdict
 
+UNPROVEN_STATUS = 3
+COMMAND_SECONDS = 30
+
 
 def run_verify(values: dict[str, Any]) -> int:
-    """Print the verdict; return 1 if something differs, or with --strict for a warning, else 0."""
-    with messages_not_logged():
-        verdict = _live_verdict(values) if "pids" in values else _probed_verdict(values)
+    """Print the verdict; return 1 if something differs, or with --strict for a warning, 3 if unproven, else 0."""
+    try:
+        with messages_not_logged():
+            verdict = _live_verdict(values) if "pids" in values else _probed_verdict(values)
+    except CommandStartError as error:
+        sys.stderr.write(f"ompaffinity: error: {error}\n")
+        return UNPROVEN_STATUS
     if values.get("json"):
         sys.stdout.write(json.dumps(verdict.to_document()) + "\n")
     else:
@@ -33,29 +42,44 @@ def run_verify(values: dict[str, Any]) -> int:
 
         print_verdict(verdict)
     strict = bool(values.get("strict")) and has_warning(verdict.messages)
-    return int(strict or not verdict.holds)
+    if verdict.verdict == UNPROVEN:
+        return 1 if strict else UNPROVEN_STATUS
+    return int(strict or verdict.verdict == DIFFERS)
 
 
 def _live_verdict(values: dict[str, Any]) -> Verdict:
-    conflicting = values.keys() & {*PlacementRequest._fields, "library", "command", "seconds", "probe"}
+    conflicting = values.keys() & {*PlacementRequest._fields, "library", "command", "probe"}
     if conflicting:
         raise RequestError(
             f"--pid checks live workers and cannot be combined with {flags_of('verify', conflicting)}; omit it, or name"
             " the plan of the workers with --plan FILE"
         )
-    return verify_processes(values["pids"], saved_placements(values["plan"]) if "plan" in values else None)
+    placements = saved_placements(values["plan"]) if "plan" in values else None
+    if "as" in values:
+        if placements is None:
+            raise RequestError("--as requires --plan; name the plan that was exported with --plan FILE")
+        placements = exported_placements(placements, values["as"])
+    return verify_processes(values["pids"], placements, seconds=_seconds(values, LIVE_SECONDS))
+
+
+def _seconds(values: dict[str, Any], default: float) -> float:
+    seconds: float = values.get("seconds", default)
+    if seconds < 1:
+        raise RequestError(f"--seconds is {seconds}; it must be at least 1")
+    return seconds
 
 
 def _probed_verdict(values: dict[str, Any]) -> Verdict:
-    if "plan" in values:
-        raise RequestError("--plan requires --pid; name the live workers to check with --pid PID...")
+    for option in ("plan", "as"):
+        if option in values:
+            raise RequestError(f"--{option} requires --pid; name the live workers to check with --pid PID...")
     request = {name: values[name] for name in PlacementRequest._fields if name in values}
     strict = bool(values.get("strict"))
     if "command" in values:
         manager = OMPProcessManager(strict=strict, probe=values.get("probe", ()), **request)
         return _command_verdict(values, manager)
     if "seconds" in values:
-        raise RequestError("--seconds requires a command; write it after --")
+        raise RequestError("--seconds requires a command or --pid; write the command after --")
     if "probe" in values:
         raise RequestError("--probe requires a command; write it after --, or name a runtime with --library")
     runtime = request.get("runtime", AUTO)
@@ -70,7 +94,4 @@ def _command_verdict(values: dict[str, Any], manager: OMPProcessManager) -> Verd
 
     if "library" in values:
         raise RequestError("--library cannot be combined with a command, which loads its own runtime; omit --library")
-    seconds = values.get("seconds", 30)
-    if seconds < 1:
-        raise RequestError(f"--seconds is {seconds}; it must be at least 1")
-    return verify_command(manager, values["command"], seconds)
+    return verify_command(manager, values["command"], _seconds(values, COMMAND_SECONDS))

@@ -15,7 +15,7 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from ompaffinity.errors import RequestError, SupervisionError
+from ompaffinity.errors import CommandStartError, SupervisionError
 from ompaffinity.launch.output import Consumer, OutputReader
 from ompaffinity.launch.rank_process import RankProcess, reason_of
 from ompaffinity.launch.signals import ENDING
@@ -98,7 +98,7 @@ class Supervisor:
         None, and nothing is started, where the ranks before it are ending already.
 
         Raises:
-            RequestError: the command cannot be started.
+            CommandStartError: the command cannot be started.
             BindingError: the kernel refuses to bind, and the manager is strict.
         """
         self.step(0)
@@ -118,7 +118,7 @@ class Supervisor:
                     env=environment,
                 )
             except (OSError, ValueError) as error:
-                raise RequestError(f"{command[0]} cannot be started: {reason_of(error, command[0])}") from None
+                raise CommandStartError(f"{command[0]} cannot be started: {reason_of(error, command[0])}") from None
             # At once, and inside the context, whose end may raise.
             self._watcher.add(process.pid)
             started = RankProcess(rank, placement, environment, process)

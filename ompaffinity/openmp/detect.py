@@ -206,6 +206,26 @@ def global_runtime_file() -> str | None:
     return None if path is None else os.path.realpath(path)
 
 
+def runtime_of_parallel_regions() -> str | None:
+    """Return a file whose scope leads to the runtime that this process's parallel regions use, None for none.
+
+    A runtime in the global scope (preloaded) goes first, then torch's, then the first that is loaded.
+    """
+    libraries = loaded_runtimes()
+    if not libraries:
+        return None
+    first = global_runtime_file()
+    if first is None:
+        try:
+            torch = [mapped.path for mapped in mapped_files("self", TORCH_LIBRARY)]
+        except OSError:
+            torch = []
+        # dlsym(3) searches a library and what it is linked with.
+        if torch:
+            return torch[0]
+    return libraries[0].path
+
+
 def _object_at(address: int) -> str | None:
     """Return the file of the library with this address, as the loader names it (dladdr(3)); None if it has none."""
     import ctypes

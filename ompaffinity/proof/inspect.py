@@ -1,118 +1,200 @@
-"""Any running processes: where their threads may run and their pages are, and what is wrong with that."""
+"""Any running processes: where their threads may run and their pages are, which are busy, and what is wrong with that.
+
+The processes are observed three times. What concerns CPU time counts only if it is found in both halves of the window.
+"""
 
 from __future__ import annotations
 
 import os
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from ompaffinity.errors import RequestError
-from ompaffinity.ids import format_id_list
-from ompaffinity.proc import process_ids
-from ompaffinity.proof.compare import main_policy
-from ompaffinity.proof.observe import ProcessState, observe_process
+from ompaffinity.errors import ProcessEndedError, RequestError
+from ompaffinity.proc import process_ids, processes_below
+from ompaffinity.proof.activity import Activity, activity_between
+from ompaffinity.proof.findings import (
+    COMPETITOR,
+    PROCESS,
+    RANK,
+    Finding,
+    InspectedProcess,
+    crowded_cpus,
+    far_memory,
+    shared_cores,
+    shared_placements,
+)
+from ompaffinity.proof.observe import ProcessState, observe_process, observe_threads, require_proc
+from ompaffinity.proof.tree import OTHER, Group, Member, groups_of, other_processes, placements_in_tree, role_of
 from ompaffinity.topology.model import LOCAL_DISTANCE, UNKNOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from ompaffinity.topology.model import Topology
 
-MANY_RUNNABLE = 2
-"""So many threads that want to run and may run on one CPU only take turns on it."""
-FAR_SHARE = 0.5
-FAR_BYTES = 64 * 2**20
-"""Less memory than this is not worth a word, wherever it is."""
-
-
-class Finding(NamedTuple):
-    """Something wrong: a stable code, the processes, and a sentence that says what to do."""
-
-    code: str
-    pids: tuple[int, ...]
-    message: str
-
-
-class InspectedProcess(NamedTuple):
-    """A process, and its bytes by the SLIT distance (10 = local) from the nodes that its threads may run on."""
-
-    state: ProcessState
-    bytes_by_distance: dict[int, int] | None
-
-    def to_document(self) -> dict[str, Any]:
-        """Return the process as plain values, ready for JSON."""
-        state = self.state
-        memory = None if state.memory is None else state.memory.bytes_by_node
-        return {
-            "pid": state.pid,
-            "command": state.command,
-            "rank": None if state.placement is None else state.placement.rank,
-            "threads": [thread._asdict() | {"cpus": format_id_list(thread.cpus)} for thread in state.threads],
-            "runtimes": [library.path for library in state.runtimes],
-            "policy": main_policy(state),
-            "bytes_by_node": None if memory is None else {str(node): size for node, size in sorted(memory.items())},
-            "bytes_by_distance": None
-            if self.bytes_by_distance is None
-            else {str(distance): size for distance, size in sorted(self.bytes_by_distance.items())},
-            "notes": list(state.problems),
-        }
+WINDOW_SECONDS = 1.0
 
 
 class Inspection(NamedTuple):
-    """What was found of some processes; `unseen` are those that may not be looked at, or ended meanwhile."""
+    """What was found of some processes in a window of so many seconds.
+
+    `unseen` are those that this user may not see; `hidden`: the kernel hides other users' processes (hidepid).
+    """
 
     processes: tuple[InspectedProcess, ...]
     findings: tuple[Finding, ...]
     unseen: tuple[int, ...] = ()
+    seconds: float = 0.0
+    hidden: bool = False
+
+    @property
+    def has_seen_nothing(self) -> bool:
+        """Whether there were processes, and none of them could be seen."""
+        return not self.processes and bool(self.unseen or self.hidden)
 
     def to_document(self) -> dict[str, Any]:
         """Return the ``ompaffinity.inspect/1`` document: plain values, ready for JSON."""
         return {
             "schema": "ompaffinity.inspect/1",
+            "seconds": round(self.seconds, 3),
             "processes": [process.to_document() for process in self.processes],
             "findings": [finding._asdict() | {"pids": list(finding.pids)} for finding in self.findings],
             "unseen": list(self.unseen),
+            "hidden": self.hidden,
         }
 
 
-def inspect_processes(topology: Topology, pids: Iterable[int]) -> Inspection:
-    """Return what the kernel says of these processes, and what is wrong among them.
+def inspect_processes(topology: Topology, pids: Iterable[int], seconds: float = WINDOW_SECONDS) -> Inspection:
+    """Return what these processes and all those below them do in a window, and what is wrong among them.
 
     Raises:
-        RequestError: there is no such process, or it may not be looked at.
+        RequestError: there is no such process, or it may not be seen.
     """
-    return _inspected(topology, [observe_process(pid) for pid in dict.fromkeys(pids)])
+    require_proc()
+    roots = tuple(dict.fromkeys(pids))
+    first = {pid: observe_threads(pid) for pid in roots}
+    samples, unseen = _sampled(
+        lambda: (*roots, *(pid for pid in processes_below(*roots) if pid != os.getpid())), seconds, first
+    )
+    return inspected(topology, [_details(state) for state in samples[-1].values()], samples, unseen=unseen)
 
 
-def inspect_all(topology: Topology) -> Inspection:
+def inspect_all(topology: Topology, seconds: float = WINDOW_SECONDS) -> Inspection:
     """Return the same of every process that is bound to fewer CPUs than this machine has online.
 
-    Kernel threads and this process itself are left out.
+    Added are unbound processes that were busy and may run on the CPUs of these. Kernel threads and this process are
+    left out.
+
+    Raises:
+        RequestError: /proc is not mounted.
     """
+    require_proc()
+    hidden = 1 not in process_ids()
     online = {cpu.id for cpu in topology.cpus if cpu.online}
-    states, unseen = [], []
-    for pid in process_ids():
-        if pid == os.getpid():
-            continue
-        try:
-            state = observe_process(pid)
-        except RequestError:
-            unseen.append(pid)
-            continue
-        # A kernel thread has no command line.
-        if state.command and any(not online <= set(thread.cpus) for thread in state.threads):
-            states.append(state)
-    return _inspected(topology, states)._replace(unseen=tuple(unseen))
+    samples, unseen = _sampled(process_ids, seconds)
+    # A kernel thread has no command line.
+    latest = [state for state in samples[-1].values() if state.command]
+    bound = [state for state in latest if any(not online <= set(thread.cpus) for thread in state.threads)]
+    cpus = {cpu for state in bound for thread in state.threads for cpu in thread.cpus if not online <= {*thread.cpus}}
+    competing = [state for state in latest if state not in bound and _competes(state.pid, samples, cpus)]
+    states = [_details(state) for state in (*bound, *competing)]
+    found = inspected(topology, states, samples, unseen=unseen, competing={state.pid for state in competing})
+    return found._replace(hidden=hidden)
 
 
-def _inspected(topology: Topology, states: list[ProcessState]) -> Inspection:
-    processes = tuple(InspectedProcess(state, _bytes_by_distance(topology, state)) for state in states)
-    findings = (
-        *_shared_cores(topology, states),
-        *(finding for state in states for finding in _crowded_cpus(state)),
-        *(finding for process in processes for finding in _far_memory(process)),
+Samples = list[dict[int, ProcessState]]
+
+
+def _sampled(
+    pids: Callable[[], Iterable[int]], seconds: float, first: dict[int, ProcessState] | None = None
+) -> tuple[Samples, tuple[int, ...]]:
+    """Observe these processes at the start, in the middle and at the end; return that, and what may not be seen."""
+    samples: Samples = []
+    unseen: set[int] = set()
+    for number in range(3):
+        if number:
+            time.sleep(seconds / 2)
+        seen = dict(first or {}) if not number else {}
+        for pid in pids():
+            if pid in seen or pid == os.getpid():
+                continue
+            try:
+                seen[pid] = observe_threads(pid)
+            except ProcessEndedError:
+                continue
+            except RequestError:
+                unseen.add(pid)
+        samples.append(seen)
+    return samples, tuple(sorted(unseen))
+
+
+def _halves(pid: int, samples: Samples) -> tuple[Activity, ...]:
+    if not all(pid in sample for sample in samples):
+        return ()
+    found = (activity_between(samples[at][pid], samples[at + 1][pid]) for at in range(len(samples) - 1))
+    halves = tuple(half for half in found if half is not None)
+    return halves if len(halves) == len(samples) - 1 else ()
+
+
+def _competes(pid: int, samples: Samples, cpus: set[int]) -> bool:
+    """Return whether a process was busy in both halves in threads that may run on some of these CPUs."""
+    halves = _halves(pid, samples)
+    return bool(halves) and all(any(cpus & {*thread.cpus} for thread in half.busy) for half in halves)
+
+
+def _details(state: ProcessState) -> ProcessState:
+    """Return the state with all that is known of the process, or as it is if it has ended meanwhile."""
+    try:
+        return observe_process(state.pid)
+    except RequestError:
+        return state
+
+
+def inspected(
+    topology: Topology,
+    states: list[ProcessState],
+    samples: Samples,
+    *,
+    unseen: tuple[int, ...] = (),
+    competing: Iterable[int] = (),
+) -> Inspection:
+    """Return what was found of these processes, whose activity is in the samples."""
+    by_pid = {state.pid: state for state in states}
+    placements = placements_in_tree(by_pid, {})
+    halves = {pid: _halves(pid, samples) for pid in by_pid}
+    members = [
+        Member(state, max((len(half.busy) for half in halves[pid]), default=0), placements[pid])
+        for pid, state in by_pid.items()
+    ]
+    groups = [group for group in groups_of(members) if group.placement is not None]
+    kinds = _kinds(groups, by_pid) | dict.fromkeys(competing, COMPETITOR)
+    processes = tuple(
+        InspectedProcess(
+            state,
+            _bytes_by_distance(topology, state),
+            halves[state.pid],
+            kinds.get(state.pid, PROCESS),
+            role_of(state.command),
+        )
+        for state in states
     )
-    return Inspection(processes, findings)
+    bound = [process for process in processes if process.kind != COMPETITOR]
+    findings = (
+        *shared_placements(groups, by_pid),
+        *shared_cores(topology, bound),
+        *(finding for process in processes for finding in crowded_cpus(process)),
+        *(finding for process in processes for finding in far_memory(process)),
+    )
+    times = [max((state.seconds for state in sample.values()), default=0.0) for sample in (samples[0], samples[-1])]
+    return Inspection(processes, findings, unseen, max(0.0, times[1] - times[0]))
+
+
+def _kinds(groups: Iterable[Group], states: dict[int, ProcessState]) -> dict[int, str]:
+    """Return what the processes of a tree with ranks are."""
+    ranks = {member.pid for group in groups for member in group.ranks}
+    others = other_processes(states, ranks) if ranks else ()
+    return dict.fromkeys(ranks, RANK) | {process.pid: process.kind for process in others if process.kind != OTHER}
 
 
 def _bytes_by_distance(topology: Topology, state: ProcessState) -> dict[int, int] | None:
@@ -125,72 +207,3 @@ def _bytes_by_distance(topology: Topology, state: ProcessState) -> dict[int, int
         distance = min((topology.distance(home, node) for home in homes), default=LOCAL_DISTANCE)
         found[distance] = found.get(distance, 0) + size
     return found
-
-
-def _shared_cores(topology: Topology, states: list[ProcessState]) -> Iterator[Finding]:
-    """Find cores to which threads of two processes are pinned, each within that core.
-
-    A process and those that it started count as one: children inherit the mask.
-    """
-    parents = {state.pid: state.parent for state in states}
-    core_of = {cpu.id: (cpu.physical_core, cpu.numa_node) for cpu in topology.cpus if cpu.physical_core != UNKNOWN}
-    pinned: dict[tuple[int, int], dict[int, set[int]]] = {}
-    for state in states:
-        for thread in state.threads:
-            cores = {core_of.get(cpu) for cpu in thread.cpus}
-            core = cores.pop() if len(cores) == 1 else None
-            if core is not None:
-                pinned.setdefault(core, {}).setdefault(state.pid, set()).update(thread.cpus)
-    by_pids: dict[tuple[int, ...], set[int]] = {}
-    for processes in pinned.values():
-        if len({_oldest(pid, parents) for pid in processes}) > 1:
-            by_pids.setdefault(tuple(sorted(processes)), set()).update(*processes.values())
-    for pids, cpus in sorted(by_pids.items()):
-        names = ", ".join(map(str, pids))
-        yield Finding(
-            "core-shared",
-            pids,
-            f"processes {names} are pinned to the same cores (CPU {format_id_list(cpus)}) and take turns there;"
-            " give each its own (plan --avoid keeps a second server off the first one's)",
-        )
-
-
-def _oldest(pid: int, parents: dict[int, int]) -> int:
-    """Return the first ancestor of a process among those that are looked at, or itself."""
-    while parents.get(pid, 0) in parents and parents[pid] != pid:
-        pid = parents[pid]
-    return pid
-
-
-def _crowded_cpus(state: ProcessState) -> Iterator[Finding]:
-    """Find CPUs where several threads of a process want to run and may run nowhere else."""
-    wanting: dict[int, int] = {}
-    for thread in state.threads:
-        if thread.state == "R" and len(thread.cpus) == 1:
-            wanting[thread.cpus[0]] = wanting.get(thread.cpus[0], 0) + 1
-    for cpu, count in sorted(wanting.items()):
-        if count >= MANY_RUNNABLE:
-            yield Finding(
-                "threads-on-one-cpu",
-                (state.pid,),
-                f"{count} runnable threads of process {state.pid} may run on CPU {cpu} only: later threads inherited"
-                " the mask of a pinned one; start them under helper_threads(), or give the first thread more room",
-            )
-
-
-def _far_memory(process: InspectedProcess) -> Iterator[Finding]:
-    if process.bytes_by_distance is None:
-        return
-    total = sum(process.bytes_by_distance.values())
-    far = {distance: size for distance, size in process.bytes_by_distance.items() if distance > LOCAL_DISTANCE}
-    size = sum(far.values())
-    if size >= FAR_BYTES and size > FAR_SHARE * total:
-        parts = ", ".join(
-            f"{amount / 2**20:.0f} MiB at distance {distance}" for distance, amount in sorted(far.items())
-        )
-        yield Finding(
-            "memory-far",
-            (process.state.pid,),
-            f"of the {total / 2**20:.0f} MiB of process {process.state.pid} most are far from its CPUs ({parts});"
-            " bind its memory from the start, or move it with migratepages",
-        )

@@ -1,26 +1,32 @@
-"""What the kernel says of a live process: its threads, where its pages are, what it was started with.
+"""What the kernel reports about a live process: its threads, where its pages are, what it was started with.
 
-Everything comes from /proc (proc(5)); nothing is asked of the process itself. What cannot be read, for
-the process is another user's, has ended, or the kernel hides it, is said in `problems`.
+Everything comes from /proc (proc(5)); the process itself is not involved. `problems` names what cannot be read because
+the process is another user's or the kernel hides it.
 """
 
 from __future__ import annotations
 
+import os
+import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.bind.pages import MappedMemory, mapped_memory
-from ompaffinity.errors import RequestError
+from ompaffinity.errors import ProcessEndedError, RequestError
 from ompaffinity.openmp.detect import MappedRuntimes, RuntimeLibrary, runtimes_of_process
 from ompaffinity.placement.document import PLACEMENT_VARIABLE, parse_placement
 from ompaffinity.proc import (
+    Environment,
     allowed_cpus,
+    bytes_read,
     command_line,
-    last_cpu,
-    parent_of,
-    started_with,
+    environment_of,
+    mapped_files,
+    process_facts,
     status_fields,
     thread_ids,
+    thread_times,
 )
+from ompaffinity.proof.engines import Engine, engines_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,21 +38,30 @@ NUMA_MAPS_SECONDS = 5.0
 
 
 class ThreadState(NamedTuple):
-    """One thread: the kernel's id, its name, ``R`` for running or another state letter, its mask, its last CPU."""
+    """One thread: the kernel's id, its name, ``R`` for running or another state letter, its mask, its last CPU.
+
+    `start_time` is in clock ticks since boot. `run_ns` is its CPU time so far in nanoseconds, `delay_ns` the time that
+    it waited for a CPU, None where the kernel does not count it.
+    """
 
     thread_id: int
     name: str
     state: str
     cpus: tuple[int, ...]
     last_cpu: int | None
+    start_time: int = 0
+    run_ns: int = 0
+    delay_ns: int | None = None
 
 
 class ProcessState(NamedTuple):
-    """A process as the kernel shows it. `memory` is None where there is no numa_maps or it may not be read.
+    """A process as the kernel shows it at one time.
 
-    `environment` is what the process was *started* with: later changes do not show there. `placement` is what
-    we gave it, if it was started by us. `runtimes_known` is False where its libraries may not be read; `parent` is
-    the process that started it.
+    `memory` is None where there is no numa_maps, it may not be read, or was not requested. `environment` is what the
+    process was *started* with: later changes do not show; it is `environment_complete` unless the program has
+    overwritten a part. `placement` is what the manager set there. `runtimes_known` is False where its libraries may not
+    be read. `forked`: it has executed no program since it was forked. `seconds` is the monotonic time of the
+    observation, `bytes_read` what it has read so far (None: unknown), `peak_bytes` the most memory that it had.
     """
 
     pid: int
@@ -59,45 +74,92 @@ class ProcessState(NamedTuple):
     problems: tuple[str, ...]
     runtimes_known: bool = True
     parent: int = 0
+    start_time: int = 0
+    forked: bool = False
+    engines: tuple[Engine, ...] = ()
+    environment_complete: bool = True
+    seconds: float = 0.0
+    bytes_read: int | None = None
+    peak_bytes: int = 0
 
 
-def observe_process(pid: int) -> ProcessState:
-    """Return what the kernel says of the process `pid`.
+def require_proc() -> None:
+    """Raise unless /proc shows this process.
 
     Raises:
-        RequestError: there is no such process (any more), or not even its threads may be seen.
+        RequestError: /proc is not mounted, or it is that of another PID namespace.
     """
-    problems: list[str] = []
     try:
+        process_facts(os.getpid())
+    except OSError:
+        raise RequestError("/proc does not show this process; mount it (mount -t proc proc /proc)") from None
+
+
+def observe_threads(pid: int) -> ProcessState:
+    """Return the threads of a process and how it was started, without what takes longer to read.
+
+    Raises:
+        ProcessEndedError: there is no such process (any more).
+        RequestError: its threads may not be seen.
+    """
+    try:
+        facts = process_facts(pid)
+        seconds = time.monotonic()
         threads = tuple(_threads(pid))
-    except FileNotFoundError:
-        raise RequestError(f"there is no process {pid} (any more)") from None
+    except (FileNotFoundError, ProcessLookupError):
+        raise ProcessEndedError(f"there is no process {pid} (any more)") from None
     except OSError as error:
         raise RequestError(f"process {pid} cannot be read: {error.strerror} (hidepid, or another user's)") from None
     if not threads:
-        raise RequestError(f"there is no process {pid} (any more)")
+        raise ProcessEndedError(f"there is no process {pid} (any more)")
     if all(thread.state in ENDED_STATES for thread in threads):
-        raise RequestError(f"process {pid} has ended, and its parent has not asked for its exit status yet (zombie)")
-    environment = _environment(pid, problems)
-    placement = None
-    if environment is not None and PLACEMENT_VARIABLE in environment:
-        try:
-            placement = parse_placement(environment[PLACEMENT_VARIABLE])
-        except RequestError as error:
-            problems.append(str(error))
-    runtimes = _runtimes(pid)
-    problems += runtimes.problems
+        raise ProcessEndedError(
+            f"process {pid} has ended, and its parent has not asked for its exit status yet (zombie)"
+        )
     return ProcessState(
         pid=pid,
         command=" ".join(command_line(pid)),
         threads=threads,
-        environment=environment,
+        environment=None,
+        placement=None,
+        runtimes=(),
+        memory=None,
+        problems=(),
+        parent=facts.parent,
+        start_time=facts.start_time,
+        forked=facts.forked,
+        seconds=seconds,
+    )
+
+
+def observe_process(pid: int, *, with_memory: bool = True) -> ProcessState:
+    """Return what the kernel reports about the process `pid`.
+
+    Reading where its pages are takes about 16 ms per GiB of small pages; `with_memory` includes it.
+
+    Raises:
+        ProcessEndedError: there is no such process (any more).
+        RequestError: not even its threads may be seen.
+    """
+    problems: list[str] = []
+    state = observe_threads(pid)
+    environment = _environment(pid, problems)
+    placement = None if environment is None else _placement(environment.variables, problems)
+    if environment is not None and not environment.complete:
+        problems.append("the program has overwritten a part of its environment (setproctitle); that part is unknown")
+    runtimes = _runtimes(pid)
+    problems += runtimes.problems
+    return state._replace(
+        environment=None if environment is None else environment.variables,
         placement=placement,
         runtimes=runtimes.libraries,
-        memory=_memory(pid, problems),
+        memory=_memory(pid, problems) if with_memory else None,
         problems=tuple(problems),
         runtimes_known=not runtimes.problems,
-        parent=parent_of(pid),
+        engines=_engines(pid),
+        environment_complete=environment is not None and environment.complete,
+        bytes_read=bytes_read(pid),
+        peak_bytes=_peak_bytes(pid),
     )
 
 
@@ -105,12 +167,24 @@ def _threads(pid: int) -> Iterator[ThreadState]:
     for number in thread_ids(pid):
         try:
             fields = status_fields(pid, number)
-            cpus, last = allowed_cpus(fields), last_cpu(pid, number)
+            cpus, times = allowed_cpus(fields), thread_times(pid, number)
         except (FileNotFoundError, ProcessLookupError):
             # The thread ended between the listing and the reading.
             continue
         if cpus is not None:
-            yield ThreadState(number, fields.get("Name", ""), fields.get("State", "?")[:1], cpus, last)
+            name, state = fields.get("Name", ""), fields.get("State", "?")[:1]
+            yield ThreadState(number, name, state, cpus, times.last_cpu, times.start_time, times.run_ns, times.delay_ns)
+
+
+def _placement(variables: dict[str, str], problems: list[str]) -> RankPlacement | None:
+    text = variables.get(PLACEMENT_VARIABLE)
+    if text is None:
+        return None
+    try:
+        return parse_placement(text)
+    except RequestError as error:
+        problems.append(str(error))
+        return None
 
 
 def _runtimes(pid: int) -> MappedRuntimes:
@@ -120,9 +194,24 @@ def _runtimes(pid: int) -> MappedRuntimes:
         return MappedRuntimes((), (f"its libraries cannot be read (/proc/{pid}/maps: {error.strerror})",))
 
 
-def _environment(pid: int, problems: list[str]) -> dict[str, str] | None:
+def _engines(pid: int) -> tuple[Engine, ...]:
     try:
-        return started_with(pid)
+        return engines_of(mapped.path for mapped in mapped_files(pid, ".so"))
+    except OSError:
+        return ()
+
+
+def _peak_bytes(pid: int) -> int:
+    try:
+        number, _, unit = status_fields(pid).get("VmHWM", "").partition(" ")
+        return int(number) * 1024 if unit == "kB" else 0
+    except (OSError, ValueError):
+        return 0
+
+
+def _environment(pid: int, problems: list[str]) -> Environment | None:
+    try:
+        return environment_of(pid)
     except OSError as error:
         problems.append(f"what it was started with cannot be read (/proc/{pid}/environ: {error.strerror})")
         return None

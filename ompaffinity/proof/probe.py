@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import sys
 
 from ompaffinity.openmp.team import in_each_thread
@@ -39,11 +40,14 @@ def main() -> None:
     """Form the team, report it, and wait."""
     import json
 
+    # LLVM's and Intel's runtimes display their threads on standard output, GNU's on standard error.
+    answer_to = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
     try:
         team, touched = form_team(sys.argv[1])
         answer: dict[str, object] = {"team": team, "touched": len(touched)}
     except (OSError, AttributeError) as error:
         answer = {"error": f"{sys.argv[1]} cannot be used as an OpenMP runtime: {error}"}
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
+    answer_to.write(json.dumps(answer) + "\n")
+    answer_to.flush()
     sys.stdin.read()

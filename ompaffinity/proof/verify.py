@@ -10,9 +10,12 @@ from ompaffinity.errors import RequestError
 from ompaffinity.interpreter import child_command
 from ompaffinity.openmp.detect import GOMP, IOMP, expected_runtimes, family_of_file
 from ompaffinity.openmp.library_path import find_library
-from ompaffinity.proof.compare import compare_with_placement
-from ompaffinity.proof.observe import observe_process
-from ompaffinity.proof.verdict import Difference, RankVerdict, Verdict
+from ompaffinity.proof.compare import not_found, verdict_of_team
+from ompaffinity.proof.observe import observe_process, require_proc
+from ompaffinity.proof.report import VARIABLES, other_output, with_runtime_report
+from ompaffinity.proof.sampling import WINDOW_SECONDS, TreeObserver, observe_for
+from ompaffinity.proof.timeline import CONFIRMING_WINDOWS
+from ompaffinity.proof.verdict import RankVerdict, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -23,11 +26,9 @@ if TYPE_CHECKING:
     from ompaffinity.placement.model import RankPlacement
 
 PROBE_SECONDS = 60
-
-
 END_SECONDS = 10
-
-
+LIVE_SECONDS = 5.0
+"""For how long live processes are observed at most."""
 SYSTEM_LIBRARIES = {GOMP: ("libgomp.so.1",), IOMP: ("libomp.so.5", "libiomp5.so")}
 
 
@@ -73,14 +74,19 @@ def verify_plan(manager: OMPProcessManager, library: str) -> Verdict:
         RequestError: a probe cannot form a team at all.
     """
     probes: list[tuple[RankPlacement, dict[str, str], Popen[str]]] = []
+    outputs: list[str] = []
     try:
         for rank in range(len(manager.plan.ranks)):
             probes.append(_start_probe(manager, rank, library))
         verdicts = [_judge(placement, environment, probe) for placement, environment, probe in probes]
     finally:
         for _, _, probe in probes:
-            _end(probe)
-    return Verdict(tuple(verdicts), tuple(manager.messages))
+            outputs.append(_end(probe))
+    reported = (
+        with_runtime_report(verdict, placement, output)
+        for verdict, (placement, _, _), output in zip(verdicts, probes, outputs)
+    )
+    return Verdict(tuple(reported), tuple(manager.messages))
 
 
 def _start_probe(
@@ -98,30 +104,30 @@ def _start_probe(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # Its answer is a line on stdout, where LLVM's and Intel's runtimes would display things.
-            env={name: value for name, value in environment.items() if not name.startswith("OMP_DISPLAY_")},
+            env={**environment, **VARIABLES},
         )
     return placement, environment, probe
 
 
-def _end(probe: Popen[str]) -> None:
-    """Let a probe end, as the end of its input tells it to, or kill it."""
+def _end(probe: Popen[str]) -> str:
+    """Let a probe end by the end of its input, or kill it, and return what it printed on standard error."""
     import subprocess
 
     try:
-        probe.communicate(timeout=END_SECONDS)
+        return probe.communicate(timeout=END_SECONDS)[1] or ""
     except subprocess.TimeoutExpired:
         probe.kill()
-        probe.communicate()
+        return probe.communicate()[1] or ""
     except (OSError, ValueError):
         # It was killed, and its pipes are closed.
         probe.wait()
+        return ""
 
 
 def _judge(placement: RankPlacement, environment: dict[str, str], probe: Popen[str]) -> RankVerdict:
     answer = _answer(placement.rank, probe)
     state = observe_process(probe.pid)
-    return compare_with_placement(placement, state, tuple(answer["team"]), environment)
+    return verdict_of_team(placement, state, tuple(answer["team"]), environment)
 
 
 def _answer(rank: int, probe: Popen[str]) -> dict[str, Any]:
@@ -137,48 +143,51 @@ def _answer(rank: int, probe: Popen[str]) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(line)
     except ValueError:
         probe.kill()
-        said = (probe.communicate()[1] or "").strip().splitlines()
-        reason = said[-1] if said else f"no answer within {PROBE_SECONDS} seconds"
+        printed = other_output(probe.communicate()[1] or "")
+        reason = printed[-1] if printed else f"no answer within {PROBE_SECONDS} seconds"
         raise RequestError(f"the probe of rank {rank} formed no team: {reason}") from None
     if "error" in answer:
         raise RequestError(answer["error"])
     return answer
 
 
-def verify_processes(pids: Iterable[int], placements: Sequence[RankPlacement] | None = None) -> Verdict:
-    """Return how live workers compare with the placements that they were started with, or with those of a plan.
+def verify_processes(
+    pids: Iterable[int], placements: Sequence[RankPlacement] | None = None, *, seconds: float = LIVE_SECONDS
+) -> Verdict:
+    """Return how the ranks in live process trees compare with the placements that they were started with.
 
-    Against `placements`, a process that was started by us is the rank that it was started as; others are the
-    ranks in the order given.
+    The processes and all those below them are observed until every rank is proven or differs, or for so many seconds.
+    Against the `placements` of a plan, a process that was started by the manager is the rank with the same local rank
+    and CPUs; others are the ranks on whose CPUs they run, or else those in the order given.
 
     Raises:
-        RequestError: there is no such process, it was not started by us and there is no plan, or there are more
-            processes than ranks.
+        RequestError: there is no such process, it may not be seen, or no process was started by the manager and there
+            is no plan.
     """
+    require_proc()
     numbers = tuple(dict.fromkeys(pids))
-    if placements is not None and len(numbers) > len(placements):
-        raise RequestError(f"--pid names {len(numbers)} processes, but the plan has {len(placements)} ranks")
-    verdicts = []
-    started: dict[int, int] = {}
-    for position, pid in enumerate(numbers):
-        state = observe_process(pid)
-        placement = state.placement
-        if placements is not None:
-            started_as = position if placement is None else placement.local_rank
-            placement = placements[started_as if started_as < len(placements) else position]
-        if placement is None:
-            raise RequestError(
-                f"process {pid} was not started by ompaffinity (no OMPAFFINITY_PLACEMENT in its environment, or it"
-                " cannot be read); give its plan with --plan FILE"
-            )
-        verdict = compare_with_placement(placement, state)
-        first = started.setdefault(placement.rank, pid)
-        if first != pid:
-            twice = Difference(
-                "process",
-                f"{pid} was started as rank {placement.rank}, and so was process {first}",
-                "a fork server (multiprocessing's forkserver) gives every worker the first one's environment",
-            )
-            verdict = verdict._replace(differences=(*verdict.differences, twice))
-        verdicts.append(verdict)
-    return Verdict(tuple(verdicts))
+    for pid in numbers:
+        # The first error is about a process that was named.
+        observe_process(pid, with_memory=False)
+    observer = TreeObserver(numbers, plan=placements)
+    passed = observe_for(observer, seconds, settled_seconds=CONFIRMING_WINDOWS * WINDOW_SECONDS * 0.9)
+    observer.observe_memory()
+    judgement = observer.judge()
+    if placements is None and not judgement.ranks:
+        raise RequestError(_no_placement(numbers, observer))
+    found = {(rank.rank, rank.local_rank) for rank in judgement.ranks}
+    missing = [
+        not_found(placement) for placement in placements or () if (placement.rank, placement.local_rank) not in found
+    ]
+    return Verdict((*judgement.ranks, *missing), others=judgement.others, seconds=passed)
+
+
+def _no_placement(numbers: Sequence[int], observer: TreeObserver) -> str:
+    named = f"process {numbers[0]}" if len(numbers) == 1 else f"none of the processes {', '.join(map(str, numbers))}"
+    was = "was not" if len(numbers) == 1 else "was"
+    damaged = any(not state.environment_complete for state in observer.states.values())
+    unknown = "it cannot be read, or the program has overwritten it" if damaged else "nor in that of a process below"
+    return (
+        f"{named} {was} started by ompaffinity (no OMPAFFINITY_PLACEMENT in its environment, {unknown}); give its plan"
+        " with --plan FILE"
+    )

@@ -102,8 +102,7 @@ def test_signals_only_groups_whose_leader_is_not_reaped(
 
     monkeypatch.setattr(os, "killpg", check)
     if verb == "verify":
-        with pytest.raises(RequestError, match="before its threads could be seen"):
-            verify_command(OMPProcessManager(**REQUEST), [command], 5)
+        verify_command(OMPProcessManager(**REQUEST), [command], 5)
     else:
         with SignalReceiver() as signals, Watcher() as watcher:
             manager = variant_manager(VARIANTS["none"], REQUEST)
@@ -231,8 +230,8 @@ def test_suspends_and_continues_the_ranks_with_the_launcher(verb: str, tmp_path:
     [
         ("run", "echo here; exit 3", 3),
         ("run", "echo here", 0),
-        # No OpenMP runtime, so the plan does not hold.
-        ("verify", "echo here >&2; sleep 1", 1),
+        # No thread is busy, so the plan is unproven.
+        ("verify", "echo here >&2; sleep 1", 3),
         ("compare", "echo here >&2; exit 3", 2),
     ],
 )

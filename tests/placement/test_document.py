@@ -31,11 +31,12 @@ from ompaffinity.placement.document import (
 from ompaffinity.placement.fields import Source, decode_document
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
-from ompaffinity.proof.compare import compare_with_placement, verify_current_process
+from ompaffinity.proof.compare import verdict_of_state, verify_current_process
 from ompaffinity.proof.observe import observe_process
 from ompaffinity.proof.verify import verify_processes
 from ompaffinity.topology.model import Topology
 from tests.placement.machines import plan_for
+from tests.proof.observations import timeline, window
 from tests.strategies import requests, topologies
 
 SOURCE = Source("--plan x.json", "is not a plan", "pass a plan")
@@ -117,7 +118,10 @@ def test_any_placement_in_the_environment_is_used_or_refused(
 def test_any_saved_plan_is_used_or_refused(tmp_path_factory: pytest.TempPathFactory, document: dict[str, Any]) -> None:
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_text(json.dumps(PLAN | {"ranks": [document]}))
-    for consumer in (lambda: verify_processes([os.getpid()], saved_placements(path)), lambda: held_by_plans([path])):
+    for consumer in (
+        lambda: verify_processes([os.getpid()], saved_placements(path), seconds=0),
+        lambda: held_by_plans([path]),
+    ):
         with suppress(RequestError):
             consumer()
 
@@ -135,7 +139,8 @@ def test_any_placement_that_is_read_can_be_compared_and_written(document: dict[s
         placement = placement_from_document(document)
     except RequestError:
         return
-    compare_with_placement(placement, observe_process(os.getpid()))
+    verdict_of_state(placement, observe_process(os.getpid()))
+    timeline(placement, *[window((placement.affinity or (0,), 1.0), ((1,), 0.6))] * 2).outcome()
     assert placement_from_document(placement_document(placement)) == placement
 
 

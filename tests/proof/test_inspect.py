@@ -11,30 +11,47 @@ import pytest
 
 from ompaffinity.bind.pages import MappedMemory
 from ompaffinity.cli.main import main
-from ompaffinity.proof import inspect as inspect_module
+from ompaffinity.placement.document import placement_document
 from ompaffinity.proof.inspect import Inspection, inspect_all, inspect_processes
+from ompaffinity.proof.inspect import inspected as inspect_samples
 from ompaffinity.proof.observe import ProcessState, ThreadState
 from ompaffinity.topology.source import load_topology
+from tests.conftest import CPUS, ROOT, needs_namespaces, needs_two_cpus
 from tests.placement.machines import synthetic, with_distances
+from tests.proof.observations import ALONE, GNU
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from ompaffinity.topology.model import Topology
 
-CPUS = sorted(os.sched_getaffinity(0))
 MIB = 2**20
 
 
-def process(pid: int, *masks: tuple[int, ...], running: int = 0, **bytes_by_node: int) -> ProcessState:
-    threads = [
-        ThreadState(pid + number, "worker", "R" if number < running else "S", cpus, cpus[0])
-        for number, cpus in enumerate(masks)
-    ]
+def process(pid: int, *masks: tuple[int, ...], **bytes_by_node: int) -> ProcessState:
+    threads = [ThreadState(pid + number, "worker", "S", cpus, cpus[0]) for number, cpus in enumerate(masks)]
     memory = MappedMemory({"default": {int(node[1:]): size for node, size in bytes_by_node.items()}}, {})
     return ProcessState(pid, "worker", tuple(threads), {}, None, (), memory, ())
 
 
-def inspected(topology: Topology, *states: ProcessState) -> Inspection:
-    return inspect_module._inspected(topology, list(states))
+def inspected(topology: Topology, *states: ProcessState, busy: Sequence[tuple[int, ...]] = ((), ())) -> Inspection:
+    """Inspect processes of which these threads were busy in each half of the window."""
+    samples = []
+    for at in range(len(busy) + 1):
+        ran = {number: sum(number in half for half in busy[:at]) for half in busy for number in half}
+        samples.append(
+            {
+                state.pid: state._replace(
+                    seconds=float(at),
+                    threads=tuple(
+                        thread._replace(run_ns=ran.get(thread.thread_id, 0) * 10**9, delay_ns=0)
+                        for thread in state.threads
+                    ),
+                )
+                for state in states
+            }
+        )
+    return inspect_samples(topology, list(states), samples)
 
 
 def codes(inspection: Inspection) -> list[tuple[str, tuple[int, ...]]]:
@@ -57,11 +74,30 @@ def test_a_process_and_its_children_are_one() -> None:
     assert codes(inspected(topology, *family, process(40, (0,)))) == [("core-shared", (10, 20, 30, 40))]
 
 
-def test_threads_that_crowd_on_one_cpu() -> None:
+def test_busy_threads_that_crowd_on_one_cpu() -> None:
     topology = synthetic("core:4 pu:1")
-    assert codes(inspected(topology, process(10, (0,), (0,), (0,), running=2))) == [("threads-on-one-cpu", (10,))]
-    assert codes(inspected(topology, process(10, (0,), (0,), (0,), running=1))) == []
-    assert codes(inspected(topology, process(10, (0, 1), (0, 1), running=2))) == []
+    crowd = process(10, (0,), (0,), (0,))
+    assert codes(inspected(topology, crowd, busy=((10, 11), (10, 11)))) == [("threads-on-one-cpu", (10,))]
+    # What one half of the window shows alone does not count.
+    assert codes(inspected(topology, crowd, busy=((10, 11), (10,)))) == []
+    assert codes(inspected(topology, crowd, busy=((10,), (10,)))) == []
+    assert codes(inspected(topology, process(10, (0, 1), (0, 1)), busy=((10, 11), (10, 11)))) == []
+    three = process(10, (0, 1), (0, 1), (0, 1))
+    assert codes(inspected(topology, three, busy=((10, 11, 12),) * 2)) == [("cpus-oversubscribed", (10,))]
+
+
+def test_processes_that_share_a_placement() -> None:
+    text = json.dumps(placement_document(ALONE))
+    server = process(10, (4,))._replace(
+        command="gunicorn", environment={"OMPAFFINITY_PLACEMENT": text}, placement=ALONE
+    )
+    workers = [
+        server._replace(pid=pid, parent=10, forked=True, runtimes=(GNU,), command="gunicorn") for pid in (20, 30)
+    ]
+    inspection = inspected(synthetic("core:8 pu:1"), server, *workers)
+    assert codes(inspection) == [("placement-shared", (20, 30))]
+    assert "both were forked by process 10" in inspection.findings[0].message
+    assert [found.kind for found in inspection.processes] == ["supervisor", "rank", "rank"]
 
 
 def test_memory_that_is_far() -> None:
@@ -80,12 +116,24 @@ def test_the_document_is_plain() -> None:
     document = inspected(topology, process(10, (0, 1), n0=5)).to_document()
     assert json.loads(json.dumps(document)) == document
     (row,) = document["processes"]
-    assert row["threads"] == [{"thread_id": 10, "name": "worker", "state": "S", "cpus": "0-1", "last_cpu": 0}]
+    assert row["threads"] == [
+        {
+            "thread_id": 10,
+            "name": "worker",
+            "state": "S",
+            "cpus": "0-1",
+            "last_cpu": 0,
+            "busy": False,
+            "run_seconds": 0.0,
+            "delay_seconds": 0.0,
+        }
+    ]
+    assert (row["kind"], row["busy_threads"]) == ("process", 0)
     assert (row["bytes_by_node"], row["bytes_by_distance"], row["policy"]) == ({"0": 5}, {"10": 5}, "default")
 
 
-def pinned_sleeper() -> subprocess.Popen[bytes]:
-    code = f"import os, sys; os.sched_setaffinity(0, {{{CPUS[0]}}}); print(flush=True); sys.stdin.read()"
+def pinned(work: str) -> subprocess.Popen[bytes]:
+    code = f"import os, sys; os.sched_setaffinity(0, {{{CPUS[0]}}}); print(flush=True)\n{work}"
     child = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout is not None
     child.stdout.readline()
@@ -93,14 +141,15 @@ def pinned_sleeper() -> subprocess.Popen[bytes]:
 
 
 def test_live_processes_on_one_core(capsys: pytest.CaptureFixture[str]) -> None:
-    with pinned_sleeper() as first, pinned_sleeper() as second:
+    with pinned("sys.stdin.read()") as first, pinned("sys.stdin.read()") as second:
         pids = tuple(sorted((first.pid, second.pid)))
         inspection = inspect_processes(load_topology(), pids)
         assert codes(inspection) == [("core-shared", pids)]
+        assert 0.9 < inspection.seconds < 30
         arguments = ["inspect", *map(str, pids)]
         assert main(arguments) == 0
         assert "[core-shared]" in capsys.readouterr().out
-        assert main([*arguments, "--strict", "--json"]) == 1
+        assert main(["inspect", "--pid", *map(str, pids), "--strict", "--json"]) == 1
         assert json.loads(capsys.readouterr().out)["findings"][0]["pids"] == list(pids)
         if len(CPUS) > 1:
             everything = inspect_all(load_topology())
@@ -110,6 +159,40 @@ def test_live_processes_on_one_core(capsys: pytest.CaptureFixture[str]) -> None:
             child.communicate()
 
 
+@needs_two_cpus
+def test_an_unbound_busy_process_is_shown_beside_bound_ones() -> None:
+    with pinned("while True: pass") as bound, subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        try:
+            inspection = inspect_all(load_topology(), 2.0)
+        finally:
+            for child in (bound, other):
+                child.kill()
+    kinds = {entry.state.pid: entry.kind for entry in inspection.processes}
+    assert kinds[bound.pid] == "process"
+    assert kinds[other.pid] == "competitor"
+    row = next(entry for entry in inspection.processes if entry.state.pid == bound.pid)
+    assert len(row.busy_threads) == 1
+
+
+def test_a_server_is_inspected_with_all_that_it_started() -> None:
+    code = (
+        "import subprocess, sys; child = subprocess.Popen(['sleep', '60']); print(child.pid, flush=True); child.wait()"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        below = int(server.stdout.readline())
+        inspection = inspect_processes(load_topology(), [server.pid])
+        os.kill(below, 9)
+    assert [entry.state.pid for entry in inspection.processes] == [server.pid, below]
+
+
+def test_two_runs_on_an_idle_process_agree() -> None:
+    with pinned("sys.stdin.read()") as child:
+        runs = {tuple(codes(inspect_processes(load_topology(), [child.pid]))) for _ in range(3)}
+        child.communicate()
+    assert runs == {()}
+
+
 def test_processes_that_vanish_meanwhile_are_no_crash() -> None:
     code = "import subprocess\nwhile True: subprocess.run(['true'])"
     busy = subprocess.Popen([sys.executable, "-c", code])
@@ -117,7 +200,7 @@ def test_processes_that_vanish_meanwhile_are_no_crash() -> None:
         topology = load_topology()
         end = time.monotonic() + 1
         while time.monotonic() < end:
-            inspect_all(topology)
+            inspect_all(topology, 0.1)
     finally:
         busy.kill()
         busy.wait()
@@ -129,6 +212,7 @@ def test_processes_that_vanish_meanwhile_are_no_crash() -> None:
         ([], "no process is given; name processes (inspect PID...), or use --all"),
         (["1", "--all"], "both process ids and --all are given"),
         (["x"], "PID has 'x'; it must be a list of process ids"),
+        (["1", "--seconds", "0"], "--seconds is 0; it must be at least 1"),
         (["999999999"], "there is no process 999999999"),
     ],
 )
@@ -137,3 +221,29 @@ def test_what_cannot_be_done_is_one_line(arguments: list[str], match: str, capsy
     error = capsys.readouterr().err
     assert match in error
     assert error.count("\n") == 1
+
+
+@needs_namespaces
+@pytest.mark.parametrize("words", [("inspect", "--all"), ("inspect", "1"), ("verify", "--pid", "1")])
+def test_without_proc_that_is_the_error(words: tuple[str, ...]) -> None:
+    script = 'mount -t tmpfs none /proc && exec "$0" -m ompaffinity "$@"'
+    command = ["unshare", "-m", "sh", "-c", script, sys.executable, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert "/proc does not show this process; mount it" in done.stderr
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+@needs_namespaces
+def test_where_nothing_can_be_seen_that_is_the_result() -> None:
+    # Without capabilities not even root sees processes that have them, if it is not in the group root.
+    script = (
+        "mount -t proc -o hidepid=2 proc /proc && exec setpriv --regid 65534 --clear-groups --bounding-set -all"
+        ' --inh-caps -all "$0" -m ompaffinity inspect --all'
+    )
+    done = subprocess.run(
+        ["unshare", "-m", "sh", "-c", script, sys.executable], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "No process could be observed." in done.stdout
+    assert "hidepid" in done.stdout

@@ -21,7 +21,7 @@ from ompaffinity.placement.model import Plan, RankPlacement
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.proof import verify as verify_module
-from ompaffinity.proof.compare import compare_with_placement
+from ompaffinity.proof.compare import verdict_of_team
 from ompaffinity.proof.observe import observe_process
 from ompaffinity.proof.verdict import RankVerdict
 from ompaffinity.proof.verify import library_to_probe, verify_plan, verify_processes
@@ -112,15 +112,16 @@ def worker(
 
 
 def verdict_on(
-    placement: RankPlacement, pid: int, team: tuple[int, ...] | None, environment: dict[str, str] | None = None
+    placement: RankPlacement, pid: int, team: tuple[int, ...], environment: dict[str, str] | None = None
 ) -> RankVerdict:
-    verdict = compare_with_placement(placement, observe_process(pid), team, environment)
+    state = observe_process(pid)
+    verdict = verdict_of_team(placement, state, team, environment)
     json.dumps(verdict.to_document())
     return verdict
 
 
 def causes(verdict: RankVerdict) -> set[str | None]:
-    assert not verdict.holds
+    assert verdict.verdict == "differs"
     return {difference.cause for difference in verdict.differences}
 
 
@@ -147,11 +148,10 @@ def test_a_second_runtime_is_the_cause(library: str) -> None:
 @needs_two_cpus
 def test_the_environment_of_another_rank_is_the_cause() -> None:
     plan = live_plan(tensor_parallel_size=2)
-    # On two CPUs both ranks have the same mask; the second one's own CPU alone is nobody's.
-    second = plan.ranks[1]._replace(places=((CPUS[1],), *plan.ranks[1].places[1:]))
     with worker(GOMP, plan) as (pid, team):
-        verdict = verdict_on(second, pid, team)
-    assert "the environment of rank 0: a fork server" in only_cause(verdict)
+        verdict = verdict_on(plan.ranks[1], pid, team)
+    cause = only_cause(verdict)
+    assert cause.startswith(("the process was started with the environment of rank 0", "every thread may run on CPU"))
 
 
 @needs_gomp
@@ -186,7 +186,7 @@ def test_a_wrong_number_of_threads_is_the_cause() -> None:
     assert only_cause(verdict) == f"the process was started with OMP_NUM_THREADS=1, the plan requires {len(CPUS)}"
     with worker(GOMP, plan, before="ctypes.CDLL('libgomp.so.1').omp_set_num_threads(1)") as (pid, team):
         verdict = verdict_on(plan.ranks[0], pid, team, heard)
-    assert verdict.differences[0].message == f"the team has 1 threads, the plan requires {len(CPUS)}"
+    assert verdict.differences[0].message == f"the team has 1 thread, the plan requires {len(CPUS)}"
     assert "the program set another number of threads" in only_cause(verdict)
     with worker(GOMP, plan, OMP_THREAD_LIMIT="1") as (pid, team):
         assert "OMP_THREAD_LIMIT=1, which breaks a team" in only_cause(verdict_on(plan.ranks[0], pid, team))
@@ -204,32 +204,108 @@ def test_names_a_mask_that_was_changed_after_the_team_was_formed_as_the_cause() 
         assert difference.subject == "thread 1"
         assert difference.message == f"may run on CPU {CPUS[0]}, the plan requires {plan.ranks[0].cpus[1]}"
         assert "the mask of this thread was changed" in only_cause(verdict)
-        live = verify_processes([pid])
-        assert not live.holds
+
+
+BUSY = str(ROOT / "tests" / "openmp" / "busy_team.py")
+LIVE_SECONDS = 3.0
+
+
+@contextmanager
+def busy_worker(plan: Plan, *arguments: str, rank: int = 0, wrapper: tuple[str, ...] = ()) -> Iterator[int]:
+    """Start a worker with libgomp whose team works, and yield its pid when it does."""
+    command = [*wrapper, sys.executable, BUSY, GOMP, *arguments]
+    with OMPProcessManager(plan).configure_omp_envs(rank):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    with process:
+        assert process.stdout is not None
+        try:
+            process.stdout.readline()
+            yield process.pid
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 @needs_gomp
-def test_live_workers_are_judged_by_what_they_were_started_with(tmp_path: Path) -> None:
+@needs_two_cpus
+def test_live_workers_are_compared_with_what_they_were_started_with(tmp_path: Path) -> None:
     plan = live_plan(reserve=0)
-    with worker(GOMP, plan) as (pid, _):
-        assert verify_processes([pid]).holds
-        assert verify_processes([pid], plan.ranks).holds
-        file = tmp_path / "plan.json"
-        file.write_text(json.dumps(plan_document(plan)))
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(plan_document(plan)))
+    with busy_worker(plan) as pid:
+        assert verify_processes([pid], seconds=LIVE_SECONDS).holds
+        assert verify_processes([pid], plan.ranks, seconds=LIVE_SECONDS).holds
         done = run_command("verify", "--pid", str(pid), "--plan", str(file), "--json")
         assert (done.returncode, done.stderr) == (0, "")
         document = json.loads(done.stdout)
-        assert (document["schema"], document["holds"]) == ("ompaffinity.verify/1", True)
+        assert (document["schema"], document["verdict"]) == ("ompaffinity.verify/1", "holds")
         assert [thread["holds"] for thread in document["ranks"][0]["threads"]] == [True] * len(CPUS)
         assert not document["ranks"][0]["team_known"]
-        done = run_command("verify", "--pid", str(pid), str(os.getpid()), "--plan", str(file))
-        assert done.returncode == 2
-        assert "names 2 processes, but the plan has 1 ranks" in done.stderr
 
 
+@needs_gomp
 @needs_two_cpus
-def test_a_live_process_without_a_team_is_told_so() -> None:
+def test_a_server_is_enough_to_find_its_workers() -> None:
     plan = live_plan(reserve=0)
+    with busy_worker(plan, wrapper=("sh", "-c", '"$@"; true', "sh")) as shell:
+        verdict = verify_processes([shell], seconds=LIVE_SECONDS)
+        (rank,) = verdict.ranks
+        assert (verdict.holds, rank.pid == shell) == (True, False)
+        assert [(other.pid, other.kind) for other in verdict.others] == [(shell, "supervisor")]
+
+
+@needs_gomp
+@needs_two_cpus
+def test_a_rank_of_the_plan_without_a_process_is_unproven() -> None:
+    plan = live_plan(tensor_parallel_size=2)
+    with busy_worker(plan, rank=1) as pid:
+        verdict = verify_processes([pid], plan.ranks, seconds=LIVE_SECONDS)
+    assert [(rank.rank, rank.pid, rank.verdict) for rank in verdict.ranks] == [
+        (1, pid, "holds"),
+        (0, None, "unproven"),
+    ]
+
+
+@needs_gomp
+@needs_two_cpus
+def test_a_worker_without_the_placement_is_the_rank_on_whose_cpus_it_runs() -> None:
+    plan = live_plan(tensor_parallel_size=2)
+    os.sched_setaffinity(0, plan.ranks[1].affinity)
+    try:
+        worker_process = subprocess.Popen([sys.executable, BUSY, GOMP, "1"], stdout=subprocess.PIPE)
+    finally:
+        os.sched_setaffinity(0, CPUS)
+    with worker_process as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        verdict = verify_processes([process.pid], plan.ranks, seconds=LIVE_SECONDS)
+        process.kill()
+    assert [(rank.rank, rank.verdict) for rank in verdict.ranks if rank.pid] == [(1, "holds")]
+
+
+@needs_gomp
+@needs_two_cpus
+def test_a_moved_thread_of_a_live_worker_differs() -> None:
+    plan = live_plan(reserve=0)
+    with busy_worker(plan) as pid:
+        moved = next(thread for thread in observe_process(pid).threads if thread.cpus == plan.ranks[0].places[1])
+        os.sched_setaffinity(moved.thread_id, {CPUS[0]})
+        (rank,) = verify_processes([pid], seconds=LIVE_SECONDS).ranks
+    assert rank.verdict == "differs"
+    assert rank.differences[0].subject == "thread 1"
+
+
+@needs_gomp
+@needs_two_cpus
+@pytest.mark.parametrize("threads", ["1", "8"])
+def test_a_live_rank_of_one_thread_with_a_larger_team_differs(threads: str) -> None:
+    plan = live_plan(tensor_parallel_size=2)
+    with busy_worker(plan, threads) as pid:
+        (rank,) = verify_processes([pid], seconds=LIVE_SECONDS).ranks
+    assert rank.verdict == ("holds" if threads == "1" else "differs"), rank
+
+
+def test_a_live_process_that_sleeps_is_unproven() -> None:
+    plan = live_plan(cpus=(CPUS[0],))
     with OMPProcessManager(plan).configure_omp_envs(0):
         process = subprocess.Popen(
             [sys.executable, "-c", "print(flush=True); input()"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -238,10 +314,80 @@ def test_a_live_process_without_a_team_is_told_so() -> None:
         # Its environment shows once the program runs.
         assert process.stdout is not None
         process.stdout.readline()
-        verdict = verify_processes([process.pid]).ranks[0]
+        done = run_command("verify", "--pid", str(process.pid), "--seconds", "1")
         process.communicate()
-    assert any("has it run a parallel region yet?" in difference.message for difference in verdict.differences)
-    assert "no OpenMP runtime is loaded in the process (yet)" in causes(verdict)
+    assert done.returncode == 3
+    assert "unproven" in done.stdout
+
+
+@needs_gomp
+@pytest.mark.parametrize("load", [True, False])
+def test_workers_that_a_server_forked_share_its_placement(load: bool) -> None:
+    """The GNU runtime is loaded before the fork, as with gunicorn --preload, or in the workers."""
+    code = (
+        "import ctypes, os, sys, time\n"
+        f"load = lambda: ctypes.CDLL({GOMP!r})\n"
+        + ("load()\n" if load else "")
+        + "children = []\n"
+        + "for _ in range(2):\n    pid = os.fork()\n    if not pid:\n        break\n    children.append(pid)\n"
+        + "if pid:\n    time.sleep(0.5); print(*children, flush=True); time.sleep(60)\n"
+        + "load()\nwhile True: pass"
+    )
+    with OMPProcessManager(live_plan(cpus=(CPUS[0],))).configure_omp_envs(0):
+        server = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
+        )
+    with server:
+        assert server.stdout is not None
+        workers = [int(word) for word in server.stdout.readline().split()]
+        verdict = verify_processes([server.pid], seconds=2.0)
+        os.killpg(server.pid, signal.SIGKILL)
+    assert [rank.pid for rank in verdict.ranks] == workers
+    for rank in verdict.ranks:
+        shared = next(found for found in rank.differences if found.subject == "process")
+        assert "both were forked by process" in (shared.cause or "")
+        assert ("--preload" in (shared.cause or "")) == load
+        assert "fork server" not in (shared.cause or "")
+
+
+def test_an_overwritten_environment_is_reported_as_unknown() -> None:
+    # The environment of a process is memory of its own, which a program may overwrite (setproctitle).
+    code = (
+        "import ctypes, re\n"
+        "fields = open('/proc/self/stat').read().rpartition(')')[2].split()\n"
+        "start, end = int(fields[47]), int(fields[48])\n"
+        "ctypes.memset(start, 0, end - start)\n"
+        "print(flush=True); input()"
+    )
+    with OMPProcessManager(live_plan(cpus=(CPUS[0],))).configure_omp_envs(0):
+        process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    with process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(RequestError, match="or the program has overwritten it"):
+            verify_processes([process.pid], seconds=0)
+        state = observe_process(process.pid)
+        process.communicate()
+    assert not state.environment_complete
+    assert any("the program has overwritten a part of its environment" in problem for problem in state.problems)
+
+
+@needs_gomp
+@needs_two_cpus
+def test_an_export_and_its_verification_agree(tmp_path: Path) -> None:
+    plan = live_plan(reserve=0)
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps(plan_document(plan)))
+    cpus = ",".join(map(str, plan.ranks[0].cpus))
+    # What vLLM does with the list: each OpenMP thread on one CPU of it.
+    environment = {**os.environ, "GOMP_CPU_AFFINITY": cpus, "OMP_NUM_THREADS": str(len(plan.ranks[0].cpus))}
+    with subprocess.Popen([sys.executable, BUSY, GOMP], stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        arguments = ("verify", "--pid", str(process.pid), "--plan", str(file))
+        done = run_command(*arguments, "--as", "vllm", "--json")
+        process.kill()
+    assert json.loads(done.stdout)["verdict"] == "holds", done.stdout
 
 
 @needs_gomp
@@ -287,6 +433,9 @@ def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
         (["--pid", "999999999"], "there is no process 999999999"),
         (["--pid", "1", "--tp", "2"], "--pid checks live workers and cannot be combined with --tp"),
         (["--plan", "x"], "--plan requires --pid"),
+        (["--as", "vllm"], "--as requires --pid"),
+        (["--pid", "1", "--as", "vllm"], "--as requires --plan"),
+        (["--pid", "1", "--seconds", "0"], "--seconds is 0; it must be at least 1"),
         (["--pid", "1", "--plan", "/missing"], "--plan /missing cannot be read: No such file or directory"),
     ],
 )
@@ -318,7 +467,7 @@ def test_a_probe_that_does_not_answer_is_killed(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_process_that_is_not_ours_needs_a_plan() -> None:
     with pytest.raises(RequestError, match=r"was not started by ompaffinity .*; give its plan with --plan FILE"):
-        verify_processes([os.getpid()])
+        verify_processes([os.getpid()], seconds=0)
 
 
 def test_which_library_is_probed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -339,30 +488,32 @@ def test_which_library_is_probed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
 @needs_gomp
 @needs_two_cpus
-def test_two_workers_with_the_environment_of_one_rank() -> None:
+def test_two_workers_with_the_placement_of_one_rank_differ() -> None:
     plan = live_plan(tensor_parallel_size=2)
     with worker(GOMP, plan) as (first, _), worker(GOMP, plan) as (second, _):
-        verdict = verify_processes([first, second, second], plan.ranks)
-        assert [rank.pid for rank in verdict.ranks] == [first, second]
-        assert "a fork server" in only_cause(verdict.ranks[1])
+        verdict = verify_processes([first, second, second], plan.ranks, seconds=1)
+    found = [rank for rank in verdict.ranks if rank.pid]
+    assert [rank.pid for rank in found] == [first, second]
+    for rank in found:
+        assert "has the placement of rank 0, and so has process" in rank.differences[0].message
+        # Both were started by this process: neither inherited from the other.
+        assert rank.differences[0].cause is None
 
 
-def test_ranks_that_were_bound_apart_are_no_double_start() -> None:
-    """A launcher bound them apart, so exec planned each as the only one: both are local rank 0."""
-    manager = OMPProcessManager(live_plan(bind=((CPUS[0],),)))
+def test_ranks_that_were_bound_apart_are_no_shared_placement() -> None:
+    """A launcher bound them apart, so that exec planned each as the only one: both are local rank 0."""
     sleeper = [sys.executable, "-c", "print(flush=True); import time; time.sleep(60)"]
     with ExitStack() as stack:
         processes = []
-        for rank in (0, 1, 1):
-            with manager.configure_omp_envs(rank, 0):
+        for cpu in CPUS[:2]:
+            with OMPProcessManager(live_plan(bind=((cpu,),))).configure_omp_envs(0):
                 process = stack.enter_context(subprocess.Popen(sleeper, stdout=subprocess.PIPE))
             stack.callback(process.kill)
             assert process.stdout is not None
             process.stdout.readline()
             processes.append(process.pid)
-        verdict = verify_processes(processes)
-    told = [any("so was process" in difference.message for difference in rank.differences) for rank in verdict.ranks]
-    assert told == [False, False, True]
+        verdict = verify_processes(processes, seconds=1)
+    assert [rank.differences for rank in verdict.ranks] == [()] * len(CPUS[:2])
 
 
 @needs_intel

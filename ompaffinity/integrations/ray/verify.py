@@ -8,7 +8,7 @@ from ompaffinity.bind.worker_placement import current_placement
 from ompaffinity.errors import RequestError
 from ompaffinity.integrations.ray.nodes import in_one_line
 from ompaffinity.proof.compare import verify_current_process
-from ompaffinity.proof.verdict import Difference, RankVerdict, Verdict
+from ompaffinity.proof.verdict import Difference, RankVerdict, Verdict, with_differences, without_process
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +83,7 @@ def _judged(number: int, answer: Answer, planned: ClusterRank | None, started: d
     if planned is not None and node_id != planned.node_id:
         text = f"it runs on node {node_id[:8]}, the plan requires {planned.node_id[:8]}"
         found.append(Difference("actor", text, "another scheduling strategy than actor_options gives"))
-    return verdict._replace(differences=(*found, *verdict.differences))
+    return with_differences(verdict, found)
 
 
 def look_at_actor(_actor: object, placement: RankPlacement | None) -> Answer:
@@ -96,4 +96,4 @@ def look_at_actor(_actor: object, placement: RankPlacement | None) -> Answer:
 
 
 def _without_answer(rank: int, reason: str) -> RankVerdict:
-    return RankVerdict(rank, 0, (), False, (), None, None, (Difference("actor", reason),), ())
+    return without_process(rank, [Difference("actor", reason)])

@@ -1,0 +1,132 @@
+"""The windows of one process, and the verdict that they lead to. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from ompaffinity.messages import counted
+from ompaffinity.proof.evidence import Evidence, evidence_of
+from ompaffinity.proof.verdict import DIFFERS, HOLDS, UNPROVEN, Difference
+
+if TYPE_CHECKING:
+    from ompaffinity.placement.model import RankPlacement
+    from ompaffinity.proof.activity import Activity
+
+PINNED_WINDOWS = 2
+"""So many windows prove a team whose threads have a place each ..."""
+COUNTED_SECONDS = 1.9
+"""... and so many seconds one that is proven by the number of its threads alone."""
+CONFIRMING_WINDOWS = 2
+"""A difference counts when it was seen in so many windows one after the other."""
+SERIAL_SECONDS = 3.0
+"""A program that computes for so long with fewer threads than planned has a smaller team."""
+
+
+class Window(NamedTuple):
+    """A window and what it proves."""
+
+    activity: Activity
+    evidence: Evidence
+
+
+class Outcome(NamedTuple):
+    """The verdict so far, the window that shows it (None: there is none), its differences and notes."""
+
+    verdict: str
+    window: Window | None
+    differences: tuple[Difference, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Timeline:
+    """Collects the windows of a process with a placement."""
+
+    def __init__(self, placement: RankPlacement) -> None:
+        self.placement = placement
+        self.windows: list[Window] = []
+
+    def add(self, activity: Activity, *, has_openmp: bool, own_threads: bool) -> None:
+        """Add the next window."""
+        evidence = evidence_of(self.placement, activity, has_openmp=has_openmp, own_threads=own_threads)
+        self.windows.append(Window(activity, evidence))
+
+    @property
+    def busy_threads(self) -> int:
+        """The largest number of busy threads in a window."""
+        return max((window.evidence.busy for window in self.windows), default=0)
+
+    @property
+    def needs_all_windows(self) -> bool:
+        """Whether only watching to the end can prove it: a single thread is also what a program starts with."""
+        return len(self.placement.cpus) <= 1
+
+    @property
+    def differing_seconds(self) -> float:
+        """For how long it has differed without interruption."""
+        seconds = 0.0
+        for window in reversed(self.windows):
+            if not window.evidence.differences:
+                break
+            seconds += window.activity.seconds
+        return seconds
+
+    def outcome(self) -> Outcome:
+        """Return the verdict on what was seen so far."""
+        last = self._last_difference()
+        later = self.windows if last is None else self.windows[last + 1 :]
+        proving = [window for window in later if window.evidence.complete]
+        if _is_enough(proving):
+            return Outcome(HOLDS, proving[-1], notes=proving[-1].evidence.notes)
+        if last is not None:
+            window = self.windows[last]
+            return Outcome(DIFFERS, window, window.evidence.differences, window.evidence.notes)
+        serial = self._serial_difference()
+        if serial is not None:
+            return Outcome(DIFFERS, self.windows[-1], (serial,))
+        return self._unproven()
+
+    def _last_difference(self) -> int | None:
+        """Return the last window with a difference that the window before it has, too."""
+        for number in range(len(self.windows) - 1, CONFIRMING_WINDOWS - 2, -1):
+            if all(window.evidence.differences for window in self.windows[number - 1 : number + 1]):
+                return number
+        return None
+
+    def _serial_difference(self) -> Difference | None:
+        """Return the difference that the program computed, to the end, with fewer threads than planned."""
+        planned, seconds, most = len(self.placement.cpus), 0.0, 0
+        for window in reversed(self.windows):
+            active = len(window.activity.active)
+            if not (window.activity.saturated and window.activity.steady) or active >= planned:
+                break
+            seconds, most = seconds + window.activity.seconds, max(most, active)
+        if not self.placement.bound or seconds < SERIAL_SECONDS:
+            return None
+        text = f"{counted(most, 'thread')} used CPU time in {seconds:.0f} seconds of computing, the plan has {planned}"
+        return Difference("team", text)
+
+    def _unproven(self) -> Outcome:
+        seen = max(self.windows, key=lambda window: window.evidence.busy, default=None)
+        if seen is None or seen.evidence.idle:
+            return Outcome(UNPROVEN, seen, notes=("no thread was busy while it was observed",))
+        if seen.evidence.notes:
+            return Outcome(UNPROVEN, seen, notes=seen.evidence.notes)
+        planned = len(self.placement.cpus)
+        note = f"{counted(seen.evidence.busy, 'busy thread')} seen, the plan has {planned}"
+        if seen.evidence.busy == planned:
+            note = "its team was not seen at work for long enough"
+        return Outcome(UNPROVEN, seen, notes=(note,))
+
+
+def _is_enough(proving: list[Window]) -> bool:
+    """Return whether these windows prove a team, by the level of the last one.
+
+    An import or the loading of a model keeps one thread busy, as a team of one does: such windows count for nothing.
+    """
+    if not proving:
+        return False
+    last = proving[-1].evidence
+    alike = [window for window in proving if window.evidence.level == last.level]
+    if not last.by_count:
+        return len(alike) >= PINNED_WINDOWS
+    return sum(window.activity.seconds for window in alike if window.activity.steady) >= COUNTED_SECONDS

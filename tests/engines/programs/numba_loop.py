@@ -1,0 +1,18 @@
+"""A parallel loop of numba in its OpenMP threading layer, without end."""
+
+import numba
+import numpy
+
+numba.config.THREADING_LAYER = "omp"
+
+
+@numba.njit(parallel=True)
+def total(values: numpy.ndarray) -> float:
+    found = 0.0
+    for at in numba.prange(values.shape[0]):
+        found += numpy.sqrt(values[at])
+    return found
+
+
+while True:
+    total(numpy.random.rand(3_000_000))
