@@ -171,9 +171,10 @@ def _narrowed_runtime(placement: RankPlacement, state: ProcessState) -> str | No
 
 def _several_teams(placement: RankPlacement, state: ProcessState, timeline: Timeline | None) -> str | None:
     """Several busy threads at each place, while the main thread waits for those that it has started."""
-    if timeline is None or not state.runtimes or not timeline.windows:
+    window = None if timeline is None else timeline.outcome().window
+    if window is None or not state.runtimes:
         return None
-    busy = max((window.activity.busy for window in timeline.windows), key=len)
+    busy = window.activity.busy
     host_threads = [thread for thread in busy if thread.cpus == placement.places[0]]
     others = {place: sum(thread.cpus == place for thread in busy) for place in set(placement.places[1:])}
     main_is_idle = all(thread.thread_id != state.pid for thread in busy)

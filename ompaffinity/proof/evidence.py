@@ -50,8 +50,7 @@ def evidence_of(placement: RankPlacement, activity: Activity, *, has_openmp: boo
     outside = tuple(threads_outside(placement, activity.threads))
     return found._replace(
         complete=found.complete and not outside and not found.differences,
-        # Threads that take turns count as one only where there are more than planned.
-        busy=min(len(activity.busy), max(len(placement.cpus), at_once(activity.busy, activity))),
+        busy=len(activity.busy),
         idle=not activity.busy,
         differences=(*outside, *found.differences),
     )
@@ -210,7 +209,10 @@ def _by_count(placement: RankPlacement, activity: Activity, level: str, differen
     notes: tuple[str, ...] = ()
     if count > max(planned, len(placement.affinity)):
         differences = [*differences, _too_many(placement, activity, [])]
-    elif count > planned:
-        notes = (f"{counted(len(busy), 'busy thread')}, the plan has {planned} and helper CPUs for others",)
-    complete = planned in (len(busy), count) and len(busy) >= planned and not differences
+    elif len(busy) > planned:
+        notes = (f"{counted(len(busy), 'busy thread')}, the plan has {planned}; the others may be helper threads",)
+    # Where the threads of a pool and its caller share the planned CPUs, they compete for these all the time unless they
+    # take turns. With more CPUs, or in an OpenMP team, each busy thread counts.
+    take_turns = level == MASK and len(placement.affinity) == planned == count < len(busy)
+    complete = (len(busy) == planned or take_turns) and not differences
     return Evidence(level, team, complete=complete, by_count=True, differences=tuple(differences), notes=notes)
