@@ -9,8 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from ompaffinity.proof.observe import ProcessState
 
 ACTIVE_SHARE = 0.01
@@ -64,18 +62,6 @@ class Activity(NamedTuple):
         """The threads that compete at least half as long as the busiest one, in the order of `active`."""
         least = max(BUSY_SHARE * self._most, LEAST_BUSY_SHARE * self.seconds)
         return tuple(thread for thread in self.active if thread.competing_seconds >= least)
-
-    def demand(self, threads: Iterable[ThreadActivity]) -> float | None:
-        """Return how many CPUs these threads would use on average if there were enough, None where that is unknown.
-
-        Threads that take turns, such as a caller and the pool that it waits for, count as one.
-        """
-        seconds = 0.0
-        for thread in threads:
-            if thread.delay_seconds is None:
-                return None
-            seconds += min(thread.competing_seconds, self.seconds)
-        return seconds / self.seconds
 
     @property
     def saturated(self) -> bool:

@@ -17,13 +17,15 @@ class Engine(NamedTuple):
     """An engine: its name, whether it computes in threads of its own instead of an OpenMP team, and what to set.
 
     `setting` follows "set" in a sentence; ``{threads}`` is the number of threads in the plan. An `auxiliary` library is
-    part of others, which decide on their own threads.
+    part of others, which decide on their own threads. `caller_waits`: the thread that calls the engine waits for its
+    threads, which are as many as planned without it.
     """
 
     name: str
     own_threads: bool
     setting: str
     auxiliary: bool = False
+    caller_waits: bool = False
 
 
 LIBRARIES = (
@@ -36,10 +38,10 @@ LIBRARIES = (
         Engine("OpenVINO", True, "INFERENCE_NUM_THREADS={threads} and ENABLE_CPU_PINNING=NO in its configuration"),
     ),
     (r"libllama\b|xllamacpp", Engine("llama.cpp", True, "-t {threads} (n_threads)")),
-    (r"_polars_runtime|polars\.abi3", Engine("polars", True, "POLARS_MAX_THREADS={threads}")),
+    (r"_polars_runtime|polars\.abi3", Engine("polars", True, "POLARS_MAX_THREADS={threads}", caller_waits=True)),
     (
         r"libxla|xla_extension|libjax_common|_jax\.",
-        Engine("XLA", True, "the mask: XLA starts one thread per CPU of it"),
+        Engine("XLA", True, "the mask: XLA starts one thread per CPU of it", caller_waits=True),
     ),
     (r"^omppool\.|^tbbpool\.|^workqueue\.", Engine("numba", False, "NUMBA_NUM_THREADS={threads}")),
     (r"libtorch_cpu\b", Engine("torch", False, "torch.set_num_threads({threads})")),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -11,12 +10,10 @@ from ompaffinity.messages import counted
 from ompaffinity.proof.verdict import MASK, THREADS, Difference
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from ompaffinity.placement.model import RankPlacement
     from ompaffinity.proof.activity import Activity, ThreadActivity
-
-AT_ONCE_MARGIN = 0.25
 
 
 class Evidence(NamedTuple):
@@ -36,17 +33,25 @@ class Evidence(NamedTuple):
     notes: tuple[str, ...] = ()
 
 
-def evidence_of(placement: RankPlacement, activity: Activity, *, has_openmp: bool, own_threads: bool) -> Evidence:
+def evidence_of(
+    placement: RankPlacement,
+    activity: Activity,
+    *,
+    has_openmp: bool,
+    own_threads: bool = False,
+    with_caller: bool = False,
+) -> Evidence:
     """Return what the activity of a rank's process proves about its placement.
 
     `own_threads`: the process has an engine that computes in threads of its own instead of an OpenMP team.
+    `with_caller`: the thread that calls this engine waits for them, and may be busy besides.
     """
     if not placement.bound:
         busy = activity.busy
         return Evidence(MASK, (), len(busy), complete=bool(busy), by_count=True, idle=not busy)
-    found = _of_team(placement, activity) if has_openmp else _within_mask(placement, activity)
+    found = _of_team(placement, activity) if has_openmp else _within_mask(placement, activity, with_caller)
     if has_openmp and own_threads and not found.complete:
-        found = _within_mask(placement, activity)
+        found = _within_mask(placement, activity, with_caller)
     outside = tuple(threads_outside(placement, activity.threads))
     return found._replace(
         complete=found.complete and not outside and not found.differences,
@@ -54,17 +59,6 @@ def evidence_of(placement: RankPlacement, activity: Activity, *, has_openmp: boo
         idle=not activity.busy,
         differences=(*outside, *found.differences),
     )
-
-
-def at_once(threads: Sequence[ThreadActivity], activity: Activity) -> int:
-    """Return how many of these busy threads compete for CPUs at the same time, as far as the kernel counts it.
-
-    A caller that waits for its pool spins for a while, so that the two compete for up to one and a half CPUs.
-    """
-    demand = activity.demand(threads)
-    if demand is None:
-        return len(threads)
-    return min(len(threads), max(int(bool(threads)), math.floor(demand + AT_ONCE_MARGIN)))
 
 
 def threads_outside(placement: RankPlacement, threads: Iterable[ThreadActivity]) -> Iterable[Difference]:
@@ -106,7 +100,7 @@ def _of_pinned_team(placement: RankPlacement, activity: Activity) -> Evidence:
     missing = [number for number, thread in enumerate(team) if thread is None]
     differences += _at_wrong_places(pinned, placement, missing)
     extra, room = len(floating) - (team[0] in floating), len(set(placement.affinity) - set(placement.cpus))
-    if extra > room and at_once(floating, activity) > room + 1:
+    if extra > room:
         differences.append(_too_many(placement, activity, missing))
     complete = not missing and not differences
     notes = _beside_the_team(extra) if complete else ()
@@ -188,31 +182,26 @@ def _of_equal_places(placement: RankPlacement, activity: Activity) -> Evidence:
     return _by_count(placement, activity, THREADS, differences)
 
 
-def _within_mask(placement: RankPlacement, activity: Activity) -> Evidence:
+def _within_mask(placement: RankPlacement, activity: Activity, with_caller: bool) -> Evidence:
     """Without OpenMP the masks may be narrower, but not such that busy threads crowd on fewer CPUs."""
-    masks: dict[tuple[int, ...], list[ThreadActivity]] = {}
-    for thread in activity.busy:
-        if set(thread.cpus) < set(placement.affinity):
-            masks.setdefault(thread.cpus, []).append(thread)
+    masks = Counter(thread.cpus for thread in activity.busy)
     differences = [
-        Difference("threads", f"{len(threads)} busy threads are bound to CPU {format_id_list(cpus)}")
-        for cpus, threads in masks.items()
-        if at_once(threads, activity) > len(cpus)
+        Difference("threads", f"{count} busy threads are bound to CPU {format_id_list(cpus)}")
+        for cpus, count in masks.items()
+        if count > len(cpus) and set(cpus) < set(placement.affinity)
     ]
-    return _by_count(placement, activity, MASK, differences)
+    return _by_count(placement, activity, MASK, differences, callers=int(with_caller))
 
 
-def _by_count(placement: RankPlacement, activity: Activity, level: str, differences: list[Difference]) -> Evidence:
+def _by_count(
+    placement: RankPlacement, activity: Activity, level: str, differences: list[Difference], callers: int = 0
+) -> Evidence:
     planned, busy = len(placement.cpus), activity.busy
-    count = at_once(busy, activity)
     team = (*busy[:planned], *(None for _ in range(planned - len(busy))))
     notes: tuple[str, ...] = ()
-    if count > max(planned, len(placement.affinity)):
+    if len(busy) > max(planned, len(placement.affinity)) + callers:
         differences = [*differences, _too_many(placement, activity, [])]
-    elif len(busy) > planned:
+    elif len(busy) > planned + callers:
         notes = (f"{counted(len(busy), 'busy thread')}, the plan has {planned}; the others may be helper threads",)
-    # Where the threads of a pool and its caller share the planned CPUs, they compete for these all the time unless they
-    # take turns. With more CPUs, or in an OpenMP team, each busy thread counts.
-    take_turns = level == MASK and len(placement.affinity) == planned == count < len(busy)
-    complete = (len(busy) == planned or take_turns) and not differences
+    complete = planned <= len(busy) <= planned + callers and not differences
     return Evidence(level, team, complete=complete, by_count=True, differences=tuple(differences), notes=notes)

@@ -102,6 +102,7 @@ class TreeObserver:
             activity,
             has_openmp=bool(after.runtimes) or not after.runtimes_known,
             own_threads=any(engine.own_threads for engine in after.engines),
+            with_caller=any(engine.caller_waits for engine in after.engines),
         )
         self._busiest[after.pid] = max(self._busiest.get(after.pid, 0), len(activity.busy))
 

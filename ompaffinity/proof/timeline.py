@@ -45,9 +45,13 @@ class Timeline:
         self.placement = placement
         self.windows: list[Window] = []
 
-    def add(self, activity: Activity, *, has_openmp: bool, own_threads: bool) -> None:
-        """Add the next window."""
-        evidence = evidence_of(self.placement, activity, has_openmp=has_openmp, own_threads=own_threads)
+    def add(
+        self, activity: Activity, *, has_openmp: bool, own_threads: bool = False, with_caller: bool = False
+    ) -> None:
+        """Add the next window; the arguments are those of `evidence_of`."""
+        evidence = evidence_of(
+            self.placement, activity, has_openmp=has_openmp, own_threads=own_threads, with_caller=with_caller
+        )
         self.windows.append(Window(activity, evidence))
 
     @property

@@ -61,9 +61,9 @@ def window(*threads: tuple[Mask, float], delay: float | None = 0.0, steady: bool
     )
 
 
-def timeline(placement: RankPlacement, *windows: Activity, has_openmp: bool = True, own: bool = False) -> Timeline:
+def timeline(placement: RankPlacement, *windows: Activity, has_openmp: bool = True, **engine: bool) -> Timeline:
     """Return the timeline of a process that showed these windows."""
     found = Timeline(placement)
     for activity in windows:
-        found.add(activity, has_openmp=has_openmp, own_threads=own)
+        found.add(activity, has_openmp=has_openmp, **engine)
     return found

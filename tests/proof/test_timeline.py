@@ -17,8 +17,8 @@ MAIN, SECOND, ALL = (4, 6), (5,), (4, 5, 6)
 TEAM = window((MAIN, 1.0), (SECOND, 1.0), (ALL, 0.0))
 
 
-def verdict(placement: RankPlacement, *windows: Activity, has_openmp: bool = True, own: bool = False) -> str:
-    return timeline(placement, *windows, has_openmp=has_openmp, own=own).outcome().verdict
+def verdict(placement: RankPlacement, *windows: Activity, has_openmp: bool = True, **engine: bool) -> str:
+    return timeline(placement, *windows, has_openmp=has_openmp, **engine).outcome().verdict
 
 
 def test_a_pinned_team_at_work_holds_after_two_windows() -> None:
@@ -61,16 +61,12 @@ def test_a_team_that_is_too_large_differs(placement: RankPlacement) -> None:
     assert any("8 busy threads" in difference.message for difference in outcome.differences)
 
 
-def test_threads_that_take_turns_are_no_larger_team() -> None:
-    turns = window((ALONE.affinity, 0.55), (ALONE.affinity, 0.5))
-    assert verdict(ALONE, *[turns] * 4, has_openmp=False) == HOLDS
-    # A pool thread that spins while its caller works.
-    spins = window((ALONE.affinity, 0.5), (ALONE.affinity, 0.55), delay=0.2)
-    assert verdict(ALONE, *[spins] * 4, has_openmp=False) == HOLDS
-    together = window((ALONE.affinity, 0.5), (ALONE.affinity, 0.5), delay=0.45)
-    assert verdict(ALONE, *[together] * 4, has_openmp=False) == DIFFERS
-    # Without the time that they wait, their number counts.
-    assert verdict(ALONE, *[window((ALONE.affinity, 0.5), (ALONE.affinity, 0.5), delay=None)] * 4) == DIFFERS
+def test_a_caller_that_waits_for_its_pool_is_no_thread_of_it() -> None:
+    both = window((ALONE.affinity, 0.5), (ALONE.affinity, 0.5))
+    assert verdict(ALONE, *[both] * 4, has_openmp=False, own_threads=True, with_caller=True) == HOLDS
+    assert verdict(ALONE, *[both] * 4, has_openmp=False, own_threads=True) == DIFFERS
+    three = window(*[(ALONE.affinity, 0.5)] * 3)
+    assert verdict(ALONE, *[three] * 4, has_openmp=False, own_threads=True, with_caller=True) == DIFFERS
 
 
 def test_a_program_that_computes_with_fewer_threads_differs_after_three_seconds() -> None:
@@ -115,7 +111,7 @@ def test_a_team_that_floats_instead_of_being_pinned_differs() -> None:
 
 def test_threads_of_another_engine_are_compared_with_the_mask() -> None:
     own = window((MAIN, 1.0), (MAIN, 1.0))
-    found = timeline(PLACEMENT, *[own] * 4, own=True).outcome()
+    found = timeline(PLACEMENT, *[own] * 4, own_threads=True).outcome()
     assert (found.verdict, found.window.evidence.level if found.window else "") == (HOLDS, "mask")
     crowded = window(((4,), 1.0), ((4,), 1.0))
     assert verdict(PLACEMENT, *[crowded] * 2, has_openmp=False) == DIFFERS
@@ -146,7 +142,7 @@ def is_outside(thread: ThreadActivity, placement: RankPlacement) -> bool:
 def test_holds_only_with_as_many_active_threads_as_planned(
     placement: RankPlacement, windows: list[Activity], has_openmp: bool, own: bool
 ) -> None:
-    found = timeline(placement, *windows, has_openmp=has_openmp, own=own).outcome()
+    found = timeline(placement, *windows, has_openmp=has_openmp, own_threads=own).outcome()
     if found.verdict == HOLDS:
         assert found.window is not None
         assert len(found.window.activity.active) >= len(placement.cpus)
@@ -158,7 +154,7 @@ def test_holds_only_with_as_many_active_threads_as_planned(
 def test_differs_whenever_a_thread_is_outside_of_the_mask(
     placement: RankPlacement, activity: Activity, has_openmp: bool, own: bool
 ) -> None:
-    found = timeline(placement, activity, activity, has_openmp=has_openmp, own=own).outcome()
+    found = timeline(placement, activity, activity, has_openmp=has_openmp, own_threads=own).outcome()
     if any(is_outside(thread, placement) for thread in activity.threads):
         assert found.verdict == DIFFERS
 
@@ -198,7 +194,6 @@ def test_the_time_that_a_thread_waits_is_unknown_where_the_kernel_does_not_count
     activity = activity_between(observed(7, 1.0, 0, None), observed(7, 2.0, 10**9, None))  # type: ignore[arg-type]
     assert activity is not None
     assert activity.threads[0].delay_seconds is None
-    assert activity.demand(activity.threads) is None
 
 
 def test_another_process_with_the_same_number_has_no_activity() -> None:

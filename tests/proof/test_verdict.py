@@ -55,7 +55,7 @@ def test_names_the_engine_that_pins_its_threads() -> None:
     engines = engines_of(["/x/onnxruntime_pybind11_state.so", "/x/libopenblas.so.0"])
     assert [engine.name for engine in engines] == ["onnxruntime"]
     state = process(MAIN, (7,), runtimes=())._replace(engines=engines)
-    found = timeline(PLACEMENT, *[window((MAIN, 1.0), ((7,), 1.0))] * 2, has_openmp=False, own=True)
+    found = timeline(PLACEMENT, *[window((MAIN, 1.0), ((7,), 1.0))] * 2, has_openmp=False, own_threads=True)
     (sentence,) = words(verdict_of_timeline(found, state))
     assert "the program pinned its own threads to CPU 7; with onnxruntime, set intra_op_num_threads=2" in sentence
     assert "no OpenMP runtime" not in sentence
