@@ -219,7 +219,7 @@ TWO_OPENMP_RUNTIMES = Template(
 ENVIRONMENT_OVERRIDDEN = Template(
     "environment-overridden",
     NOTE,
-    "this environment has {variables}, which would break the binding; workers start without",
+    "this environment has {variables}; workers get the plan's values or none of these",
 )
 FORK_AFTER_OPENMP = Template(
     "fork-after-openmp",

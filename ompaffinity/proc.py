@@ -34,6 +34,7 @@ MAX_MAPS_BYTES = 16 * 2**20
 MAX_ARGUMENT_BYTES = 6 * 2**20
 """What the arguments and the environment of a process may take in all, execve(2)."""
 MAX_ARGUMENTS = 100_000
+MAX_DESCRIPTORS = 4096
 DELETED = " (deleted)"
 
 
@@ -239,6 +240,20 @@ def _integer(fields: dict[int, str], number: int) -> int:
         return int(fields.get(number, ""))
     except ValueError:
         return 0
+
+
+def memory_file(pid: int | str, name: str, max_bytes: int) -> bytes | None:
+    """Return the start of the memory file (memfd_create(2)) of this name that a process holds open, None for none."""
+    try:
+        numbers = os.listdir(f"/proc/{pid}/fd")[:MAX_DESCRIPTORS]
+        for number in numbers:
+            if os.readlink(f"/proc/{pid}/fd/{number}") == f"/memfd:{name}{DELETED}":
+                with open(f"/proc/{pid}/fd/{number}", "rb") as file:
+                    return file.read(max_bytes)
+    except OSError:
+        # It may not be read, or was closed meanwhile.
+        return None
+    return None
 
 
 def bytes_read(pid: int | str) -> int | None:

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from ompaffinity.cli.main import main
-from ompaffinity.cli.options import PLAN_OPTIONS, PLAN_OUTPUT_OPTIONS, VERBS
+from ompaffinity.cli.options import PLAN_OUTPUT_OPTIONS, VERBS
 from ompaffinity.placement.architecture import RULES
+from ompaffinity.placement.options import PLAN_OPTIONS
 from ompaffinity.placement.reasons import REASONS
 from tests.conftest import ROOT, needs_two_cpus
 from tests.openmp.libraries import needs_gomp

@@ -15,8 +15,9 @@ from ompaffinity.messages import RUNTIME_DIFFERS, RUNTIME_UNKNOWN, TWO_OPENMP_RU
 from ompaffinity.openmp.detect import GOMP, IOMP, expected_runtimes, probe_runtimes
 from ompaffinity.openmp.variables import environment_messages
 from ompaffinity.placement.check_gpu import checked_maps
+from ompaffinity.placement.environment import requested
 from ompaffinity.placement.plan import make_plan
-from ompaffinity.placement.request import AUTO, parse_bind, requested
+from ompaffinity.placement.request import AUTO, parse_bind
 from ompaffinity.topology.source import load_topology
 
 if TYPE_CHECKING:
@@ -54,26 +55,31 @@ def live_plan(options: Mapping[str, Any], probe: str | Iterable[str] = ()) -> Pl
     topology = load_topology()
     if request.for_gpus:
         request = with_gpu_homes(request, topology)
-    return with_messages(make_plan(topology, request), [*messages, *environment_messages(environ)])
+    plan = make_plan(topology, request)
+    return with_messages(plan, [*messages, *environment_messages(environ, plan)])
 
 
 def for_runtimes(
     request: PlacementRequest, libraries: tuple[RuntimeLibrary, ...]
 ) -> tuple[PlacementRequest, list[Message]]:
-    """Return the request for workers that load these runtimes, the one that they use first, and what to say of them."""
-    several = len(libraries) > 1
-    immune = request.runtime == IOMP
-    unknown = request.runtime == AUTO and not libraries
-    floating = request.for_gpus and request.granularity == AUTO
+    """Return the request for workers that load these runtimes, the one that they use first, and the messages."""
+    is_unknown = request.runtime == AUTO and not libraries
+    is_floating = request.for_gpus and request.granularity == AUTO
     if request.runtime == AUTO:
         request = request._replace(runtime=libraries[0].family if libraries else "omp")
-    if floating:
+    if is_floating:
         # A GPU rank's team floats anyway, within a mask that every runtime keeps to.
         return request, []
-    # Who names libomp's or libiomp5's family gets their variables, which leave a libgomp beside them alone.
-    if request.granularity == AUTO and (unknown or (several and not immune)):
+    # KMP_AFFINITY binds the threads of libomp and libiomp5, and leaves a libgomp beside them alone.
+    is_narrowed = _families(libraries) > 1 and request.runtime != IOMP
+    if request.granularity == AUTO and (is_unknown or is_narrowed):
         request = request._replace(granularity="team")
-    return request, runtime_messages(request.runtime, request.granularity, libraries, unknown=unknown)
+    return request, runtime_messages(request.runtime, request.granularity, libraries, unknown=is_unknown)
+
+
+def _families(libraries: tuple[RuntimeLibrary, ...]) -> int:
+    """Return the number of families: several copies of libgomp read the same variables."""
+    return len({library.family for library in libraries})
 
 
 def _module_names(probe: str | Iterable[str]) -> tuple[str, ...]:
@@ -95,11 +101,9 @@ def runtime_messages(
         return [RUNTIME_UNKNOWN(consequence=consequence)]
     if libraries and runtime in (GOMP, IOMP) and all(library.family != runtime for library in libraries):
         return [RUNTIME_DIFFERS(libraries=names, runtime=runtime)]
-    if len(libraries) > 1:
+    if _families(libraries) > 1 and runtime != IOMP:
         if granularity == "team":
             consequence = "the team floats within its rank's CPUs"
-        elif runtime == IOMP:
-            consequence = "libgomp is left unbound, and the other one binds each thread"
         else:
             consequence = "threads of one of them crowd on the first thread's CPUs; --granularity team avoids that"
         return [TWO_OPENMP_RUNTIMES(libraries=names, consequence=consequence)]
@@ -112,7 +116,7 @@ def with_live_messages(plan: Plan) -> Plan:
         return plan
     environ = copy_of(os.environ)
     messages = runtime_messages(plan.runtime, plan.granularity, expected_runtimes(environ))
-    return with_messages(plan, [*messages, *environment_messages(environ)])
+    return with_messages(plan, [*messages, *environment_messages(environ, plan)])
 
 
 def with_messages(plan: Plan, messages: Iterable[Message]) -> Plan:

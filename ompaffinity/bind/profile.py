@@ -18,9 +18,8 @@ if TYPE_CHECKING:
 
 
 def openmp_variables(plan: Plan, placement: RankPlacement, environ: Mapping[str, str]) -> Variables:
-    """Return the variables of the plan's OpenMP runtime; `environ` does not matter to them."""
-    del environ
-    return worker_environment(plan, placement)
+    """Return the variables of the plan's OpenMP runtime; smaller numbers of threads in `environ` are kept."""
+    return worker_environment(plan, placement, environ)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ COMPLETE = ("env", "systemd", "docker")
 MASK_AND_POLICY = ("numactl", "slurm")
 SERVERS = ("vllm", "sglang")
 """Servers that bind each OpenMP thread of a worker to one CPU of its list, and the memory in their own way."""
+ENGINES = ("llama.cpp", "onnxruntime", "openvino")
+"""Settings of an engine, without the mask and the memory policy of its process."""
 
 
 def exported_placements(placements: Sequence[RankPlacement], form: str) -> tuple[RankPlacement, ...]:
@@ -31,6 +33,8 @@ def _exported(placement: RankPlacement, placements: Sequence[RankPlacement], for
     if form == "env":
         # Variables alone: the mask of the process stays what it was, but its first thread is bound.
         return placement._replace(memory_policy="none")
+    if form in ENGINES:
+        return placement._replace(places=(placement.affinity,) * len(placement.cpus), memory_policy="none")
     if form in COMPLETE:
         # A control group restricts the memory without a policy.
         return placement._replace(memory_policy="none") if form == "docker" else placement

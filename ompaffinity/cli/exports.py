@@ -1,7 +1,7 @@
 """Export formats: the options and files of other tools that bind the ranks of a plan.
 
 Sources: numactl(8), taskset(1), srun(1), Open MPI's mpirun(1) ("Rankfiles"), systemd.exec(5), docker-run(1),
-hwloc(7) ("Bitmasks"), the documentation of vLLM and SGLang.
+hwloc(7) ("Bitmasks"), the documentation of vLLM and SGLang; `integrations.engines`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.errors import RequestError
 from ompaffinity.ids import format_id_list
+from ompaffinity.integrations.engines import llama_cpp_arguments, onnxruntime_settings, openvino_config
 from ompaffinity.openmp.plan_document import worker_environment
 
 if TYPE_CHECKING:
@@ -188,6 +189,21 @@ def _sglang(plan: Plan, ranks: list[RankPlacement]) -> str:
     return f"export SGLANG_CPU_OMP_THREADS_BIND={quote(lists)}\n"
 
 
+def _llama_cpp(plan: Plan, placement: RankPlacement) -> Iterable[str]:
+    del plan
+    yield " ".join(llama_cpp_arguments(placement))
+
+
+def _onnxruntime(plan: Plan, placement: RankPlacement) -> Iterable[str]:
+    del plan
+    yield from (f"{name}={value}" for name, value in onnxruntime_settings(placement).items())
+
+
+def _openvino(plan: Plan, placement: RankPlacement) -> Iterable[str]:
+    del plan
+    yield from (f"{name}={value}" for name, value in openvino_config(placement).items())
+
+
 def _by_gpu(plan: Plan, ranks: list[RankPlacement]) -> tuple[str, str]:
     """Return the nodes and the CPU lists of all GPUs in order, each as words of a command line."""
     placed = {placement.gpu: placement for placement in ranks if placement.gpu is not None}
@@ -227,4 +243,7 @@ EXPORTS: dict[str, Callable[[Plan, list[RankPlacement]], str]] = {
     "hwloc": _per_rank(_hwloc),
     "vllm": _vllm,
     "sglang": _sglang,
+    "llama.cpp": _per_rank(_llama_cpp),
+    "onnxruntime": _per_rank(_onnxruntime),
+    "openvino": _per_rank(_openvino),
 }

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from ompaffinity import __version__
 from ompaffinity.cli.help import EXAMPLES, SUMMARIES
-from ompaffinity.cli.options import SEVERAL_VALUES, VERBS, WITH_COMMAND
-from ompaffinity.cli.values import option_value
+from ompaffinity.cli.options import VERBS, WITH_COMMAND
 from ompaffinity.errors import RequestError
+from ompaffinity.placement.option_values import option_value
+from ompaffinity.placement.options import SEVERAL_VALUES
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -12,8 +12,9 @@ from ompaffinity.errors import RequestError
 from ompaffinity.messages import WARNING, has_warning
 from ompaffinity.openmp.plan_document import plan_document
 from ompaffinity.openmp.variables import environment_messages
+from ompaffinity.placement.environment import requested
 from ompaffinity.placement.plan import make_plan
-from ompaffinity.placement.request import PlacementRequest, requested
+from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.topology.record import opened
 from ompaffinity.topology.source import load_topology
 
@@ -105,7 +106,7 @@ def plan_from_values(values: dict[str, Any]) -> tuple[Topology, Plan]:
             request = with_gpu_homes(request, topology, machine=recording, synthetic="synthetic" in machine)
     plan = make_plan(topology, request)
     if request.bind != "none" and not machine.keys() & {"machine", "synthetic"}:
-        plan = plan._replace(messages=(*plan.messages, *environment_messages(os.environ)))
+        plan = plan._replace(messages=(*plan.messages, *environment_messages(os.environ, plan)))
         if any(rank.memory_policy != "none" for rank in plan.ranks):
             from ompaffinity.bind.memory_fallbacks import with_accepted_memory
 

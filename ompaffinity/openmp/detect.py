@@ -20,7 +20,7 @@ from ompaffinity.openmp.library_path import find_library, library_path, preloade
 from ompaffinity.proc import mapped_files, open_mapped_file, open_regular
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from ompaffinity.proc import MappedFile
 
@@ -79,14 +79,23 @@ def _closing(descriptor: int) -> Iterator[None]:
 def expected_runtimes(environ: Mapping[str, str]) -> tuple[RuntimeLibrary, ...]:
     """Return the runtimes that a Python worker with this environment will load, the one that it will use first.
 
-    These are what LD_PRELOAD names, then what torch brings, if torch is installed for this interpreter.
-    Neither is loaded here. Empty where nothing is known.
+    These are what LD_PRELOAD names, then what torch brings, if torch is installed for this interpreter; without either,
+    the libiomp5 that pip installed with MKL. None is loaded here. Empty where nothing is known.
     """
     preloaded = _classified(RuntimeLibrary(path, "", "preloaded") for path in preloaded_files(environ))
     # A library that is loaded under the name that torch needs is not loaded again.
     names = {_soname(library.path) for library in preloaded}
     found = [RuntimeLibrary(path, "", "torch's") for name, path in _needed_by_torch(environ) if name not in names]
-    return _classified([*preloaded, *found])
+    return _classified([*preloaded, *found]) or _classified(_installed_with_mkl())
+
+
+def _installed_with_mkl() -> list[RuntimeLibrary]:
+    folder = os.path.join(sys.prefix, "lib")
+    try:
+        has_mkl = any(name.startswith("libmkl_rt.so") for name in os.listdir(folder))
+    except OSError:
+        has_mkl = False
+    return [RuntimeLibrary(os.path.join(folder, "libiomp5.so"), "", "MKL's")] if has_mkl else []
 
 
 def _soname(path: str) -> str | None:
@@ -139,16 +148,17 @@ def _needed_by_torch(environ: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(name, path) for name, path in found if path is not None]
 
 
-def runtimes_of_process(pid: int | str) -> MappedRuntimes:
+def runtimes_of_process(pid: int | str, files: Sequence[MappedFile] | None = None) -> MappedRuntimes:
     """Return the runtimes that a process has mapped, in the order of their addresses, by the files that are mapped.
 
-    These may be in another mount namespace, or deleted; paths are those of the process.
+    These may be in another mount namespace, or deleted; paths are those of the process. `files` are all that it has
+    mapped, where these have been read already.
 
     Raises:
         OSError: /proc/PID/maps cannot be read.
     """
     libraries, problems = [], []
-    for mapped, family in _mapped_libraries(pid):
+    for mapped, family in _mapped_libraries(pid, files):
         if isinstance(family, OSError):
             problems.append(f"{mapped.path} cannot be read ({family.strerror})")
         elif family is not None:
@@ -156,9 +166,12 @@ def runtimes_of_process(pid: int | str) -> MappedRuntimes:
     return MappedRuntimes(tuple(libraries), tuple(problems))
 
 
-def _mapped_libraries(pid: int | str) -> Iterator[tuple[MappedFile, str | None | OSError]]:
+def _mapped_libraries(
+    pid: int | str, files: Sequence[MappedFile] | None = None
+) -> Iterator[tuple[MappedFile, str | None | OSError]]:
     """Yield what may be an OpenMP runtime by its name, and its family, or why that is not known."""
-    candidates = mapped_files(pid, "omp")
+    found = mapped_files(pid, "omp") if files is None else files
+    candidates = [mapped for mapped in found if "omp" in os.path.basename(mapped.path)]
     for number, mapped in enumerate(candidates):
         if number == MAX_CANDIDATES:
             yield mapped, OSError(errno.E2BIG, f"the process has mapped {len(candidates)} such files")

@@ -10,6 +10,7 @@ from ompaffinity.openmp.variables import rank_environment
 from ompaffinity.placement.document import PLACEMENT_VARIABLE, placement_document
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
     from ompaffinity.placement.model import Plan, RankPlacement
@@ -33,10 +34,19 @@ def plan_document(plan: Plan, rank: int | None = None) -> dict[str, Any]:
     }
 
 
-def worker_environment(plan: Plan, placement: RankPlacement) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return (variables to set, names to remove) of a worker: the runtime's and OMPAFFINITY_PLACEMENT."""
+def worker_environment(
+    plan: Plan, placement: RankPlacement, inherited: Mapping[str, str] | None = None
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Return (variables to set, names to remove) of a worker: the runtime's and OMPAFFINITY_PLACEMENT.
+
+    Smaller numbers of threads in the environment that it would inherit are kept.
+    """
     environment, unset = rank_environment(
-        placement, runtime=plan.runtime, granularity=plan.granularity, wait_policy=plan.wait_policy
+        placement,
+        runtime=plan.runtime,
+        granularity=plan.granularity,
+        wait_policy=plan.wait_policy,
+        inherited=inherited,
     )
     return environment | {PLACEMENT_VARIABLE: json.dumps(placement_document(placement))}, unset
 

@@ -15,7 +15,7 @@ from ompaffinity.messages import ENVIRONMENT_OVERRIDDEN, Message
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from ompaffinity.placement.model import RankPlacement
+    from ompaffinity.placement.model import Plan, RankPlacement
 
 BINDING_VARIABLES = ("OMP_PLACES", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")
 
@@ -41,20 +41,39 @@ TEAM_BREAKERS = (
 The names with ``_ALL`` are from OpenMP 6.0, chapter 4; libiomp5 supports them."""
 
 
-OTHER_THREAD_COUNTS = (
+THREAD_COUNTS = (
     "MKL_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "NUMEXPR_MAX_THREADS",
+    "NUMBA_NUM_THREADS",
+    "POLARS_MAX_THREADS",
+    "RAYON_NUM_THREADS",
 )
+"""Pools that do not read OMP_NUM_THREADS, or read these first: numba, polars and rayon count CPUs otherwise."""
+FOLLOWING_COUNTS = ("BLIS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS")
+"""Where these are unset, their libraries read OMP_NUM_THREADS."""
+OVERRIDING_COUNTS = ("OPENBLAS_DEFAULT_NUM_THREADS", "GOTO_NUM_THREADS", "MKL_DOMAIN_NUM_THREADS")
+"""Other names that override a count of OpenBLAS or MKL."""
+OTHER_NAMES = {"OPENBLAS_NUM_THREADS": ("OPENBLAS_DEFAULT_NUM_THREADS", "GOTO_NUM_THREADS")}
+"""In the order in which OpenBLAS reads them (README, "Setting the number of threads using environment variables")."""
 
 
-MANAGED_VARIABLES = ("OMP_NUM_THREADS", "OMP_DYNAMIC", *BINDING_VARIABLES, *TEAM_BREAKERS, *OTHER_THREAD_COUNTS)
+MANAGED_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OMP_DYNAMIC",
+    *BINDING_VARIABLES,
+    *TEAM_BREAKERS,
+    *THREAD_COUNTS,
+    *FOLLOWING_COUNTS,
+    *OVERRIDING_COUNTS,
+)
 
 
 MAX_KMP_LENGTH = 4000
 """libiomp5 2026.2 ignores values of more than about 4080 characters, with a warning, and binds no thread."""
+
+
+MAX_COUNT_LENGTH = 10
+"""A longer number of threads is none."""
 
 
 MIN_INTERVAL = 4
@@ -69,22 +88,40 @@ def overridden_variables(environ: Mapping[str, str]) -> dict[str, str]:
     return found
 
 
-def environment_messages(environ: Mapping[str, str]) -> list[Message]:
-    """Return the messages about variables of `environ` that workers do not inherit."""
-    overridden = overridden_variables(environ)
-    if not overridden:
+def environment_messages(environ: Mapping[str, str], plan: Plan) -> list[Message]:
+    """Return the messages about variables of `environ` that workers get with another value, or not at all."""
+    present = [name for name in MANAGED_VARIABLES if name in environ]
+    changed: dict[str, str] = {}
+    for placement in plan.ranks if present else ():
+        environment, unset = rank_environment(
+            placement, runtime=plan.runtime, granularity=plan.granularity, inherited=environ
+        )
+        for name in present:
+            is_replaced = name in environment and not _are_equal(environment[name], environ[name])
+            if is_replaced or name in unset:
+                changed[name] = environ[name]
+    if not changed:
         return []
-    values = ", ".join(f"{name}={value!r}" for name, value in overridden.items())
+    values = ", ".join(f"{name}={value!r}" for name, value in changed.items())
     return [ENVIRONMENT_OVERRIDDEN(variables=values)]
 
 
+def _are_equal(value: str, other: str) -> bool:
+    return value.strip().lower() == other.strip().lower()
+
+
 def rank_environment(
-    placement: RankPlacement, *, runtime: str, granularity: str, wait_policy: str = "keep"
+    placement: RankPlacement,
+    *,
+    runtime: str,
+    granularity: str,
+    wait_policy: str = "keep",
+    inherited: Mapping[str, str] | None = None,
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return (variables to set, names to remove) for the process of one rank.
 
-    `runtime` is ``"gomp"``, ``"iomp"`` or ``"omp"``; `granularity` is ``"thread"`` or ``"team"``.
-    Both are empty for a rank without binding.
+    `runtime` is ``"gomp"``, ``"iomp"`` or ``"omp"``; `granularity` is ``"thread"`` or ``"team"``. A smaller number of
+    threads of a library in the `inherited` environment is kept. Both are empty for a rank without binding.
     """
     if not placement.bound:
         return {}, ()
@@ -94,7 +131,20 @@ def rank_environment(
         places = places[:1]
     environment.update(_EMITTERS[runtime](places))
     environment.update(_waiting(runtime, wait_policy))
+    environment.update(_thread_counts(len(placement.cpus), inherited or {}))
     return environment, tuple(name for name in MANAGED_VARIABLES if name not in environment)
+
+
+def _thread_counts(planned: int, inherited: Mapping[str, str]) -> dict[str, str]:
+    counts = {}
+    for name in (*THREAD_COUNTS, *FOLLOWING_COUNTS):
+        asked = next((inherited[other] for other in (name, *OTHER_NAMES.get(name, ())) if other in inherited), "")
+        count = int(asked) if asked.strip().isdecimal() and len(asked) < MAX_COUNT_LENGTH else 0
+        if 0 < count < planned:
+            counts[name] = str(count)
+        elif name in THREAD_COUNTS:
+            counts[name] = str(planned)
+    return counts
 
 
 def _standard(places: Sequence[tuple[int, ...]]) -> dict[str, str]:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from ompaffinity.placement.fields import Row
 
 PLACEMENT_VARIABLE = "OMPAFFINITY_PLACEMENT"
+PUBLISHED_NAME = "ompaffinity-placement"
+"""The memory file that holds it in a process that overwrites its environment."""
 PLAN_SCHEMA = "ompaffinity.plan/1"
 MAX_RANK = 2**31 - 1
 MAX_BYTES = 2**63 - 1

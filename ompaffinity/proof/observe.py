@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, NamedTuple
 from ompaffinity.bind.pages import MappedMemory, mapped_memory
 from ompaffinity.errors import ProcessEndedError, RequestError
 from ompaffinity.openmp.detect import MappedRuntimes, RuntimeLibrary, runtimes_of_process
-from ompaffinity.placement.document import PLACEMENT_VARIABLE, parse_placement
+from ompaffinity.placement.document import PLACEMENT_VARIABLE, PUBLISHED_NAME, parse_placement
 from ompaffinity.proc import (
+    MAX_ARGUMENT_BYTES,
     Environment,
+    ProcessFacts,
     allowed_cpus,
     bytes_read,
     command_line,
     environment_of,
     mapped_files,
+    memory_file,
     process_facts,
     status_fields,
     thread_ids,
@@ -34,7 +37,7 @@ if TYPE_CHECKING:
     from ompaffinity.placement.model import RankPlacement
 
 ENDED_STATES = ("Z", "X")
-NUMA_MAPS_SECONDS = 5.0
+NUMA_MAPS_SECONDS = 2.0
 
 
 class ThreadState(NamedTuple):
@@ -102,6 +105,24 @@ def observe_threads(pid: int) -> ProcessState:
         ProcessEndedError: there is no such process (any more).
         RequestError: its threads may not be seen.
     """
+    facts, seconds, threads = _facts_and_threads(pid)
+    return ProcessState(
+        pid=pid,
+        command=" ".join(command_line(pid)),
+        threads=threads,
+        environment=None,
+        placement=None,
+        runtimes=(),
+        memory=None,
+        problems=(),
+        parent=facts.parent,
+        start_time=facts.start_time,
+        forked=facts.forked,
+        seconds=seconds,
+    )
+
+
+def _facts_and_threads(pid: int) -> tuple[ProcessFacts, float, tuple[ThreadState, ...]]:
     try:
         facts = process_facts(pid)
         seconds = time.monotonic()
@@ -116,19 +137,26 @@ def observe_threads(pid: int) -> ProcessState:
         raise ProcessEndedError(
             f"process {pid} has ended, and its parent has not asked for its exit status yet (zombie)"
         )
-    return ProcessState(
-        pid=pid,
-        command=" ".join(command_line(pid)),
+    return facts, seconds, threads
+
+
+def observe_again(before: ProcessState) -> ProcessState:
+    """Return a later state of a process whose environment and libraries are known, without reading these again.
+
+    The kernel reads them under the lock of the process's memory, which a busy process may hold for long.
+
+    Raises:
+        ProcessEndedError, RequestError: as `observe_threads`.
+    """
+    facts, seconds, threads = _facts_and_threads(before.pid)
+    if facts.start_time != before.start_time:
+        raise ProcessEndedError(f"process {before.pid} has ended, and another one has its number now")
+    return before._replace(
         threads=threads,
-        environment=None,
-        placement=None,
-        runtimes=(),
-        memory=None,
-        problems=(),
-        parent=facts.parent,
-        start_time=facts.start_time,
-        forked=facts.forked,
         seconds=seconds,
+        memory=None,
+        bytes_read=bytes_read(before.pid),
+        peak_bytes=_peak_bytes(before.pid),
     )
 
 
@@ -146,8 +174,9 @@ def observe_process(pid: int, *, with_memory: bool = True) -> ProcessState:
     environment = _environment(pid, problems)
     placement = None if environment is None else _placement(environment.variables, problems)
     if environment is not None and not environment.complete:
+        placement = placement or _published_placement(pid, problems)
         problems.append("the program has overwritten a part of its environment (setproctitle); that part is unknown")
-    runtimes = _runtimes(pid)
+    runtimes, engines = _libraries(pid)
     problems += runtimes.problems
     return state._replace(
         environment=None if environment is None else environment.variables,
@@ -156,7 +185,7 @@ def observe_process(pid: int, *, with_memory: bool = True) -> ProcessState:
         memory=_memory(pid, problems) if with_memory else None,
         problems=tuple(problems),
         runtimes_known=not runtimes.problems,
-        engines=_engines(pid),
+        engines=engines,
         environment_complete=environment is not None and environment.complete,
         bytes_read=bytes_read(pid),
         peak_bytes=_peak_bytes(pid),
@@ -187,18 +216,19 @@ def _placement(variables: dict[str, str], problems: list[str]) -> RankPlacement 
         return None
 
 
-def _runtimes(pid: int) -> MappedRuntimes:
+def _published_placement(pid: int, problems: list[str]) -> RankPlacement | None:
+    text = memory_file(pid, PUBLISHED_NAME, MAX_ARGUMENT_BYTES)
+    if text is None:
+        return None
+    return _placement({PLACEMENT_VARIABLE: text.decode(errors="replace")}, problems)
+
+
+def _libraries(pid: int) -> tuple[MappedRuntimes, tuple[Engine, ...]]:
     try:
-        return runtimes_of_process(pid)
+        files = mapped_files(pid)
     except OSError as error:
-        return MappedRuntimes((), (f"its libraries cannot be read (/proc/{pid}/maps: {error.strerror})",))
-
-
-def _engines(pid: int) -> tuple[Engine, ...]:
-    try:
-        return engines_of(mapped.path for mapped in mapped_files(pid, ".so"))
-    except OSError:
-        return ()
+        return MappedRuntimes((), (f"its libraries cannot be read (/proc/{pid}/maps: {error.strerror})",)), ()
+    return runtimes_of_process(pid, files), engines_of(mapped.path for mapped in files)
 
 
 def _peak_bytes(pid: int) -> int:

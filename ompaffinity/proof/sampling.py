@@ -10,7 +10,7 @@ from ompaffinity.errors import ProcessEndedError, RequestError
 from ompaffinity.proc import processes_below
 from ompaffinity.proof.activity import activity_between
 from ompaffinity.proof.compare import verdict_of_timeline
-from ompaffinity.proof.observe import observe_process
+from ompaffinity.proof.observe import observe_again, observe_process
 from ompaffinity.proof.timeline import Timeline
 from ompaffinity.proof.tree import Group, Member, groups_of, other_processes, placements_in_tree, shared_placement
 from ompaffinity.proof.verdict import HOLDS, with_differences
@@ -23,6 +23,11 @@ if TYPE_CHECKING:
     from ompaffinity.proof.verdict import OtherProcess, RankVerdict
 
 WINDOW_SECONDS = 0.5
+MEMORY_WINDOWS = (2, 6, 20)
+"""After so many observations, where the pages of a command are is observed, too."""
+DETAIL_WINDOWS = 8
+"""Once a process has loaded a runtime, its environment and libraries are read again after so many windows."""
+LEAST_WINDOWS = 3
 MAX_PROCESSES = 4096
 """More processes below the given ones are not a server."""
 
@@ -38,7 +43,7 @@ class TreeObserver:
     """Observes the processes below some roots, window by window.
 
     `given` are the placements of roots that were started with one here. `plan` are the placements that the ranks should
-    have instead of those that they were started with.
+    have instead of those that they were started with. `may_end`: the processes may end before `observe_memory`.
     """
 
     def __init__(
@@ -48,6 +53,7 @@ class TreeObserver:
         given: Mapping[int, RankPlacement] | None = None,
         plan: Sequence[RankPlacement] | None = None,
         environments: Mapping[int, Mapping[str, str]] | None = None,
+        may_end: bool = False,
     ) -> None:
         self.roots = list(dict.fromkeys(roots))
         self.given = dict(given or {})
@@ -57,6 +63,8 @@ class TreeObserver:
         self._timelines: dict[int, Timeline] = {}
         self._busiest: dict[int, int] = {}
         self._windows = 0
+        # Reading where the pages are takes long beside busy processes; what may end at any time cannot be read later.
+        self._memory_windows = MEMORY_WINDOWS if may_end else ()
         self._seen: dict[int, tuple[int, int]] = {}
         self._memory: dict[int, ProcessState] = {}
 
@@ -72,7 +80,7 @@ class TreeObserver:
         now = {}
         for pid in numbers:
             try:
-                now[pid] = observe_process(pid, with_memory=False)
+                now[pid] = self._observed(pid)
             except ProcessEndedError:
                 continue
         before = self.states
@@ -87,9 +95,19 @@ class TreeObserver:
             earlier, state = before.get(pid), now.get(pid)
             if earlier is not None and state is not None and members is not None:
                 self._add_window(earlier, state, members)
-        # Reading where the pages are is expensive; a command may end at any time.
-        if self._windows & (self._windows - 1) == 0:
+        if self._windows in self._memory_windows:
             self.observe_memory()
+
+    @property
+    def windows(self) -> int:
+        """The number of windows that have ended."""
+        return max(0, self._windows - 1)
+
+    def _observed(self, pid: int) -> ProcessState:
+        known = self.states.get(pid)
+        if known is None or not known.runtimes or self._windows % DETAIL_WINDOWS == 0:
+            return observe_process(pid, with_memory=False)
+        return observe_again(known)
 
     def _add_window(self, before: ProcessState, after: ProcessState, placement: RankPlacement) -> None:
         activity = activity_between(before, after)
@@ -214,6 +232,8 @@ def observe_for(observer: TreeObserver, seconds: float, settled_seconds: float) 
         if not observer.states:
             return 0.0
         passed = time.monotonic() - start
-        if passed + WINDOW_SECONDS / 2 > seconds or observer.proven or observer.differs_for(settled_seconds):
+        # Beside busy processes an observation may take long itself: that is no reason to have none.
+        is_over = passed + WINDOW_SECONDS / 2 > seconds and observer.windows >= min(LEAST_WINDOWS, seconds)
+        if is_over or observer.proven or observer.differs_for(settled_seconds):
             return passed
-        time.sleep(min(WINDOW_SECONDS, seconds - passed))
+        time.sleep(min(WINDOW_SECONDS, max(seconds - passed, 0.1)))

@@ -5,8 +5,8 @@ import pytest
 from ompaffinity import __version__
 from ompaffinity.cli.options import VERBS
 from ompaffinity.cli.parse import parse_command_line
-from ompaffinity.cli.values import option_value
 from ompaffinity.errors import RequestError
+from ompaffinity.placement.option_values import option_value
 
 FLAGS = sorted({option.flag for options in VERBS.values() for option in options})
 

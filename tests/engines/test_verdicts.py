@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, needs_program, needs_two_cpus
+from tests.conftest import ROOT, needs_two_cpus
 
 PROGRAMS = Path(__file__).parent / "programs"
+UV = str(Path(sys.executable).with_name("uv"))
 ALL_CPUS = ("--reserve", "0")
 TWO_RANKS = ("--tp", "2")
 pytestmark = needs_two_cpus
@@ -33,14 +33,13 @@ def command(program: str, *arguments: object) -> list[str]:
     return [sys.executable, str(PROGRAMS / f"{program}.py"), *map(str, arguments)]
 
 
-def document_of(words: tuple[str, ...], environment: dict[str, str] | None = None) -> Any:
+def document_of(words: tuple[str, ...]) -> Any:
     done = subprocess.run(
         [sys.executable, "-m", "ompaffinity", *words],
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
         cwd=ROOT,
-        env={**os.environ, **(environment or {})},
         timeout=120,
         check=False,
     )
@@ -51,8 +50,8 @@ def document_of(words: tuple[str, ...], environment: dict[str, str] | None = Non
     return document
 
 
-def verified(plan: tuple[str, ...], started: list[str], seconds: int = 8, **environment: str) -> Any:
-    return document_of(("verify", *plan, "--seconds", str(seconds), "--json", "--", *started), environment)
+def verified(plan: tuple[str, ...], started: list[str], seconds: int = 8) -> Any:
+    return document_of(("verify", *plan, "--seconds", str(seconds), "--json", "--", *started))
 
 
 def causes(document: Any) -> str:
@@ -117,9 +116,9 @@ def test_live_ranks_of_torch(threads: int, verdict: str, tmp_path: Path) -> None
     [
         ("bash", "-c", '"$@"; true', "bash"),
         ("env", "OTHER=1"),
-        pytest.param(("uv", "run", "--no-project"), marks=needs_program("uv")),
+        pytest.param((UV, "run", "--no-project"), marks=needs("uv")),
     ],
-    ids=lambda wrapper: wrapper[0],
+    ids=["bash", "env", "uv"],
 )
 def test_the_worker_below_a_wrapper(wrapper: tuple[str, ...]) -> None:
     document = verified((*ALL_CPUS, "--cpus", "0-1"), [*wrapper, *command("torch_team")], 12)
@@ -163,19 +162,19 @@ def test_workers_of_a_prefork_server(
 
 
 @needs("numba")
-@pytest.mark.parametrize(("threads", "verdict"), [("2", "unproven"), ("1", "holds")])
-def test_numba_beside_a_helper_cpu(threads: str, verdict: str) -> None:
-    plan = ("--cpus", "0-1", "--reserve", "1")
-    document = verified(plan, command("numba_loop"), 10, NUMBA_NUM_THREADS=threads)
+@pytest.mark.parametrize(("threads", "verdict"), [((), "holds"), ((2,), "unproven")])
+def test_numba_beside_a_helper_cpu(threads: tuple[int, ...], verdict: str) -> None:
+    """The plan sets its number of threads; it counts the CPUs of its mask otherwise."""
+    document = verified(("--cpus", "0-1", "--reserve", "1"), command("numba_loop", *threads), 10)
     assert document["verdict"] == verdict, document
     assert any("NUMBA_NUM_THREADS=1" in note for note in document["ranks"][0]["notes"]) == (verdict == "unproven")
 
 
 @needs("numba")
-@pytest.mark.parametrize(("threads", "verdict"), [("2", "holds"), ("1", "differs")])
-def test_numba_on_all_cpus(threads: str, verdict: str) -> None:
+@pytest.mark.parametrize(("threads", "verdict"), [((), "holds"), ((1,), "differs")])
+def test_numba_on_all_cpus(threads: tuple[int, ...], verdict: str) -> None:
     # Its compiler runs for seconds in one thread, which is no smaller team.
-    document = verified((*ALL_CPUS, "--cpus", "0-1"), command("numba_loop"), 12, NUMBA_NUM_THREADS=threads)
+    document = verified((*ALL_CPUS, "--cpus", "0-1"), command("numba_loop", *threads), 12)
     assert document["verdict"] == verdict, document
 
 
@@ -234,6 +233,18 @@ def test_llama_counts_the_cpus_of_the_machine(threads: int, verdict: str, llama_
 def test_llama_with_the_planned_number_of_threads(llama_model: Path) -> None:
     document = verified((*ALL_CPUS, "--cpus", "0-1"), command("llama_server", llama_model, 2))
     assert document["verdict"] == "holds", document
+
+
+@needs("onnxruntime", "onnx", "openvino", "xllamacpp", "gguf")
+@pytest.mark.parametrize("plan", [TWO_RANKS, (*ALL_CPUS, "--cpus", "0-1")])
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "llama.cpp"])
+def test_an_engine_with_the_settings_of_its_placement(engine: str, plan: tuple[str, ...], llama_model: Path) -> None:
+    document = verified(plan, command("bound_by_settings", engine, llama_model))
+    assert document["verdict"] == "holds", document
+    if plan != TWO_RANKS and engine != "openvino":
+        threads = document["ranks"][0]["threads"]
+        # Each thread after the first has its own CPU.
+        assert threads[1]["cpus"] in ("0", "1"), document
 
 
 @needs("ctranslate2")

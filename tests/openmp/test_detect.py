@@ -40,6 +40,7 @@ from tests.openmp.libraries import (
     needs_newer_llvm,
     needs_torch,
 )
+from tests.placement.machines import plan_for
 
 GNU_FILE = RuntimeLibrary("/x/libgomp.so.1", "gomp", "torch's")
 INTEL_FILE = RuntimeLibrary("/x/libiomp5.so", "iomp", "preloaded")
@@ -174,13 +175,16 @@ def test_what_this_process_has_loaded_the_one_in_the_global_scope_first() -> Non
         ({}, (), ("omp", "team"), ["runtime-unknown"]),
         ({}, (GNU_FILE,), ("gomp", "auto"), []),
         ({}, (INTEL_FILE,), ("iomp", "auto"), []),
-        ({}, (INTEL_FILE, GNU_FILE), ("iomp", "team"), ["two-openmp-runtimes"]),
-        ({"granularity": "thread"}, (INTEL_FILE, GNU_FILE), ("iomp", "thread"), ["two-openmp-runtimes"]),
+        ({}, (INTEL_FILE, GNU_FILE), ("iomp", "auto"), []),
+        ({"granularity": "thread"}, (INTEL_FILE, GNU_FILE), ("iomp", "thread"), []),
+        ({}, (GNU_FILE, INTEL_FILE), ("gomp", "team"), ["two-openmp-runtimes"]),
+        ({"granularity": "thread"}, (GNU_FILE, INTEL_FILE), ("gomp", "thread"), ["two-openmp-runtimes"]),
+        ({}, (GNU_FILE, GNU_FILE._replace(path="/other/libgomp-a1b2.so.1")), ("gomp", "auto"), []),
         ({"granularity": "thread"}, (), ("omp", "thread"), ["runtime-unknown"]),
         ({"runtime": "gomp"}, (), ("gomp", "auto"), []),
         ({"runtime": "gomp"}, (INTEL_FILE,), ("gomp", "auto"), ["runtime-differs"]),
         ({"runtime": "iomp"}, (GNU_FILE,), ("iomp", "auto"), ["runtime-differs"]),
-        ({"runtime": "iomp"}, (INTEL_FILE, GNU_FILE), ("iomp", "auto"), ["two-openmp-runtimes"]),
+        ({"runtime": "iomp"}, (INTEL_FILE, GNU_FILE), ("iomp", "auto"), []),
         ({"runtime": "omp"}, (INTEL_FILE, GNU_FILE), ("omp", "team"), ["two-openmp-runtimes"]),
     ],
 )
@@ -196,13 +200,27 @@ def test_runtime_and_granularity_of_live_workers(
     assert all(message.level == "warning" for message in messages)
 
 
-def test_the_manager_asks_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_manager_plans_for_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_plan, "expected_runtimes", lambda _environ: (INTEL_FILE, GNU_FILE))
     manager = OMPProcessManager()
-    assert (manager.plan.runtime, manager.plan.granularity) == ("iomp", "team")
-    (message,) = [message.message for message in manager.messages if message.code == "two-openmp-runtimes"]
-    assert "libiomp5.so (preloaded) and libgomp.so.1 (torch's)" in message
+    assert (manager.plan.runtime, manager.plan.granularity) == ("iomp", "thread")
+    assert "two-openmp-runtimes" not in [message.code for message in manager.messages]
+    monkeypatch.setattr(live_plan, "expected_runtimes", lambda _environ: (GNU_FILE, INTEL_FILE))
+    (message,) = [message.message for message in OMPProcessManager().messages if message.code == "two-openmp-runtimes"]
+    assert "libgomp.so.1 (torch's) and libiomp5.so (preloaded)" in message
     assert "two-openmp-runtimes" not in [message.code for message in OMPProcessManager(bind="none").messages]
+
+
+@needs_intel
+def test_finds_the_runtime_that_pip_installed_with_mkl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    (tmp_path / "lib").mkdir()
+    shutil.copy(str(INTEL), tmp_path / "lib" / "libiomp5.so")
+    assert expected_runtimes({}) == ()
+    (tmp_path / "lib" / "libmkl_rt.so.3").touch()
+    (library,) = expected_runtimes({})
+    assert library == (str(tmp_path / "lib" / "libiomp5.so"), "iomp", "MKL's")
 
 
 @needs_torch
@@ -212,12 +230,15 @@ def test_the_manager_probes_what_it_is_told_to() -> None:
     assert OMPProcessManager(probe=["json"]).plan.runtime == "omp"
 
 
-def test_variables_that_workers_do_not_inherit_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_the_variables_that_workers_do_not_inherit(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_for("core:4 pu:1", reserve=0)
     environment = {"KMP_AFFINITY": "disabled", "OMP_DYNAMIC": "TRUE", "OMP_NUM_THREADS": "3", "OMP_SCHEDULE": "static"}
-    (message,) = environment_messages(environment)
+    (message,) = environment_messages(environment, plan)
     assert (message.code, message.level) == ("environment-overridden", "note")
-    assert "KMP_AFFINITY='disabled', OMP_DYNAMIC='TRUE'," in message.message
-    assert environment_messages({"OMP_NUM_THREADS": "3", "OMP_DYNAMIC": "false"}) == []
+    assert "OMP_NUM_THREADS='3', OMP_DYNAMIC='TRUE', KMP_AFFINITY='disabled';" in message.message
+    assert environment_messages({"OMP_NUM_THREADS": "4", "OMP_DYNAMIC": "False", "MKL_NUM_THREADS": "2"}, plan) == []
+    (message,) = environment_messages({"GOTO_NUM_THREADS": "2", "MKL_DOMAIN_NUM_THREADS": "MKL_DOMAIN_ALL=9"}, plan)
+    assert "GOTO_NUM_THREADS='2', MKL_DOMAIN_NUM_THREADS='MKL_DOMAIN_ALL=9';" in message.message
     monkeypatch.setenv("OMP_PROC_BIND", "false")
     assert "environment-overridden" in [message.code for message in OMPProcessManager(runtime="gomp").messages]
 

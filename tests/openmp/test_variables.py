@@ -16,8 +16,11 @@ def placement(cpus: list[int], helpers: tuple[int, ...] = ()) -> RankPlacement:
     return RankPlacement(0, 0, True, tuple(cpus), helpers, places, tuple(sorted({*cpus, *helpers})))
 
 
-def variables(runtime: str, cpus: list[int], helpers: tuple[int, ...] = (), **options: str) -> dict[str, str]:
-    return rank_environment(placement(cpus, helpers), **{"runtime": runtime, "granularity": "thread", **options})[0]
+def variables(
+    runtime: str, cpus: list[int], helpers: tuple[int, ...] = (), wait_policy: str = "keep"
+) -> dict[str, str]:
+    rank = placement(cpus, helpers)
+    return rank_environment(rank, runtime=runtime, granularity="thread", wait_policy=wait_policy)[0]
 
 
 def read_members(text: str) -> list[int]:
@@ -130,6 +133,38 @@ def test_one_family_is_set_and_every_other_name_is_removed(cpus: list[int], runt
     assert set(environment) & set(BINDING_VARIABLES) in families[runtime]
     assert environment["OMP_NUM_THREADS"] == str(len(cpus))
     assert environment["OMP_DYNAMIC"] == "false"
+
+
+COUNTS = ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS", "POLARS_MAX_THREADS", "RAYON_NUM_THREADS")
+
+
+def test_sets_the_number_of_threads_of_every_pool() -> None:
+    assert {name: variables("gomp", [0, 1, 2])[name] for name in COUNTS} == dict.fromkeys(COUNTS, "3")
+    _, unset = rank_environment(placement([0, 1, 2]), runtime="gomp", granularity="thread")
+    assert {"BLIS_NUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMEXPR_MAX_THREADS"} < set(unset)
+    assert {"GOTO_NUM_THREADS", "OPENBLAS_DEFAULT_NUM_THREADS", "MKL_DOMAIN_NUM_THREADS"} < set(unset)
+
+
+@pytest.mark.parametrize(
+    ("inherited", "expected"),
+    [
+        ({"OPENBLAS_NUM_THREADS": "1"}, {"OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "3"}),
+        ({"OPENBLAS_NUM_THREADS": "9"}, {"OPENBLAS_NUM_THREADS": "3"}),
+        ({"GOTO_NUM_THREADS": "2"}, {"OPENBLAS_NUM_THREADS": "2"}),
+        ({"GOTO_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "2"}, {"OPENBLAS_NUM_THREADS": "2"}),
+        ({"NUMEXPR_NUM_THREADS": "2"}, {"NUMEXPR_NUM_THREADS": "2"}),
+        ({"MKL_NUM_THREADS": "0"}, {"MKL_NUM_THREADS": "3"}),
+        ({"MKL_NUM_THREADS": "-1"}, {"MKL_NUM_THREADS": "3"}),
+        ({"MKL_NUM_THREADS": "²"}, {"MKL_NUM_THREADS": "3"}),
+        ({"MKL_NUM_THREADS": "1" * 5000}, {"MKL_NUM_THREADS": "3"}),
+        ({"RAYON_NUM_THREADS": " 2 "}, {"RAYON_NUM_THREADS": "2"}),
+    ],
+)
+def test_keeps_a_smaller_number_of_threads_of_the_user(inherited: dict[str, str], expected: dict[str, str]) -> None:
+    found, unset = rank_environment(placement([0, 1, 2]), runtime="gomp", granularity="thread", inherited=inherited)
+    assert expected.items() <= found.items()
+    assert not set(found) & set(unset)
+    assert "GOTO_NUM_THREADS" in unset
 
 
 def test_waiting_is_left_alone_unless_asked() -> None:

@@ -14,9 +14,10 @@ from ompaffinity.errors import PlacementError, RequestError
 from ompaffinity.openmp.plan_document import plan_document
 from ompaffinity.placement.check_gpu import NUMABindConfig
 from ompaffinity.placement.document import parse_placement, placement_document
+from ompaffinity.placement.environment import requested
 from ompaffinity.placement.model import Plan
 from ompaffinity.placement.plan import make_plan
-from ompaffinity.placement.request import HeldCPUs, PlacementRequest, requested
+from ompaffinity.placement.request import HeldCPUs, PlacementRequest
 from ompaffinity.topology.model import UNKNOWN, Limits, Topology
 from tests.placement.machines import codes, reasons, synthetic, without_nodes
 from tests.strategies import topologies

@@ -4,7 +4,8 @@ import pytest
 
 from ompaffinity.errors import RequestError
 from ompaffinity.placement.check import check_request
-from ompaffinity.placement.request import PlacementRequest, parse_bind, requested
+from ompaffinity.placement.environment import requested
+from ompaffinity.placement.request import PlacementRequest, parse_bind
 
 
 @pytest.mark.parametrize(
@@ -93,3 +94,38 @@ def test_a_variable_that_is_not_understood_is_named(environment: dict[str, str])
 def test_an_unknown_option_is_named() -> None:
     with pytest.raises(RequestError, match="tensor_parallel: no such option"):
         requested({"tensor_parallel": 2}, {})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("--reserve 0 --wait-policy brief", {"reserve": 0, "wait_policy": "brief"}),
+        ("--bind '0-3|4-7' --tp=2", {"bind": ((0, 1, 2, 3), (4, 5, 6, 7)), "tensor_parallel_size": 2}),
+        ("--kv-transfer --numa-bind-nodes 0 1", {"kv_transfer": True, "numa_bind_nodes": (0, 1)}),
+        (" ", {}),
+    ],
+)
+def test_options_come_from_one_variable(text: str, expected: dict[str, object]) -> None:
+    assert requested({}, {"OMPAFFINITY_OPTIONS": text}) == PlacementRequest(**expected)  # type: ignore[arg-type]
+
+
+def test_single_variables_and_arguments_go_before_the_variable_of_options() -> None:
+    environ = {"OMPAFFINITY_OPTIONS": "--reserve 3 --span machine", "OMPAFFINITY_RESERVED_CPUS": "2"}
+    assert requested({}, environ) == PlacementRequest(reserve=2, span="machine")
+    assert requested({"reserve": 1, "span": "node"}, environ) == PlacementRequest(reserve=1, span="node")
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        ("--nonsense", "OMPAFFINITY_OPTIONS is '--nonsense': unrecognized arguments: --nonsense"),
+        ("--reserve", "--reserve: expected one argument"),
+        ("--reserve x", "--reserve is 'x'; it must be auto or a number"),
+        ("--avoid plan.json", "unrecognized arguments: --avoid"),
+        ("--bind '0", "No closing quotation"),
+        ("word", "unrecognized arguments: word"),
+    ],
+)
+def test_rejects_other_texts_in_the_variable_of_options(text: str, match: str) -> None:
+    with pytest.raises(RequestError, match=match):
+        requested({}, {"OMPAFFINITY_OPTIONS": text})

@@ -350,25 +350,32 @@ def test_workers_that_a_server_forked_share_its_placement(load: bool) -> None:
         assert "fork server" not in (shared.cause or "")
 
 
-def test_an_overwritten_environment_is_reported_as_unknown() -> None:
+@pytest.mark.parametrize("publishes", [False, True])
+def test_an_overwritten_environment_is_reported_as_unknown(publishes: bool) -> None:
     # The environment of a process is memory of its own, which a program may overwrite (setproctitle).
     code = (
-        "import ctypes, re\n"
+        "import ctypes, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from ompaffinity.bind.worker_placement import publish_placement\n"
+        f"if {publishes}: publish_placement()\n"
         "fields = open('/proc/self/stat').read().rpartition(')')[2].split()\n"
         "start, end = int(fields[47]), int(fields[48])\n"
         "ctypes.memset(start, 0, end - start)\n"
         "print(flush=True); input()"
     )
-    with OMPProcessManager(live_plan(cpus=(CPUS[0],))).configure_omp_envs(0):
+    plan = live_plan(cpus=(CPUS[0],))
+    with OMPProcessManager(plan).configure_omp_envs(0):
         process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     with process:
         assert process.stdout is not None
         process.stdout.readline()
-        with pytest.raises(RequestError, match="or the program has overwritten it"):
-            verify_processes([process.pid], seconds=0)
+        if not publishes:
+            with pytest.raises(RequestError, match="or the program has overwritten it"):
+                verify_processes([process.pid], seconds=0)
         state = observe_process(process.pid)
         process.communicate()
     assert not state.environment_complete
+    assert state.placement == (plan.ranks[0] if publishes else None)
     assert any("the program has overwritten a part of its environment" in problem for problem in state.problems)
 
 

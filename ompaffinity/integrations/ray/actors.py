@@ -25,7 +25,8 @@ from ompaffinity.launch import bind_exec
 from ompaffinity.launch.ranks import rank_variables
 from ompaffinity.messages import REFUSALS, THREADS_NOT_BOUND, Message, log_warnings
 from ompaffinity.openmp.plan_document import worker_environment
-from ompaffinity.placement.request import product_of_sizes, requested
+from ompaffinity.placement.environment import requested
+from ompaffinity.placement.request import product_of_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

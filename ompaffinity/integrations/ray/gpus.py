@@ -19,9 +19,9 @@ from ompaffinity.placement.document import (
     gpu_placements_from_document,
     placement_document,
 )
+from ompaffinity.placement.environment import requested
 from ompaffinity.placement.fields import Source, decode_document
 from ompaffinity.placement.plan import make_plan
-from ompaffinity.placement.request import requested
 from ompaffinity.placement.union import union_of
 from ompaffinity.topology.source import load_topology
 

@@ -25,10 +25,11 @@ from ompaffinity.messages import NO_GPU_SEEN
 from ompaffinity.openmp.variables import BINDING_VARIABLES
 from ompaffinity.placement.check_gpu import NUMABindConfig
 from ompaffinity.placement.document import PLACEMENT_VARIABLE, placement_document
+from ompaffinity.placement.environment import requested
 from ompaffinity.placement.gpu_ranks import nodes_of_gpu
 from ompaffinity.placement.model import RankPlacement
 from ompaffinity.placement.plan import make_plan
-from ompaffinity.placement.request import PlacementRequest, requested
+from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.placement.union import union_of
 from ompaffinity.topology.source import load_topology
 

@@ -1,4 +1,10 @@
-"""A parallel loop of numba in its OpenMP threading layer, without end."""
+"""A parallel loop of numba in its OpenMP threading layer, without end: ``numba_loop.py [THREADS]``."""
+
+import os
+import sys
+
+if sys.argv[1:]:
+    os.environ["NUMBA_NUM_THREADS"] = sys.argv[1]
 
 import numba
 import numpy

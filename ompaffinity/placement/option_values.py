@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from ompaffinity.cli.options import Option
+    from ompaffinity.placement.options import Option
 
 
 def option_value(option: Option, text: Any) -> Any:
