@@ -1,0 +1,212 @@
+"""Real vLLM servers on this machine: bound by one variable, proven from outside, and untouched without it."""
+
+from __future__ import annotations
+
+import http.client
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT, needs_two_cpus
+
+START_SECONDS = 300
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed (tox -e vllm)"),
+    needs_two_cpus,
+]
+OFFLINE = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "OMPAFFINITY_VLLM": "1",
+}
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    subprocess.run([sys.executable, str(Path(__file__).with_name("make_model.py")), str(folder)], check=True)
+    return folder
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def is_healthy(port: int) -> bool:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/health")
+        return connection.getresponse().status == http.client.OK
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+@contextmanager
+def serving(model: Path, log: Path, *arguments: str, **environment: str) -> Iterator[tuple[int, int]]:
+    """Start ``vllm serve``, wait until it answers, and yield its pid and port."""
+    port = free_port()
+    words = ["serve", str(model), "--served-model-name", "m", "--port", str(port), "--dtype", "bfloat16"]
+    words += ["--max-model-len", "512", "--max-num-seqs", "16", "--kv-cache-memory-bytes", str(2**28)]
+    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", *words, "--enforce-eager", *arguments]
+    variables = {**os.environ, **OFFLINE, "VLLM_CACHE_ROOT": str(log.parent / "cache"), **environment}
+    with log.open("wb") as file:
+        server = subprocess.Popen(
+            command, stdout=file, stderr=file, env=variables, cwd=log.parent, start_new_session=True
+        )
+    try:
+        end = time.monotonic() + START_SECONDS
+        while not is_healthy(port):
+            assert server.poll() is None, log.read_text()[-4000:]
+            assert time.monotonic() < end, log.read_text()[-4000:]
+            time.sleep(0.5)
+        yield server.pid, port
+    finally:
+        server.send_signal(signal.SIGTERM)
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(server.pid, signal.SIGKILL)
+            server.wait()
+
+
+@contextmanager
+def requests_to(port: int, threads: int = 8) -> Iterator[None]:
+    """Keep the server busy meanwhile."""
+    stop = threading.Event()
+    body = json.dumps({"model": "m", "prompt": [5] * 64, "max_tokens": 64, "ignore_eos": True})
+
+    def send() -> None:
+        while not stop.is_set():
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+            connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+            connection.getresponse().read()
+            connection.close()
+
+    senders = [threading.Thread(target=send) for _ in range(threads)]
+    for sender in senders:
+        sender.start()
+    time.sleep(2)
+    try:
+        yield
+    finally:
+        stop.set()
+        for sender in senders:
+            sender.join()
+
+
+def verified(pid: int) -> Any:
+    done = subprocess.run(
+        [sys.executable, "-m", "ompaffinity", "verify", "--pid", str(pid), "--seconds", "15", "--json"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.stdout, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "lists"),
+    [
+        ((), {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}, ["0-1"]),
+        (("--tensor-parallel-size", "2"), {}, ["0", "1"]),
+        (("--data-parallel-size", "2"), {}, ["0", "1"]),
+    ],
+    ids=["tp1", "tp2", "dp2"],
+)
+def test_a_server_is_bound_and_proven(
+    arguments: tuple[str, ...], environment: dict[str, str], lists: list[str], model: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    with serving(model, log, *arguments, **environment) as (pid, port), requests_to(port):
+        document = verified(pid)
+    text = log.read_text()
+    assert document["verdict"] == "holds", (document, text[-4000:])
+    assert [rank["threads"][0]["place"] for rank in document["ranks"]] == lists
+    roles = [process["role"] for process in document["others"]]
+    assert {"vLLM API server", "vLLM scheduler (EngineCore)"} <= set(roles)
+    assert text.count("after warm-up: rank ") == len(lists)
+    assert "vLLM keeps its own binding" not in text
+
+
+def test_explicit_lists_are_sliced_by_data_parallel_rank(model: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    environment = {"VLLM_CPU_OMP_THREADS_BIND": "1|0"}
+    with serving(model, log, "--data-parallel-size", "2", **environment) as (pid, port), requests_to(port):
+        document = verified(pid)
+    assert document["verdict"] == "holds", (document, log.read_text()[-4000:])
+    assert sorted(rank["threads"][0]["place"] for rank in document["ranks"]) == ["0", "1"]
+
+
+PROGRAM = """if True:
+    import importlib.metadata, json, sys
+    from ompaffinity.integrations.vllm.plugin import register
+    {before}
+    register()
+    import vllm.utils.ompmultiprocessing as module
+    from vllm.utils import cpu_resource_utils
+    print("answer", module.OMPProcessManager.__module__, cpu_resource_utils.get_memory_node_info(0).total_memory)
+"""
+
+
+def answer(before: str = "", **environment: str) -> tuple[list[str], str]:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(before=before or "pass")],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+        env={**os.environ, **OFFLINE, **environment},
+    )
+    line = next(line for line in done.stdout.splitlines() if line.startswith("answer"))
+    return line.split()[1:], done.stdout + done.stderr
+
+
+def test_vllm_is_untouched_without_the_variable() -> None:
+    (module, _), _ = answer(OMPAFFINITY_VLLM="0")
+    assert module == "vllm.utils.ompmultiprocessing"
+
+
+@pytest.mark.parametrize(
+    ("before", "warning"),
+    [
+        ("importlib.metadata.version = lambda name: '0.99.1'", "version 0.99.1 is unknown"),
+        ("import vllm.utils.numa_utils as numa; del numa.configure_subprocess", "has no configure_subprocess"),
+    ],
+)
+def test_an_unknown_vllm_keeps_its_own_binding(before: str, warning: str) -> None:
+    (module, _), output = answer(before)
+    assert module == "vllm.utils.ompmultiprocessing"
+    assert output.count("vLLM keeps its own binding of workers: ") == 1
+    assert warning in output
+
+
+def test_each_worker_gets_its_share_of_the_memory() -> None:
+    from ompaffinity.bind.manager import OMPProcessManager
+
+    (_, whole), _ = answer(OMPAFFINITY_VLLM="0")
+    manager = OMPProcessManager(tensor_parallel_size=2, runtime="gomp")
+    environment = manager.environment(1)
+    (module, share), _ = answer(**{name: environment[name] for name in environment if name.startswith("OMPAFF")})
+    assert module == "ompaffinity.integrations.vllm.cpu_workers"
+    assert int(share) * 2 == pytest.approx(int(whole), rel=0.01)
