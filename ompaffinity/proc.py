@@ -245,14 +245,17 @@ def _integer(fields: dict[int, str], number: int) -> int:
 def memory_file(pid: int | str, name: str, max_bytes: int) -> bytes | None:
     """Return the start of the memory file (memfd_create(2)) of this name that a process holds open, None for none."""
     try:
-        numbers = os.listdir(f"/proc/{pid}/fd")[:MAX_DESCRIPTORS]
-        for number in numbers:
+        numbers = sorted(map(int, os.listdir(f"/proc/{pid}/fd")))
+    except OSError:
+        return None
+    for number in numbers[:MAX_DESCRIPTORS]:
+        try:
             if os.readlink(f"/proc/{pid}/fd/{number}") == f"/memfd:{name}{DELETED}":
                 with open(f"/proc/{pid}/fd/{number}", "rb") as file:
                     return file.read(max_bytes)
-    except OSError:
-        # It may not be read, or was closed meanwhile.
-        return None
+        except OSError:
+            # It was closed meanwhile.
+            continue
     return None
 
 

@@ -164,7 +164,12 @@ def inspected(
     placements = placements_in_tree(by_pid, {})
     halves = {pid: _halves(pid, samples) for pid in by_pid}
     members = [
-        Member(state, max((len(half.busy) for half in halves[pid]), default=0), placements[pid])
+        Member(
+            state,
+            max((len(half.busy) for half in halves[pid]), default=0),
+            placements[pid],
+            sum(thread.run_seconds for half in halves[pid] for thread in half.threads),
+        )
         for pid, state in by_pid.items()
     ]
     groups = [group for group in groups_of(members) if group.placement is not None]

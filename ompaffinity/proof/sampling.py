@@ -62,6 +62,7 @@ class TreeObserver:
         self.states: dict[int, ProcessState] = {}
         self._timelines: dict[int, Timeline] = {}
         self._busiest: dict[int, int] = {}
+        self._cpu_seconds: dict[int, float] = {}
         self._windows = 0
         # Reading where the pages are takes long beside busy processes; what may end at any time cannot be read later.
         self._memory_windows = MEMORY_WINDOWS if may_end else ()
@@ -122,6 +123,8 @@ class TreeObserver:
             own_threads=any(engine.own_threads for engine in after.engines),
             with_caller=any(engine.caller_waits for engine in after.engines),
         )
+        ran = sum(thread.run_seconds for thread in activity.threads)
+        self._cpu_seconds[after.pid] = self._cpu_seconds.get(after.pid, 0.0) + ran
         self._busiest[after.pid] = max(self._busiest.get(after.pid, 0), len(activity.busy))
 
     def _placements(self) -> dict[int, RankPlacement | None]:
@@ -162,7 +165,10 @@ class TreeObserver:
 
     def _members(self) -> list[Member]:
         placements = self._placements()
-        return [Member(state, self._busiest.get(pid, 0), placements[pid]) for pid, state in self.states.items()]
+        return [
+            Member(state, self._busiest.get(pid, 0), placements[pid], self._cpu_seconds.get(pid, 0.0))
+            for pid, state in self.states.items()
+        ]
 
     def _chosen(self) -> list[Member]:
         return [member for group in groups_of(self._members()) if group.placement for member in self._at_once(group)]

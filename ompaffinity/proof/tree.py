@@ -32,8 +32,12 @@ PATTERNS = tuple((re.compile(pattern), role) for pattern, role in ROLES)
 PREFORK_PATTERN = re.compile(PREFORK)
 
 
+MAIN_SHARE = 0.25
+"""A process with less CPU time than this part of the busiest one of its group is no rank of it."""
+
+
 class Member(NamedTuple):
-    """A process of a tree: its state, its most busy threads in a window, and the placement of its group.
+    """A process of a tree: its state, its most busy threads in a window, the placement of its group, and its CPU time.
 
     `placement` is its own, that of its nearest ancestor that has one, or None.
     """
@@ -41,6 +45,7 @@ class Member(NamedTuple):
     state: ProcessState
     busy_threads: int = 0
     placement: RankPlacement | None = None
+    cpu_seconds: float = 0.0
 
     @property
     def pid(self) -> int:
@@ -117,7 +122,7 @@ def groups_of(members: Sequence[Member]) -> list[Group]:
 def _ranks(members: list[Member]) -> list[Member]:
     """Return the processes of a group that are ranks: those at work with a team, else those that may become it."""
     candidates = [member for member in members if not _is_known_server(member, members)] or members
-    at_work = [member for member in candidates if member.computes]
+    at_work = _main_workers([member for member in candidates if member.computes], candidates)
     # A server beside its worker computes, too, but not in a team.
     at_work = [member for member in at_work if member.has_team] or at_work
     with_team = at_work or [member for member in candidates if member.has_team]
@@ -125,6 +130,18 @@ def _ranks(members: list[Member]) -> list[Member]:
         return _not_forked_by(with_team)
     with_library = [member for member in candidates if member.has_library]
     return _idle_ranks(with_library, members) if with_library else _topmost(candidates, members)
+
+
+def _main_workers(at_work: list[Member], candidates: list[Member]) -> list[Member]:
+    """Leave out what is busy for a moment only, such as a command that a rank runs; add the siblings of the others.
+
+    Such a command has an OpenMP library too where LD_PRELOAD names one.
+    """
+    most = max((member.cpu_seconds for member in at_work), default=0.0)
+    main = [member for member in at_work if member.cpu_seconds >= MAIN_SHARE * most]
+    servers = {member.state.parent for member in main if member.state.forked}
+    idle = [member for member in candidates if member.state.forked and member.state.parent in servers]
+    return main + [member for member in idle if member.has_library and member not in main]
 
 
 def _not_forked_by(members: list[Member]) -> list[Member]:

@@ -58,6 +58,22 @@ def test_loaders_that_a_rank_forked_are_no_ranks() -> None:
     assert ranks(idle, *loaders) == [[10]]
 
 
+def test_a_command_that_a_rank_runs_is_no_rank() -> None:
+    """LD_PRELOAD gives it an OpenMP library, and it is busy while it starts."""
+    rank = Member(process((4,), pid=10, placement=ALONE), 1, ALONE, cpu_seconds=5.0)
+    command = Member(process((4,), pid=20, parent=10, placement=ALONE, command="lscpu"), 1, ALONE, cpu_seconds=0.4)
+    (group,) = groups_of([rank, command])
+    assert group.ranks == (rank,)
+    second = command._replace(cpu_seconds=4.0)
+    assert groups_of([rank, second])[0].ranks == (rank, second)
+
+
+def test_an_idle_worker_of_a_prefork_server_is_a_rank_beside_a_busy_one() -> None:
+    workers = [process((4,), pid=pid, parent=10, forked=True, placement=ALONE) for pid in (20, 30)]
+    members = [Member(workers[0], 1, ALONE, cpu_seconds=3.0), Member(workers[1], 0, ALONE)]
+    assert [member.pid for member in groups_of(members)[0].ranks] == [20, 30]
+
+
 def test_workers_of_a_prefork_server_are_ranks() -> None:
     for runtimes in ((), process((4,)).runtimes):
         server = process((4, 5, 6), pid=10, command="python /bin/gunicorn -w 2 app:app", runtimes=runtimes)
