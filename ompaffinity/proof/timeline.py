@@ -9,6 +9,8 @@ from ompaffinity.proof.evidence import Evidence, evidence_of
 from ompaffinity.proof.verdict import DIFFERS, HOLDS, UNPROVEN, Difference
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from ompaffinity.placement.model import RankPlacement
     from ompaffinity.proof.activity import Activity
 
@@ -76,8 +78,9 @@ class Timeline:
 
     def outcome(self) -> Outcome:
         """Return the verdict on what was seen so far."""
-        last = self._last_difference()
-        later = self.windows if last is None else self.windows[last + 1 :]
+        last = self._last_confirmed(lambda window: bool(window.evidence.differences))
+        contradicted = self._last_confirmed(self._contradicts)
+        later = self.windows if contradicted is None else self.windows[contradicted + 1 :]
         proving = [window for window in later if window.evidence.complete]
         if _is_enough(proving):
             return Outcome(HOLDS, proving[-1], notes=proving[-1].evidence.notes)
@@ -89,10 +92,16 @@ class Timeline:
             return Outcome(DIFFERS, self.windows[-1], (serial,))
         return self._unproven()
 
-    def _last_difference(self) -> int | None:
-        """Return the last window with a difference that the window before it has, too."""
+    def _contradicts(self, window: Window) -> bool:
+        """Return whether a window differs, or has more busy threads than a team that only their number proves."""
+        evidence = window.evidence
+        too_many = evidence.by_count and not evidence.complete and evidence.busy > len(self.placement.cpus)
+        return bool(evidence.differences) or too_many
+
+    def _last_confirmed(self, is_so: Callable[[Window], bool]) -> int | None:
+        """Return the last window of which this is so, and of the window before it, too."""
         for number in range(len(self.windows) - 1, CONFIRMING_WINDOWS - 2, -1):
-            if all(window.evidence.differences for window in self.windows[number - 1 : number + 1]):
+            if all(is_so(window) for window in self.windows[number - 1 : number + 1]):
                 return number
         return None
 

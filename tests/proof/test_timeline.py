@@ -48,6 +48,14 @@ def test_a_team_that_only_its_number_proves_takes_two_seconds(placement: RankPla
     assert verdict(placement, *[busy] * 4) == HOLDS
 
 
+def test_a_larger_team_after_a_serial_start_is_not_proven_by_the_start() -> None:
+    beside_helper = ALONE._replace(helper_cpus=(5,), places=((4, 5),), affinity=(4, 5))
+    serial, both = window(((4, 5), 1.0)), window(((4, 5), 1.0), ((4, 5), 0.7))
+    assert verdict(beside_helper, *[serial] * 6) == HOLDS
+    assert verdict(beside_helper, *[serial] * 6, both) == HOLDS
+    assert verdict(beside_helper, *[serial] * 6, *[both] * 4) == UNPROVEN
+
+
 def test_an_import_does_not_prove_a_team_of_one() -> None:
     importing = window((ALONE.affinity, 1.0), steady=False)
     assert verdict(ALONE, *[importing] * 8) == UNPROVEN
