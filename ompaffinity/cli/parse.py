@@ -53,7 +53,7 @@ def make_parser(with_options: Collection[str] = tuple(VERBS)) -> argparse.Argume
         prog="ompaffinity",
         description="Plan, bind and verify the CPUs and the memory of inference workers and their OpenMP threads.",
         epilog="Exit status: 0 done; 1 a check failed, or a warning with --strict; 2 invalid input or a request that"
-        " cannot be met.",
+        " cannot be met; 3 verify found neither a difference nor a proof, or inspect may read no process.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"ompaffinity {__version__}")

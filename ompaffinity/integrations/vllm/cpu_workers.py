@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 BIND_VARIABLE, SIMULATE_VARIABLE = "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_SIM_MULTI_NUMA"
 VISIBLE_NODES_VARIABLE = "CPU_VISIBLE_MEMORY_NODES"
 LOCAL_RANKS = "OMPAFFINITY_VLLM_LOCAL_DP_SIZE"
+"""The number of data-parallel ranks on this machine, for an EngineCore: only the API server has it."""
 AUTO, UNBOUND = "auto", "nobind"
 INTEL_WAITING = {"KMP_BLOCKTIME": "5", "KMP_TPAUSE": "0"}
 """What vLLM sets beside KMP_AFFINITY."""

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from typing import Any
 
 SWITCH, WARNED = "OMPAFFINITY_VLLM", "OMPAFFINITY_VLLM_WARNED"
-LOCAL_RANKS = "OMPAFFINITY_VLLM_LOCAL_DP_SIZE"
-"""The number of data-parallel ranks on this machine, for an EngineCore: only the API server has it."""
 KNOWN_VERSIONS = ("0.32.",)
 MANAGER_MODULE, EXECUTOR_MODULE = "vllm.utils.ompmultiprocessing", "vllm.v1.executor.multiproc_executor"
 NUMA_MODULE = "vllm.utils.numa_utils"
@@ -106,6 +104,7 @@ def _required(module: ModuleType, name: str) -> Any:
 
 def _with_local_ranks(original: Callable[..., Any]) -> Callable[..., Any]:
     """Return vLLM's context around the start of a process, which also passes an EngineCore the local dp size."""
+    from ompaffinity.integrations.vllm.cpu_workers import LOCAL_RANKS
 
     @contextmanager
     def configure_subprocess(
