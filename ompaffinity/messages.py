@@ -287,6 +287,11 @@ RANK_UNKNOWN = Template(
     "no launcher detected (torchrun, mpirun, srun ...), so 1 local rank is assumed; name this one with --local-rank and"
     " --local-world-size",
 )
+SERVER_BINDS_WORKERS = Template(
+    "server-binds-workers",
+    WARNING,
+    "{server} binds its own workers, so {verb} sets no OpenMP variables for it; use {instead}, without {verb}",
+)
 RANKS_SHARE_MASK = Template(
     "outside-binding",
     WARNING,

