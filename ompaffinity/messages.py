@@ -69,6 +69,17 @@ def has_warning(messages: Iterable[Message]) -> bool:
 
 # The machine and its sources.
 LSCPU_UNUSABLE = Template("lscpu-unusable", NOTE, "sysfs does not report all cores and packages, and {reason}")
+LSCPU_SUMMARY = Template(
+    "lscpu-summary",
+    NOTE,
+    "this output of lscpu has counts only, so {what}; record the machine with {command}",
+)
+LSCPU_KINDS_UNKNOWN = Template(
+    "core-kinds-unknown",
+    NOTE,
+    "the cores differ in SMT siblings or caches, and this output of lscpu does not name their kinds, so all count as"
+    " equal; record the machine with {command}",
+)
 LSCPU_CORES_DOUBTFUL = Template(
     "lscpu-cores-doubtful",
     NOTE,
@@ -85,6 +96,12 @@ HWLOC_NODES_DOUBTFUL = Template(
     NOTE,
     "several NUMA nodes of this export are near the same CPUs, which are assigned to the first of them; a record of"
     " /sys (hwloc-gather-topology) separates them",
+)
+LIMITS_UNKNOWN = Template(
+    "limits-unknown",
+    NOTE,
+    "the control group of this process is outside of its cgroup namespace, so limits of {controllers} are unknown; the"
+    " affinity mask counts, and --cpus LIST names fewer CPUs",
 )
 NO_NUMA_INFORMATION = Template(
     "no-numa-information",
@@ -106,11 +123,52 @@ UNEVEN_RANKS = Template(
     NOTE,
     "the ranks have {smallest} to {largest} threads{cause}; a tensor-parallel step waits for the smallest rank",
 )
-EFFICIENCY_CORES_USED = Template(
-    "efficiency-cores-used",
+CORE_TYPES = Template(
+    "core-types",
+    NOTE,
+    "the cores differ in speed, and a team waits for its slowest core ({figures}): the plan uses {used} cores;"
+    " {remedy}, and ompaffinity compare measures both",
+)
+ONLY_SLOW_CORES = Template(
+    "core-types", NOTE, "this process may use {name} cores alone; a mask or cpuset with the other cores makes it faster"
+)
+SLOWER_CORES_USED = Template(
+    "slower-cores-used",
     WARNING,
-    "there are fewer performance cores than ranks, so the slower CPU {cpus} is used too; fewer ranks would each run"
-    " faster",
+    "{ranks} need more cores than there are of the chosen types, so the slower CPU {cpus} is used too; a step of"
+    " several ranks waits for the slowest one",
+)
+ISOLATED_CPUS_USED = Template(
+    "isolated-cpus-used",
+    NOTE,
+    "the plan uses CPU {cpus}, which isolcpus keeps from the scheduler: the kernel does not balance threads there, so"
+    " each thread must be bound",
+)
+KEEPS_OFF_LIVE = Template(
+    "keeps-off-live", NOTE, "the plan keeps off the cores that processes running here are bound to: CPU {holders}"
+)
+ISOLATED_SIBLINGS = Template(
+    "isolated-siblings",
+    NOTE,
+    "CPU {cpus} of the plan shares a core with an isolated CPU (isolcpus), and slows down what runs there; --cpus LIST"
+    " leaves it out",
+)
+UNKNOWN_CORES = Template(
+    "unknown-cores",
+    NOTE,
+    "the machine does not report which CPUs share a core, so CPU {cpus} are planned as a core each; with SMT half of"
+    " the threads (--reserve, --cpus) may be faster",
+)
+CPUS_ON_NO_NODE = Template(
+    "cpus-on-no-node",
+    NOTE,
+    "CPU {cpus} is on no NUMA node, so CPUs beside memory come first; its ranks use the memory of all nodes",
+)
+SIBLINGS_ON_TWO_NODES = Template(
+    "ranks-share-cores",
+    WARNING,
+    "the machine puts SMT siblings of one core on several NUMA nodes (CPU {cpus}), so OpenMP threads share cores;"
+    " in a virtual machine let the nodes of the guest follow its cores",
 )
 OVERSUBSCRIBED = Template(
     "oversubscribed",
@@ -136,11 +194,16 @@ HELPER_CPUS_SHARED = Template(
     "no CPU is left for the helper threads of {ranks}: they share CPUs with OpenMP threads (--reserve N keeps some)",
 )
 MEMORYLESS_NODE = Template("memoryless-node", NOTE, "this process may use no memory on {nodes}; {consequence}")
+WEIGHTS_NOT_EXPORTED = Template(
+    "weights-not-exported",
+    NOTE,
+    "--format {form} has no weighted interleave, so its memory policy is interleave: each node gets as many pages",
+)
 QUOTA_BELOW_CPUS = Template(
     "quota-below-cpus",
     NOTE,
     "the CPU quota of the control group is {quota} CPUs, fewer than the {cpus} in the mask: the plan has {threads} in"
-    " all",
+    " all{consequence}",
 )
 
 # GPU ranks.

@@ -28,6 +28,8 @@ STATE_FIELD, PARENT_FIELD, FLAGS_FIELD, USER_FIELD, SYSTEM_FIELD, START_TIME_FIE
     39,
 )
 """Fields of /proc/PID/stat, counted from 1; the second, the name in parentheses, may hold anything."""
+KERNEL_THREAD_FLAG = 0x200000
+"""PF_KTHREAD among the flags of a process (sched.h)."""
 FORKED_FLAG = 0x40
 """PF_FORKNOEXEC among the flags of a process: it was forked and has not executed a program since (sched.h)."""
 MAX_MAPS_BYTES = 16 * 2**20
@@ -201,6 +203,23 @@ def stat_fields(pid: int | str, thread_id: int | None = None) -> dict[int, str]:
     """
     with open(f"{_folder(pid, thread_id)}/stat", encoding="utf-8", errors="replace") as file:
         return dict(enumerate(file.read().rpartition(")")[2].split(), STATE_FIELD))
+
+
+def is_kernel_thread(pid: int) -> bool:
+    """Return whether a process is a thread of the kernel; False where it has ended."""
+    try:
+        return bool(_integer(stat_fields(pid), FLAGS_FIELD) & KERNEL_THREAD_FLAG)
+    except OSError:
+        return False
+
+
+def cpu_ticks(pid: int) -> int:
+    """Return the CPU time that a process has used with all its threads, in clock ticks; 0 where it has ended."""
+    try:
+        fields = stat_fields(pid)
+    except OSError:
+        return 0
+    return _integer(fields, USER_FIELD) + _integer(fields, SYSTEM_FIELD)
 
 
 def process_facts(pid: int) -> ProcessFacts:

@@ -67,6 +67,7 @@ def requests(draw: st.DrawFn, ranks: int | None = None) -> PlacementRequest:
         distribute=draw(st.sampled_from(("close", "spread"))),
         runtime=draw(st.sampled_from(("auto", "gomp", "iomp", "omp"))),
         granularity=draw(st.sampled_from(("auto", "thread", "team"))),
+        span=draw(st.sampled_from(("auto", "auto", "node", "package", "machine"))),
     )
     size: Any = {draw(st.sampled_from(SIZES)): ranks or draw(st.integers(1, 6))}
     return request._replace(**size)

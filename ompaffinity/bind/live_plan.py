@@ -43,10 +43,9 @@ def live_plan(options: Mapping[str, Any], probe: str | Iterable[str] = ()) -> Pl
     given = dict(options)
     if isinstance(given.get("bind"), str):
         given["bind"] = parse_bind(given["bind"])
-    if "avoid" in given:
-        given["avoid"] = held_by_plans(given["avoid"])
     environ = copy_of(os.environ)
     request = requested(given, environ)
+    request = request._replace(avoid=held_by_plans(request.avoid))
     if request.bind == "none":
         return make_plan(load_topology(), request)
     modules = _module_names(probe)

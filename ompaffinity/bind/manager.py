@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ompaffinity.bind.environment import change_environment, copy_of
 from ompaffinity.bind.live_plan import live_plan, with_live_messages
 from ompaffinity.bind.memory_fallbacks import refusal_message, with_accepted_memory, with_memory_policy
+from ompaffinity.bind.plan_files import avoids_live
 from ompaffinity.bind.profile import OPENMP_PROFILE
 from ompaffinity.bind.scope import in_turn, is_inside, take_affinity
+from ompaffinity.bind.start_lock import StartLock
 from ompaffinity.bind.start_methods import FORK, FORKSERVER, refuse_starts
 from ompaffinity.bind.starter_thread import call_in_starter
 from ompaffinity.bind.team_policy import change_thread_policy
@@ -50,9 +53,11 @@ class OMPProcessManager:
 
     Built from a `plan` for this machine, or from the keyword arguments of `PlacementRequest` (`tensor_parallel_size`,
     `reserve`, `bind`, ...), of which those not given come from the environment (OMPAFFINITY_BIND, ...); `bind` also
-    takes the text of ``--bind``, and `avoid` a list of plan files. Without `runtime`, the OpenMP runtime of the
-    workers is detected from what LD_PRELOAD and torch would load; `probe` names modules to import in a child and
-    look at. A worker whose runtime is unknown, or that loads two, is bound as a team that floats within its CPUs.
+    takes the text of ``--bind``, and `avoid` a list of plan files and ``"live"``: other starts of this user that avoid
+    live processes then wait until each rank was started once, or until `release`. Without `runtime`, the OpenMP
+    runtime of the workers is detected from what LD_PRELOAD and torch would load; `probe` names modules to import in a
+    child and look at. A worker whose runtime is unknown, or that loads two, is bound as a team that floats within its
+    CPUs.
     `profile` is what is set and guarded besides CPUs and memory: by default the variables of OpenMP.
 
     What the kernel refuses leaves the worker without it and is logged and added to
@@ -76,13 +81,32 @@ class OMPProcessManager:
             if given:
                 raise RequestError(f"give a plan or {', '.join(given)}, not both")
             _check_plan(plan)
-        planned = live_plan(request, probe) if plan is None else with_live_messages(plan)
+        self._lock = StartLock() if plan is None and avoids_live(request, os.environ) else None
+        try:
+            planned = live_plan(request, probe) if plan is None else with_live_messages(plan)
+        except BaseException:
+            self.release()
+            raise
         # A strict manager fails when it comes to bind, so it plans for what was asked for.
         self.plan = with_accepted_memory(planned, replace=not strict)
         self.strict = strict
         self.profile = profile
         self.messages: list[Message] = list(self.plan.messages)
+        self._waiting = {placement.local_rank for placement in self.plan.ranks}
         log_warnings(self.messages)
+
+    def release(self) -> None:
+        """Let other starts with ``--avoid live`` go on, though not every rank of this plan was started.
+
+        This happens by itself when each rank was started once.
+        """
+        if self._lock is not None:
+            self._lock.release()
+
+    def _started(self, placement: RankPlacement) -> None:
+        self._waiting.discard(placement.local_rank)
+        if not self._waiting:
+            self.release()
 
     def configure_omp_envs(self, rank: int, local_rank: int | None = None) -> AbstractContextManager[RankPlacement]:
         """Start the worker of `rank` inside this context; yields its placement.
@@ -103,6 +127,7 @@ class OMPProcessManager:
         _start_resource_tracker()
 
         def take(undo: Undo) -> RankPlacement:
+            undo.add(partial(self._started, placement))
             if placement.bound:
                 refuse_starts(self.profile.refused_starts, undo)
             accepted = self._bind_calling_thread(placement, undo)
@@ -151,6 +176,7 @@ class OMPProcessManager:
         base: Mapping[str, str] = os.environ if env is None else env
 
         def take(undo: Undo) -> Variables:
+            undo.add(partial(self._started, placement))
             return self._variables(placement, self._bind_calling_thread(placement, undo), base)
 
         with in_turn(take) as variables:

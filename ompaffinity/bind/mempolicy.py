@@ -6,7 +6,8 @@ py-libnuma. Masks are as long as the largest node number requires, and every set
 return nothing, and py-libnuma's end the process for a node that does not exist.
 
 The fallbacks are bind, preferred-many, preferred, none. A policy is tried by setting it: a kernel that reports the
-policy may still refuse to change it (seccomp in containers), and may know fewer policies (preferred-many: Linux 5.15).
+policy may still refuse to change it (seccomp in containers), and may know fewer policies (preferred-many: Linux 5.15,
+weighted-interleave: Linux 6.9, which falls back to interleave first).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 MPOL_DEFAULT, MPOL_PREFERRED, MPOL_BIND, MPOL_INTERLEAVE, MPOL_PREFERRED_MANY = 0, 1, 2, 3, 5
+MPOL_WEIGHTED_INTERLEAVE = 6
 
 
 MODES = {
@@ -35,6 +37,7 @@ MODES = {
     "preferred": MPOL_PREFERRED,
     "preferred-many": MPOL_PREFERRED_MANY,
     "interleave": MPOL_INTERLEAVE,
+    "weighted-interleave": MPOL_WEIGHTED_INTERLEAVE,
 }
 
 
@@ -201,7 +204,12 @@ def _remedy(code: int) -> str:
 
 
 FALLBACKS = ("preferred-many", "preferred")
-"""What is tried after the policy that was asked for, in this order."""
+
+
+def _steps(policy: str) -> tuple[str, ...]:
+    """Return the policies that are tried, the one that was asked for first."""
+    first = (policy, "interleave") if policy == "weighted-interleave" else (policy,)
+    return (*first, *FALLBACKS[FALLBACKS.index(policy) + 1 if policy in FALLBACKS else 0 :])
 
 
 class AcceptedPolicy(NamedTuple):
@@ -222,7 +230,7 @@ def take_policy(policy: str, nodes: Iterable[int]) -> AcceptedPolicy:
         return AcceptedPolicy("none", ())
     first = "preferred-many" if policy == "preferred" and len(asked) > 1 else policy
     refusal: BindingError | None = None
-    for step in (first, *FALLBACKS[FALLBACKS.index(first) + 1 if first in FALLBACKS else 0 :]):
+    for step in _steps(first):
         taken = _one_of(asked) if step == "preferred" else asked
         try:
             # A policy that cannot be read back, or given back, is not set.

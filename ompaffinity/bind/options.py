@@ -23,7 +23,7 @@ class PlanOptions(TypedDict, total=False):
     nodes: tuple[int, ...] | None
     avoid: Iterable[str | os.PathLike[str] | HeldCPUs]
     threads_per_core: int | None
-    kinds: str
+    core_type: str
     reserve: int | None
     reserve_per_rank: int | None
     kv_transfer: bool

@@ -50,11 +50,11 @@ def parse_numa_maps(lines: Iterable[str]) -> MappedMemory:
     found: dict[str, dict[int, int]] = {}
     anonymous: dict[int, int] = {}
     for line in lines:
-        # The one policy of two words (mempolicy.c) is kept as one.
-        words = line.replace(" prefer (many)", " prefer_(many)", 1).split()
+        # The policies of two words (mempolicy.c) are kept as one.
+        words = line.replace(" prefer (many)", " prefer_(many)", 1).replace(" weighted i", " weighted_i", 1).split()
         if len(words) < 2:
             continue
-        policy = words[1].replace("prefer_(", "prefer (")
+        policy = words[1].replace("prefer_(", "prefer (").replace("weighted_", "weighted ")
         page = next((word.partition("=")[2] for word in words if word.startswith("kernelpagesize_kB=")), "4")
         size = 1024 * int(page) if page.isdigit() else 4096
         written = any(word.startswith("anon=") for word in words)

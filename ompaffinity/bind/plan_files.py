@@ -8,13 +8,17 @@ import select
 import time
 from typing import TYPE_CHECKING
 
+from ompaffinity.bind.live_holders import held_live
 from ompaffinity.errors import RequestError
 from ompaffinity.placement.document import held_cpus_from_document, plan_ranks_from_document
+from ompaffinity.placement.environment import requested
 from ompaffinity.placement.fields import MAX_DOCUMENT_BYTES, Source, decode_document
-from ompaffinity.placement.request import HeldCPUs
+from ompaffinity.placement.options import OPTIONS_VARIABLE
+from ompaffinity.placement.request import LIVE, HeldCPUs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
+    from typing import Any
 
     from ompaffinity.placement.model import RankPlacement
 
@@ -26,17 +30,36 @@ BLOCK_BYTES = 2**20
 OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 
 
-def held_by_plans(plans: Iterable[str | os.PathLike[str] | HeldCPUs]) -> tuple[HeldCPUs, ...]:
-    """Return the CPUs that each of these plan files holds.
+def held_by_plans(
+    plans: Iterable[str | os.PathLike[str] | HeldCPUs], launcher: int | None = None
+) -> tuple[HeldCPUs, ...]:
+    """Return the CPUs that each of these plan files holds; ``"live"`` is what the processes running here hold.
+
+    `launcher` is as in `held_live`.
 
     Raises:
         RequestError: a file cannot be read or is not a plan.
+        TopologyError: sysfs lists no CPU.
     """
     if not isinstance(plans, (list, tuple)) or not all(
         isinstance(plan, (str, os.PathLike, HeldCPUs)) for plan in plans
     ):
         raise RequestError(f"--avoid (avoid) is {plans!r}; it must be a list of plan files")
-    return tuple(plan if isinstance(plan, HeldCPUs) else _held_by_file(plan) for plan in plans)
+    held: list[HeldCPUs] = []
+    for plan in plans:
+        if plan == LIVE:
+            held += held_live(launcher)
+        else:
+            held.append(plan if isinstance(plan, HeldCPUs) else _held_by_file(plan))
+    return tuple(held)
+
+
+def avoids_live(given: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
+    """Return whether these options, or those of the environment, ask to keep off what runs here."""
+    avoid = given.get("avoid")
+    if avoid is None:
+        avoid = [*requested({}, {OPTIONS_VARIABLE: environ.get(OPTIONS_VARIABLE, "")}).avoid]
+    return isinstance(avoid, (list, tuple)) and LIVE in avoid
 
 
 def saved_placements(path: str | os.PathLike[str]) -> tuple[RankPlacement, ...]:

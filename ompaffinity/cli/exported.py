@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ompaffinity.placement.memory import WEIGHTED
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -20,7 +22,12 @@ ENGINES = ("llama.cpp", "onnxruntime", "openvino")
 
 def exported_placements(placements: Sequence[RankPlacement], form: str) -> tuple[RankPlacement, ...]:
     """Return the placements as a worker has them that was started with this export of their plan."""
-    return tuple(_exported(placement, placements, form) for placement in placements)
+    exported = (_exported(placement, placements, form) for placement in placements)
+    # No format has weights.
+    return tuple(
+        placement._replace(memory_policy="interleave") if placement.memory_policy == WEIGHTED else placement
+        for placement in exported
+    )
 
 
 def _exported(placement: RankPlacement, placements: Sequence[RankPlacement], form: str) -> RankPlacement:

@@ -24,8 +24,16 @@ POLICY_OPTIONS = {
     "preferred": "--preferred",
     "preferred-many": "--preferred-many",
     "interleave": "--interleave",
+    "weighted-interleave": "--interleave",
 }
-SYSTEMD_POLICIES = {"bind": "bind", "preferred": "preferred", "interleave": "interleave"}
+SYSTEMD_POLICIES = {
+    "bind": "bind",
+    "preferred": "preferred",
+    "interleave": "interleave",
+    "weighted-interleave": "interleave",
+}
+WITHOUT_WEIGHTS = ("numactl", "systemd")
+"""Formats with a memory policy, none of which has weights."""
 HWLOC_BITS = 32
 
 
@@ -114,7 +122,7 @@ def _in_unit(value: str) -> str:
 
 def _docker(plan: Plan, placement: RankPlacement) -> Iterable[str]:
     words = [f"--cpuset-cpus={format_id_list(placement.affinity)}"]
-    if placement.memory_policy in ("bind", "interleave"):
+    if placement.memory_policy in ("bind", "interleave", "weighted-interleave"):
         words.append(f"--cpuset-mems={format_id_list(placement.nodes)}")
     environment, _ = worker_environment(plan, placement)
     yield " ".join([*words, *(f"--env={quote(f'{name}={value}')}" for name, value in environment.items())])

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.cli.options import EXPORT_FORMATS
 from ompaffinity.errors import RequestError
-from ompaffinity.messages import WARNING, has_warning
+from ompaffinity.messages import WARNING, WEIGHTS_NOT_EXPORTED, has_warning
 from ompaffinity.openmp.plan_document import plan_document
 from ompaffinity.openmp.variables import environment_messages
 from ompaffinity.placement.environment import requested
+from ompaffinity.placement.memory import WEIGHTED
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.topology.record import opened
@@ -43,11 +44,14 @@ def run_plan(values: dict[str, Any]) -> int:
     if form == "json":
         sys.stdout.write(json.dumps(plan_document(plan, rank)) + "\n")
     elif form in EXPORT_FORMATS:
-        from ompaffinity.cli.exports import export
+        from ompaffinity.cli.exports import WITHOUT_WEIGHTS, export
         from ompaffinity.cli.tables import print_messages
 
         sys.stdout.write(export(plan, form, rank))
-        print_messages(message for message in plan.messages if message.level == WARNING)
+        messages = [message for message in plan.messages if message.level == WARNING]
+        if form in WITHOUT_WEIGHTS and any(placed.memory_policy == WEIGHTED for placed in plan.ranks):
+            messages.append(WEIGHTS_NOT_EXPORTED(form=form))
+        print_messages(messages)
     else:
         from ompaffinity.cli.tables import print_plan
 
@@ -93,11 +97,13 @@ def plan_from_values(values: dict[str, Any]) -> tuple[Topology, Plan]:
     """Return the machine and the plan that the options ask for; options win over the environment."""
     machine = {name: values[name] for name in ("machine", "synthetic", "architecture", "source") if name in values}
     given = {name: values[name] for name in PlacementRequest._fields if name in values}
-    if "avoid" in given:
-        from ompaffinity.bind.plan_files import held_by_plans
-
-        given["avoid"] = held_by_plans(given["avoid"])
     request = requested(given, os.environ)
+    if request.avoid:
+        from ompaffinity.bind.plan_files import avoids_live, held_by_plans
+
+        if avoids_live(given, os.environ) and machine.keys() & {"machine", "synthetic"}:
+            raise RequestError("--avoid live is what runs on this machine; name plan files for a recorded one")
+        request = request._replace(avoid=held_by_plans(request.avoid))
     with opened(machine.get("machine")) as recording:
         topology = load_topology(**{**machine, "machine": recording})
         if request.for_gpus:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from ompaffinity.doctor.record import OK, PROBLEM, WARNING, Check
 from ompaffinity.errors import TopologyError
 from ompaffinity.ids import format_id_list
 from ompaffinity.topology.lscpu import read_lscpu
+from ompaffinity.topology.model import UNKNOWN
 from ompaffinity.topology.text import read_text
 
 if TYPE_CHECKING:
@@ -112,10 +114,12 @@ def _isolated(topology: Topology) -> Check:
 
 
 def _smt(topology: Topology, tree: Tree) -> Check:
-    cores: dict[int, int] = {}
-    for cpu in topology.cpus:
-        if cpu.online:
-            cores[cpu.physical_core] = cores.get(cpu.physical_core, 0) + 1
+    online = [cpu for cpu in topology.cpus if cpu.online]
+    unknown = [cpu.id for cpu in online if cpu.physical_core == UNKNOWN]
+    if unknown:
+        text = f"which CPUs share a core is not reported for CPU {format_id_list(unknown)}"
+        return Check("SMT", WARNING, text, "mount /sys with its CPU topology; plans count each CPU as a core")
+    cores = Counter(cpu.physical_core for cpu in online)
     largest = max(cores.values(), default=1)
     control = read_text(tree, f"{CPU_ROOT}/smt/control")
     if len(set(cores.values())) > 1:

@@ -1,7 +1,8 @@
 """Bind this process, then exec a command: a single file that requires only Python's standard library.
 
-``python -I -S bind_exec.py [--cpus LIST] [--bind|--preferred|--preferred-many|--interleave NODES] [--set NAME=VALUE]
-[--unset NAME] [--die-with-parent PID] [--strict] -- COMMAND...``
+``python -I -S bind_exec.py [--cpus LIST]
+[--bind|--preferred|--preferred-many|--interleave|--weighted-interleave NODES]
+[--set NAME=VALUE] [--unset NAME] [--die-with-parent PID] [--strict] -- COMMAND...``
 
 A launcher that runs it in place of the interpreter (Ray's py_executable, a job script) binds all threads of a process
 before it starts. There is no shell. If the kernel rejects the binding, or the arguments are invalid, the command starts
@@ -21,7 +22,7 @@ BINDING_VARIABLES = ("GOMP_CPU_AFFINITY", "KMP_AFFINITY", "OMP_PLACES", "OMP_PRO
 """The variables that bind OpenMP threads to CPUs, removed if the process does not get these CPUs."""
 USAGE, NOT_BOUND, NOT_STARTED = 64, 71, 127
 MAX_ID = 65535
-MODES = {"--preferred": 1, "--bind": 2, "--interleave": 3, "--preferred-many": 5}
+MODES = {"--preferred": 1, "--bind": 2, "--interleave": 3, "--preferred-many": 5, "--weighted-interleave": 6}
 """The modes of set_mempolicy(2)."""
 FALLBACKS = ("--preferred-many", "--preferred")
 """The modes that are tried, in this order, if the kernel rejects another one."""
@@ -144,7 +145,8 @@ def _set_policy(requested: str, nodes: set[int]) -> str | None:
     bits = 8 * ctypes.sizeof(ctypes.c_ulong)
     libc = ctypes.CDLL(None, use_errno=True)
     first = None
-    for mode in (requested, *FALLBACKS[FALLBACKS.index(requested) + 1 if requested in FALLBACKS else 0 :]):
+    first_modes = (requested, "--interleave") if requested == "--weighted-interleave" else (requested,)
+    for mode in (*first_modes, *FALLBACKS[FALLBACKS.index(requested) + 1 if requested in FALLBACKS else 0 :]):
         mode_nodes = {min(nodes)} if mode == "--preferred" else nodes
         words = max(mode_nodes) // bits + 1
         mask = (ctypes.c_ulong * words)()

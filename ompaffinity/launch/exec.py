@@ -8,7 +8,9 @@ import sys
 from typing import TYPE_CHECKING
 
 from ompaffinity.bind.manager import OMPProcessManager
+from ompaffinity.bind.plan_files import avoids_live, held_by_plans
 from ompaffinity.bind.profile import COMMAND_PROFILE
+from ompaffinity.bind.start_lock import StartLock
 from ompaffinity.errors import RequestError
 from ompaffinity.ids import format_id_list
 from ompaffinity.launch.bind_exec import NOT_STARTED, restore_signals
@@ -16,7 +18,7 @@ from ompaffinity.launch.mask_groups import MaskGroup, mask_group_of
 from ompaffinity.launch.ranks import LauncherRank, local_world
 from ompaffinity.launch.servers import SERVER_PROFILE, server_of
 from ompaffinity.messages import MASK_NOT_WIDENED, RANK_UNKNOWN, RANKS_SHARE_MASK, Message, has_warning, log_warnings
-from ompaffinity.placement.request import SIZES, PlacementRequest, product_of_sizes
+from ompaffinity.placement.request import LIVE, SIZES, PlacementRequest, product_of_sizes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -66,6 +68,11 @@ def exec_bound(
     given, number, about_gpus = options_of_group(options, group, place)
     messages += about_gpus
     log_warnings(messages)
+    if avoids_live(given, os.environ):
+        # Held until this process becomes the command. The ranks of one launcher have one plan in common.
+        StartLock()
+        launcher = os.getppid() if (place.local_world_size or 1) > 1 else None
+        given["avoid"] = held_by_plans(given.get("avoid", (LIVE,)), launcher)
     profile = COMMAND_PROFILE
     if server is not None:
         given, profile = server.options(given, len(group.ranks)), SERVER_PROFILE

@@ -30,6 +30,7 @@ def plan_document(plan: Plan, rank: int | None = None) -> dict[str, Any]:
             {"cpus": format_id_list(group.cpus), "reason": group.reason, "detail": group.detail}
             for group in plan.left_out
         ],
+        "avoided": [{"name": held.name, "pid": held.pid, "cpus": format_id_list(held.cpus)} for held in plan.avoided],
         "warnings": [message._asdict() for message in plan.messages],
     }
 

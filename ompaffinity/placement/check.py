@@ -10,10 +10,10 @@ from ompaffinity.placement.check_gpu import check_gpu_options, check_gpus_for_ma
 from ompaffinity.placement.request import (
     AUTO,
     CONFLICTS_WITH_LISTS,
+    CORE_TYPES,
     DISTRIBUTIONS,
     GRANULARITIES,
     HELPER_CPUS,
-    KINDS,
     MAX_RANKS,
     MEMORY_POLICIES,
     RUNTIMES,
@@ -119,7 +119,7 @@ _FLAGS = {
 
 
 _WORDS = {
-    "kinds": ("--kinds", KINDS),
+    "core_type": ("--core-type", CORE_TYPES),
     "distribute": ("--distribute", DISTRIBUTIONS),
     "span": ("--span", SPANS),
     "helper_cpus": ("--helper-cpus", HELPER_CPUS),

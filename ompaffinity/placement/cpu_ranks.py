@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ompaffinity.errors import PlacementError
 from ompaffinity.placement.architecture import rule_for
-from ompaffinity.placement.model import Assignment, Share
-from ompaffinity.placement.pools import EFFICIENCY_CORE, single_core, single_cpu_pools, unusable_cpus, usable_pools
+from ompaffinity.placement.memory import allowed_memory_nodes
+from ompaffinity.placement.model import Assignment, Pool, Share, Split
+from ompaffinity.placement.node_groups import NodeGrouper
+from ompaffinity.placement.pools import (
+    EFFICIENCY_CORE,
+    has_node_pools,
+    single_core,
+    single_cpu_pools,
+    unusable_cpus,
+    usable_pools,
+)
 from ompaffinity.placement.reasons import DETAILS
+from ompaffinity.placement.request import AUTO
 from ompaffinity.placement.reserve import reserve_cores, wanted_reserve
-from ompaffinity.placement.split import split_cores
+from ompaffinity.placement.split import choose_pools, largest_smallest, split_cores
+from ompaffinity.topology.model import UNKNOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from ompaffinity.placement.architecture import ArchitectureRule
-    from ompaffinity.placement.model import Pool
+    from ompaffinity.placement.node_groups import Group
     from ompaffinity.placement.request import PlacementRequest
     from ompaffinity.topology.model import Topology
 
@@ -52,7 +64,12 @@ def _divided(
         _check_cpu_count(request, pools, unusable)
         unusable = unusable | dict.fromkeys(_unwanted_siblings(pools, request.ranks), "smt-sibling")
         pools = single_cpu_pools(topology, {cpu.id for cpu in topology.cpus} - unusable.keys())
-    return Assignment(_shares(topology, request, rule, pools), unusable, held, pools, split_siblings)
+    if request.ranks > _count(pools):
+        cores = [core for pool in pools for core in pool.cores]
+        shares = tuple(Share((cores[rank * len(cores) // request.ranks],)) for rank in range(request.ranks))
+    else:
+        shares = tuple(reserve_cores(_split(topology, request, rule, pools), wanted_reserve(request, rule)))
+    return Assignment(shares, unusable, held, pools, split_siblings)
 
 
 def _count(pools: Iterable[Pool]) -> int:
@@ -93,14 +110,60 @@ def _unwanted_siblings(pools: Iterable[Pool], ranks: int) -> set[int]:
     return {cpu for core in cores for cpu in core.cpus} - wanted if ranks <= len(wanted) else set()
 
 
-def _shares(
-    topology: Topology, request: PlacementRequest, rule: ArchitectureRule, pools: tuple[Pool, ...]
-) -> tuple[Share, ...]:
-    """Return the cores of each rank; with more ranks than CPUs (--oversubscribe) neighbours share a CPU."""
-    cores = [core for pool in pools for core in pool.cores]
-    if request.ranks > len(cores):
-        return tuple(Share((cores[rank * len(cores) // request.ranks],)) for rank in range(request.ranks))
-    spread = request.distribute == "spread"
+def _split(topology: Topology, request: PlacementRequest, rule: ArchitectureRule, pools: Sequence[Pool]) -> Split:
+    """Return the cores of each rank: of a group of whole nodes, or of a part of one node."""
     distance = None if topology.equally_far else topology.distance
-    split = split_cores(pools, request.ranks, distance, spread=spread, group=request.group)
-    return tuple(reserve_cores(split, wanted_reserve(request, rule)))
+    spread = request.distribute == "spread"
+    if request.span in (AUTO, "node"):
+        pools = _preferred(topology, request, pools)
+    if request.span == AUTO and has_node_pools(topology):
+        grouper = NodeGrouper(
+            pools,
+            request.ranks,
+            # Spread asks for several packages, and a tensor-parallel group would stay in one.
+            1 if spread else request.group,
+            _most_cores(topology, request, rule),
+            distance,
+            partial(_choose_groups, distance=distance, spread=spread),
+        )
+        groups = grouper.groups()
+        if groups is not None:
+            shares = tuple(tuple(core for pool in group for core in pool.cores) for group in groups)
+            return Split(shares, ((),) * len(shares))
+    return split_cores(pools, request.ranks, distance, spread=spread, group=request.group)
+
+
+def _preferred(topology: Topology, request: PlacementRequest, pools: Sequence[Pool]) -> Sequence[Pool]:
+    """Return the nodes that count: those with usable memory, where there are no more ranks than such nodes.
+
+    With more ranks, CPUs on no node count only where they make the smallest rank larger.
+    """
+    on_nodes = [pool for pool in pools if pool.node != UNKNOWN]
+    usable = {topology.home_node(node) for node in allowed_memory_nodes(topology, request.nodes)}
+    with_memory = [pool for pool in on_nodes if pool.node in usable]
+    if request.ranks <= len(with_memory):
+        return with_memory
+    sizes, all_sizes = ([len(pool.cores) for pool in found] for found in (on_nodes, pools))
+    is_enough = largest_smallest(sizes, request.ranks) >= largest_smallest(all_sizes, request.ranks)
+    return on_nodes if on_nodes and is_enough else pools
+
+
+def _most_cores(topology: Topology, request: PlacementRequest, rule: ArchitectureRule) -> int | None:
+    """Return how many cores of a rank can run at once under the CPU quota, at least one; None without a quota."""
+    quota = topology.limits.cpu_quota
+    if quota is None:
+        return None
+    return max(1, -(-int(quota // request.ranks) // rule.threads_per_core))
+
+
+def _choose_groups(
+    groups: list[Group], count: int, *, distance: Callable[[int, int], int] | None, spread: bool
+) -> list[Group]:
+    """Return so many of these groups of nodes: those with the most cores, close or spread."""
+    joined = {
+        pool.node: pool
+        for pool in (Pool(group[0].node, tuple(core for pool in group for core in pool.cores)) for group in groups)
+    }
+    chosen = choose_pools([*joined.values()], count, distance, spread=spread)
+    by_node = {group[0].node: group for group in groups}
+    return [by_node[pool.node] for pool in chosen]

@@ -96,11 +96,15 @@ def options_from_text(text: str) -> dict[str, Any]:
         def error(self, message: str) -> Any:
             raise RequestError(f"the environment variable {OPTIONS_VARIABLE} is {text!r}: {message}")
 
-    # Plan files are read on the command line only.
-    options = {option.field: option for option in PLAN_OPTIONS if option.kind != "files"}
+    options = {option.field: option for option in PLAN_OPTIONS}
     parser = Parser(prog=OPTIONS_VARIABLE, add_help=False, allow_abbrev=False)
     for option in options.values():
-        if option.kind == "flag":
+        if option.kind == "files":
+            # Plan files are read on the command line only.
+            parser.add_argument(
+                option.flag, dest=option.field, action="append", choices=["live"], default=argparse.SUPPRESS
+            )
+        elif option.kind == "flag":
             parser.add_argument(option.flag, dest=option.field, action="store_true", default=argparse.SUPPRESS)
         else:
             several = "+" if option.kind in SEVERAL_VALUES else None

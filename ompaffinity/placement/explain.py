@@ -9,39 +9,52 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.ids import format_id_list
 from ompaffinity.messages import (
-    EFFICIENCY_CORES_USED,
+    CORE_TYPES,
+    CPUS_ON_NO_NODE,
     GPU_NODES_UNUSED,
     HELPER_CPUS_SHARED,
+    ISOLATED_CPUS_USED,
+    ISOLATED_SIBLINGS,
+    KEEPS_OFF_LIVE,
     MEMORYLESS_NODE,
     NO_NUMA_INFORMATION,
     NODES_UNUSED,
     NOTE,
+    ONLY_SLOW_CORES,
     OUTSIDE_BINDING,
     OVERSUBSCRIBED,
     QUOTA_BELOW_CPUS,
     RANKS_EXCEED_NODES,
     RANKS_SHARE_CORES,
     RESERVE_IMPOSSIBLE,
+    SIBLINGS_ON_TWO_NODES,
+    SLOWER_CORES_USED,
     UNEVEN_RANKS,
+    UNKNOWN_CORES,
     WARNING,
     Message,
     counted,
     plural,
 )
 from ompaffinity.placement.architecture import rule_for
+from ompaffinity.placement.memory import allowed_memory_nodes
 from ompaffinity.placement.model import LeftOut
+from ompaffinity.placement.pools import core_choice
 from ompaffinity.placement.reasons import DETAILS, REASONS
+from ompaffinity.placement.request import AUTO
 from ompaffinity.placement.reserve import wanted_reserve
-from ompaffinity.topology.kinds import PERFORMANCE
+from ompaffinity.topology.kinds import EFFICIENCY, LOW_POWER
 from ompaffinity.topology.model import UNKNOWN, UNKNOWN_ARCHITECTURE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from ompaffinity.placement.model import Assignment, Pool, RankPlacement
     from ompaffinity.placement.request import PlacementRequest
     from ompaffinity.topology.model import Topology
 
+MOST_SHOWN = 8
+"""So many processes are named in a message."""
 UNUSED_BY_GPUS = "no GPU of the ranks is next to them; --span package (or machine) lends them to the nearest ranks"
 
 
@@ -95,8 +108,11 @@ def _detail(
     if reason == "smt-sibling":
         return _about_siblings(topology, request)
     if reason == "unused-node":
+        if request.for_gpus:
+            return UNUSED_BY_GPUS
         nodes = {core.node for pool in assignment.pools for core in pool.cores}
-        return UNUSED_BY_GPUS if request.for_gpus else _about_unused_nodes(len(nodes), request.ranks)
+        unused = set(map(topology.home, cpus))
+        return _about_unused_nodes(topology, request, nodes, unused)
     if reason == "unbound" and request.for_gpus:
         return "no GPU rank could be bound; the warnings give the reasons"
     if reason == "not-allowed" and request.avoid:
@@ -113,8 +129,12 @@ def _about_siblings(topology: Topology, request: PlacementRequest) -> str:
 
 
 def _about_held(request: PlacementRequest, held: Mapping[int, str], cpus: Sequence[int]) -> str:
-    by_plan = {plan.name: [cpu for cpu in cpus if held.get(cpu) == plan.name] for plan in request.avoid}
-    parts = [f"the plan {name} holds {format_id_list(taken)} (--avoid)" for name, taken in by_plan.items() if taken]
+    parts = []
+    for plan in request.avoid:
+        taken = [cpu for cpu in cpus if held.get(cpu) == plan.name]
+        if taken:
+            holder = f"the plan {plan.name} holds" if plan.pid is None else f"{plan.name} is bound to"
+            parts.append(f"{holder} {format_id_list(taken)} (--avoid)")
     others = [cpu for cpu in cpus if cpu not in held]
     if others:
         parts.append(f"{format_id_list(others)} {DETAILS['not-allowed']}")
@@ -130,8 +150,9 @@ def plan_messages(
         messages += _about_gpu_ranks(topology, request, assignment, ranks)
     elif request.bind != "none":
         if request.cpu_lists is None:
-            messages += _about_nodes(topology, assignment.pools, ranks)
-            messages += _about_kinds(topology, request, ranks)
+            messages += _about_nodes(topology, request, assignment.pools, ranks)
+            messages += _about_core_types(topology, request, assignment, ranks)
+            messages += _about_isolation(topology, ranks)
             messages += _about_sharing(assignment, ranks)
             messages += _about_reserve(topology, request, assignment, ranks)
         messages += _about_helpers(ranks)
@@ -144,7 +165,8 @@ def _about_gpu_ranks(
     topology: Topology, request: PlacementRequest, assignment: Assignment, ranks: tuple[RankPlacement, ...]
 ) -> Iterator[Message]:
     yield from _about_gpu_nodes(assignment.pools, ranks)
-    yield from _about_kinds(topology, request, ranks)
+    if request.cpu_lists is None:
+        yield from _about_core_types(topology, request, assignment, ranks)
     bound = [rank for rank in ranks if rank.bound]
     if bound and request.cpu_lists is None and not request.share:
         yield from _about_reserve(topology, request, assignment, bound)
@@ -161,20 +183,47 @@ def _about_machine(topology: Topology, request: PlacementRequest) -> Iterator[Me
     affinity = topology.limits.affinity
     if affinity is not None and online - set(affinity):
         yield OUTSIDE_BINDING(cpus=format_id_list(affinity), online=format_id_list(online))
+    running = [held for held in request.avoid if held.pid is not None]
+    if running:
+        shown = ", ".join(f"{format_id_list(held.cpus)} of {held.name}" for held in running[:MOST_SHOWN])
+        more = f", and of {len(running) - MOST_SHOWN} more" if len(running) > MOST_SHOWN else ""
+        yield KEEPS_OFF_LIVE(holders=shown + more)
+    unknown = [cpu.id for cpu in topology.cpus if cpu.allowed and cpu.physical_core == UNKNOWN]
+    if unknown:
+        yield UNKNOWN_CORES(cpus=format_id_list(unknown))
 
 
-def _about_nodes(topology: Topology, pools: Sequence[Pool], ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
-    if all(pool.node != UNKNOWN for pool in pools):
-        nodes = {core.node for pool in pools for core in pool.cores}
-        used = {topology.cpu(cpu).numa_node for rank in ranks for cpu in rank.cpus}
+def _about_nodes(
+    topology: Topology, request: PlacementRequest, pools: Sequence[Pool], ranks: tuple[RankPlacement, ...]
+) -> Iterator[Message]:
+    nodes = {core.node for pool in pools for core in pool.cores}
+    if nodes != {UNKNOWN}:
+        homeless = [cpu for pool in pools for core in pool.cores if core.node == UNKNOWN for cpu in core.cpus]
+        if homeless:
+            yield CPUS_ON_NO_NODE(cpus=format_id_list(homeless))
+        nodes.discard(UNKNOWN)
+        used = {topology.home(cpu) for rank in ranks for cpu in rank.cpus} - {UNKNOWN}
         if len(ranks) > len(nodes):
             yield RANKS_EXCEED_NODES(ranks=len(ranks), nodes=counted(len(nodes), "NUMA node"))
         if used < nodes:
-            reason = _about_unused_nodes(len(nodes), len(ranks))
+            reason = _about_unused_nodes(topology, request, nodes, nodes - used)
             yield NODES_UNUSED(unused=len(nodes) - len(used), nodes=len(nodes), reason=reason)
+    used_cpus = {cpu for rank in ranks for cpu in (*rank.cpus, *rank.helper_cpus)}
+    split = _cores_on_two_nodes(topology, used_cpus)
+    if split:
+        yield SIBLINGS_ON_TWO_NODES(cpus=format_id_list(split))
     sizes = sorted({len(rank.cpus) for rank in ranks})
     if len(sizes) > 1:
         yield UNEVEN_RANKS(smallest=sizes[0], largest=sizes[-1], cause="")
+
+
+def _cores_on_two_nodes(topology: Topology, cpus: Collection[int]) -> list[int]:
+    """Return those of these CPUs whose core is on several nodes and has several of them."""
+    on_core: dict[int, list[int]] = {}
+    for cpu in cpus:
+        on_core.setdefault(topology.cpu(cpu).physical_core, []).append(cpu)
+    on_core.pop(UNKNOWN, None)
+    return sorted(cpu for found in on_core.values() if len(set(map(topology.home, found))) > 1 for cpu in found)
 
 
 def _about_gpu_nodes(pools: Sequence[Pool], ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
@@ -185,16 +234,54 @@ def _about_gpu_nodes(pools: Sequence[Pool], ranks: tuple[RankPlacement, ...]) ->
         yield GPU_NODES_UNUSED(nodes=f"{plural('node', len(unused))} {nodes}", reason=UNUSED_BY_GPUS)
 
 
-def _about_unused_nodes(nodes: int, ranks: int) -> str:
-    if ranks < nodes:
-        return f"more nodes than ranks; {nodes} ranks (--tp, --pp, --dp) would use them all, or --span machine"
-    return "too few CPUs there for a rank as large as the others"
+def _about_unused_nodes(
+    topology: Topology, request: PlacementRequest, nodes: Collection[int], unused: Collection[int]
+) -> str:
+    """Return why these of the nodes with usable cores are unused, and the option that uses them."""
+    with_memory = {topology.home_node(node) for node in allowed_memory_nodes(topology, request.nodes)}
+    if with_memory and with_memory.isdisjoint(unused):
+        return "this process may use no memory there; --span machine uses their cores"
+    if request.ranks >= len(nodes):
+        return "too few CPUs there for a rank as large as the others"
+    if request.span == AUTO and request.ranks < len(nodes):
+        reason = "each rank gets equally many whole nodes of one package"
+        if request.group > 1:
+            reason += ", and a tensor-parallel group stays in one package at a small cost"
+    else:
+        reason = "more nodes than ranks"
+    return f"{reason}; {len(nodes)} ranks (--tp, --pp, --dp) would use them all, or --span machine"
 
 
-def _about_kinds(topology: Topology, request: PlacementRequest, ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
-    slow = [cpu for rank in ranks for cpu in rank.cpus if topology.cpu(cpu).kind not in (None, PERFORMANCE)]
-    if slow and request.kinds == PERFORMANCE:
-        yield EFFICIENCY_CORES_USED(cpus=format_id_list(slow))
+def _about_core_types(
+    topology: Topology, request: PlacementRequest, assignment: Assignment, ranks: tuple[RankPlacement, ...]
+) -> Iterator[Message]:
+    choice = core_choice(topology, request, assignment.unusable)
+    left_out = set(choice.left_out)
+    slow = sorted(cpu for rank in ranks for cpu in (*rank.cpus, *rank.helper_cpus) if cpu in left_out)
+    if slow:
+        yield SLOWER_CORES_USED(cpus=format_id_list(slow), ranks=counted(len(ranks), "rank"))
+    elif len(choice.classes) == 1 and choice.classes[0].name in (EFFICIENCY, LOW_POWER):
+        yield ONLY_SLOW_CORES(name=choice.classes[0].name)
+    elif request.core_type == AUTO and len(choice.classes) > 1:
+        used = [one.name for one in choice.classes[: choice.used]]
+        if left_out:
+            remedy = "--core-type all uses the others too"
+        else:
+            remedy = "--core-type performance leaves the slower ones out"
+        yield CORE_TYPES(figures=choice.figures(), used=" and ".join(dict.fromkeys(used)), remedy=remedy)
+
+
+def _about_isolation(topology: Topology, ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
+    """Report isolated CPUs that ranks have, and CPUs of ranks on a core with an isolated one."""
+    used = {cpu for rank in ranks for cpu in (*rank.cpus, *rank.helper_cpus)}
+    isolated = {cpu.id for cpu in topology.cpus if cpu.isolated}
+    if used & isolated:
+        yield ISOLATED_CPUS_USED(cpus=format_id_list(used & isolated))
+    core_of = {cpu.id: cpu.physical_core for cpu in topology.cpus if cpu.physical_core != UNKNOWN}
+    cores = {core_of[cpu] for cpu in isolated if cpu in core_of}
+    beside = {cpu for cpu in used - isolated if core_of.get(cpu) in cores}
+    if beside:
+        yield ISOLATED_SIBLINGS(cpus=format_id_list(beside))
 
 
 def _about_sharing(assignment: Assignment, ranks: tuple[RankPlacement, ...]) -> Iterator[Message]:
@@ -233,8 +320,8 @@ def _about_memory(topology: Topology, ranks: tuple[RankPlacement, ...]) -> Itera
         {
             home
             for rank in ranks
-            for home in (topology.cpu(cpu).numa_node for cpu in rank.cpus)
-            if home != UNKNOWN and home not in rank.nodes
+            for home in map(topology.home, rank.cpus)
+            if home != UNKNOWN and home not in map(topology.home_node, rank.nodes)
         }
     )
     if homeless:
@@ -254,4 +341,12 @@ def _about_quota(topology: Topology, ranks: tuple[RankPlacement, ...]) -> Iterat
     usable = len(topology.allowed_cpus)
     if quota < usable:
         threads = sum(len(rank.cpus) for rank in ranks)
-        yield QUOTA_BELOW_CPUS(quota=f"{quota:g}", cpus=usable, threads=counted(threads, "OpenMP thread"))
+        too_many = sum(rank.bound for rank in ranks) > quota
+        consequence = ", more than run at once; use fewer ranks, or raise cpu.max (docker --cpus)" if too_many else ""
+        yield QUOTA_BELOW_CPUS(
+            level=WARNING if too_many else NOTE,
+            quota=f"{quota:g}",
+            cpus=usable,
+            threads=counted(threads, "OpenMP thread"),
+            consequence=consequence,
+        )

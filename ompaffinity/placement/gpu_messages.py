@@ -53,7 +53,7 @@ def lacking_cpus(
     gpu = request.gpu_of_rank[rank]
     anywhere = not any(node.cpus for node in topology.nodes)
     if nodes or anywhere:
-        where = [cpu.id for cpu in topology.cpus if cpu.numa_node in nodes or anywhere]
+        where = [cpu.id for cpu in topology.cpus if topology.home(cpu.id) in nodes or anywhere]
         reasons = {unusable[cpu] for cpu in where if cpu in unusable}
         wanted = f"node {format_id_list(nodes)}" if nodes else "this machine"
         return [_lacking(request, rank, wanted, [], reasons)]

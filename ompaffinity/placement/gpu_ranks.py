@@ -92,7 +92,7 @@ def _next_to_gpus(
         messages += messages_of_gpu(request, gpu)
         if not near[rank]:
             messages += lacking_cpus(topology, request, rank, wanted, unusable)
-    if request.span != "node":
+    if request.span in ("package", "machine"):
         near = _with_lent_nodes(topology, near, pools, within_package=request.span == "package")
     divisions = _divide_pools(topology, request, pools, near)
     messages += [crowded(division.pool, division.ranks) for division in divisions if division.crowded]
@@ -118,14 +118,15 @@ def _with_slow_cores(
     wanted: dict[int, int] = {}
     for gpu in request.gpu_of_rank:
         for node in nodes_of_gpu(request, gpu) if request.gpu_homes or request.numa_bind_nodes else ():
-            wanted[node] = wanted.get(node, 0) + 1
+            home = topology.home_node(node)
+            wanted[home] = wanted.get(home, 0) + 1
     # Where no node divides the machine, every rank wants the one pool.
     anywhere = cores.get(UNKNOWN, request.ranks if topology.nodes else 0) < request.ranks
     short = {node for node, ranks in wanted.items() if cores.get(node, 0) < ranks}
     return {
         cpu: reason
         for cpu, reason in unusable.items()
-        if not (reason == EFFICIENCY_CORE and (anywhere or topology.cpu(cpu).numa_node in short))
+        if not (reason == EFFICIENCY_CORE and (anywhere or topology.home(cpu) in short))
     }
 
 
@@ -133,7 +134,8 @@ def _wanted_nodes(topology: Topology, request: PlacementRequest, gpu: int) -> tu
     """Return the nodes that a GPU is next to; where that is not known, the only node with CPUs."""
     known = nodes_of_gpu(request, gpu) if topology.nodes or request.numa_bind_nodes is not None else ()
     with_cpus = tuple(node.id for node in topology.nodes if node.cpus)
-    return with_cpus if not known and len(with_cpus) == 1 else known
+    homes = tuple(dict.fromkeys(map(topology.home_node, known or with_cpus)))
+    return homes if known or len(homes) == 1 else ()
 
 
 def _usable_nodes(wanted: tuple[int, ...], pools: Sequence[Pool]) -> tuple[int, ...]:

@@ -13,11 +13,13 @@ from ompaffinity.placement.request import AUTO
 from ompaffinity.topology.model import UNKNOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from ompaffinity.placement.model import RankPlacement
     from ompaffinity.placement.request import PlacementRequest
     from ompaffinity.topology.model import MemoryNodeInfo, Topology
+
+WEIGHTED = "weighted-interleave"
 
 
 def nearest_memory_node(topology: Topology, cpus: Iterable[int], within: tuple[int, ...] | None = None) -> int:
@@ -31,7 +33,7 @@ def nearest_memory_node(topology: Topology, cpus: Iterable[int], within: tuple[i
         NoMemoryNodeError: no allowed node has memory.
     """
     nodes = usable_memory_nodes(topology, within)
-    homes = [topology.cpu(cpu).numa_node for cpu in cpus]
+    homes = [topology.home(cpu) for cpu in cpus]
     return min(nodes, key=lambda node: (sum(topology.distance(home, node) for home in homes), node))
 
 
@@ -41,54 +43,65 @@ def usable_memory_nodes(topology: Topology, within: tuple[int, ...] | None = Non
     Raises:
         NoMemoryNodeError: there is none.
     """
-    nodes = tuple(
+    nodes = allowed_memory_nodes(topology, within)
+    if not nodes:
+        raise NoMemoryNodeError("no NUMA node that this process may use has memory")
+    return nodes
+
+
+def allowed_memory_nodes(topology: Topology, within: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    """Return the allowed nodes (of the nodes `within`, if given) that have memory, ascending; they may be none."""
+    return tuple(
         node.id
         for node in topology.nodes
         if node.allowed and _may_have_memory(node) and (within is None or node.id in within)
     )
-    if not nodes:
-        raise NoMemoryNodeError("no NUMA node that this process may use has memory")
-    return nodes
 
 
 def _may_have_memory(node: MemoryNodeInfo) -> bool:
     return node.has_memory is not False and not node.device_memory
 
 
-def memory_nodes(topology: Topology, cpus: Iterable[int], usable: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the memory nodes for a rank on `cpus`: of each of its nodes the node itself, or else the nearest.
+def memory_nodes(
+    topology: Topology, ranks: Sequence[Iterable[int] | None], usable: tuple[int, ...]
+) -> list[tuple[int, ...]]:
+    """Return the memory nodes of each rank on these CPUs: of each of its nodes the node itself, or else the nearest.
 
-    `usable` are the nodes to choose from. Where the node of no CPU of the rank is known: all of these.
-    Empty on a machine without NUMA information.
+    Nodes that are one count together. Of nodes that are equally near, the one that the fewest ranks use comes first.
+    `usable` are the nodes to choose from. Where the node of no CPU of a rank is known: all of these. Empty for a rank
+    of None, and on a machine without NUMA information.
     """
-    if not topology.nodes or not usable:
-        return ()
-    homes = {topology.cpu(cpu).numa_node for cpu in cpus}
-    known = homes - {UNKNOWN}
-    if not known:
-        return usable if homes else ()
-    return tuple(sorted({_nearest(topology, home, usable) for home in known}))
-
-
-def _nearest(topology: Topology, home: int, usable: tuple[int, ...]) -> int:
-    if home in usable:
-        return home
-    return min(usable, key=lambda node: (topology.distance(home, node), node))
+    homes = [{topology.home(cpu) for cpu in cpus} if cpus is not None else set() for cpus in ranks]
+    with_memory = {topology.home_node(node) for node in usable}
+    users = Counter(home for found in homes for home in found if home in with_memory)
+    given = []
+    for found in homes:
+        known = found - {UNKNOWN}
+        chosen = known & with_memory
+        for home in sorted(known - with_memory) if usable else ():
+            nearest = min(with_memory, key=lambda node: (topology.distance(home, node), users[node], node))
+            users[nearest] += 1
+            chosen.add(nearest)
+        nodes = (node for node in usable if topology.home_node(node) in chosen)
+        given.append(tuple(nodes) if known or not found else usable)
+    return given if topology.nodes else [() for _ in ranks]
 
 
 def memory_policy(topology: Topology, request: PlacementRequest, nodes: tuple[int, ...]) -> str:
-    """Return the policy of a rank with these memory nodes: bind, preferred, interleave or none."""
+    """Return the policy of a rank with these memory nodes: a value of `MEMORY_POLICIES` other than auto."""
     if request.memory_policy != AUTO:
         return request.memory_policy if nodes else "none"
     if not nodes or not has_several_memory_nodes(topology):
         return "none"
-    return "bind" if len(nodes) == 1 else "interleave"
+    if len({topology.home_node(node) for node in nodes}) == 1:
+        return "bind"
+    weights = {topology.node(node).interleave_weight for node in nodes}
+    return WEIGHTED if len(weights) > 1 and UNKNOWN not in weights else "interleave"
 
 
 def has_several_memory_nodes(topology: Topology) -> bool:
-    """Return whether a memory policy makes a difference."""
-    found = (node for node in topology.nodes if _may_have_memory(node))
-    return next(found, None) is not None and next(found, None) is not None
+    """Return whether a memory policy makes a difference; nodes that are one count once."""
+    return len({topology.home_node(node.id) for node in topology.nodes if _may_have_memory(node)}) > 1
 
 
 def with_sharing(ranks: tuple[RankPlacement, ...]) -> tuple[RankPlacement, ...]:

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ompaffinity.messages import Message
+    from ompaffinity.placement.request import HeldCPUs
 
 
 class RankPlacement(NamedTuple):
@@ -50,7 +51,8 @@ class Plan(NamedTuple):
     """The placements of all local ranks, the CPUs that are left out, and the messages.
 
     `live`: the plan is for the machine that this process runs on. It is False for a plan of a recorded or synthetic
-    machine and for one that was loaded from a document: the CPUs of such a plan may be others here.
+    machine and for one that was loaded from a document: the CPUs of such a plan may be others here. `avoided` are the
+    plans and processes whose cores it leaves alone.
     """
 
     architecture: str
@@ -63,6 +65,7 @@ class Plan(NamedTuple):
     left_out: tuple[LeftOut, ...]
     messages: tuple[Message, ...]
     live: bool = False
+    avoided: tuple[HeldCPUs, ...] = ()
 
 
 class Core(NamedTuple):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ompaffinity.placement.request import (
+    CORE_TYPES,
     DISTRIBUTIONS,
     GRANULARITIES,
     HELPER_CPUS,
-    KINDS,
     MEMORY_POLICIES,
     RUNTIMES,
     SPANS,
@@ -41,7 +41,11 @@ PLAN_OPTIONS = (
     Option("--cpus", "cpus", "ids", "restrict the plan to these CPUs: 0-15,32 (default: all allowed)", metavar="LIST"),
     Option("--nodes", "nodes", "ids", "restrict the plan to these NUMA nodes: 0,2 (default: all)", metavar="LIST"),
     Option(
-        "--avoid", "avoid", "files", "exclude the cores of another plan (plan --json); repeatable", metavar="PLAN.json"
+        "--avoid",
+        "avoid",
+        "files",
+        "exclude the cores of another plan (plan --json), or of processes that run here (live); repeatable",
+        metavar="PLAN.json|live",
     ),
     Option(
         "--bind",
@@ -57,7 +61,13 @@ PLAN_OPTIONS = (
         "SMT siblings per core: auto, all, or a number (default auto: by architecture)",
         metavar="auto|all|N",
     ),
-    Option("--kinds", "kinds", "choice", "cores of hybrid chips to use (default performance)", KINDS),
+    Option(
+        "--core-type",
+        "core_type",
+        "choice",
+        "kinds of cores of hybrid chips to use (default auto: by number and speed)",
+        CORE_TYPES,
+    ),
     Option(
         "--reserve",
         "reserve",
@@ -74,7 +84,13 @@ PLAN_OPTIONS = (
         "nodes to use if there are more nodes than ranks (default close)",
         DISTRIBUTIONS,
     ),
-    Option("--span", "span", "choice", "extent of a rank if there are more nodes than ranks (default node)", SPANS),
+    Option(
+        "--span",
+        "span",
+        "choice",
+        "extent of a rank if there are more nodes than ranks (default auto: as many whole nodes of a package as fit)",
+        SPANS,
+    ),
     Option(
         "--helper-cpus",
         "helper_cpus",

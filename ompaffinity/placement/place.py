@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ompaffinity.errors import NoMemoryNodeError
-from ompaffinity.placement.memory import memory_nodes, memory_policy, usable_memory_nodes
+from ompaffinity.placement.memory import allowed_memory_nodes, memory_nodes, memory_policy
 from ompaffinity.placement.model import RankPlacement, Share
 from ompaffinity.placement.request import OWN
 
@@ -23,17 +22,19 @@ def place_ranks(
     """Return the placement of each rank, in the order of the ranks; `granularity` is ``"thread"`` or ``"team"``."""
     shares = _within_quota(topology.limits.cpu_quota, assignment.shares)
     affinities = _affinities(topology, request, shares)
-    try:
-        usable = usable_memory_nodes(topology, request.nodes)
-    except NoMemoryNodeError:
-        usable = ()
+    usable = allowed_memory_nodes(topology, request.nodes)
+    gpus = request.gpu_of_rank if request.for_gpus else (None,) * len(shares)
+    near = [
+        share and _cpus_near_memory(topology, request, gpu, (*share.cpus, *share.helper_cpus))
+        for gpu, share in zip(gpus, shares)
+    ]
     placements = []
-    for rank, (share, affinity) in enumerate(zip(shares, affinities)):
-        gpu = request.gpu_of_rank[rank] if request.for_gpus else None
+    for rank, (share, affinity, gpu, nodes) in enumerate(
+        zip(shares, affinities, gpus, memory_nodes(topology, near, usable))
+    ):
         if share is None:
             placements.append(RankPlacement(rank, rank, bound=False, gpu=gpu))
             continue
-        nodes = memory_nodes(topology, _cpus_near_memory(topology, request, gpu, share.cpus), usable)
         placements.append(
             RankPlacement(
                 rank=rank,
@@ -85,7 +86,7 @@ def _affinities(topology: Topology, request: PlacementRequest, shares: Sequence[
         if share is None or _cpus_for_other_threads(request, share):
             affinities.append(affinity)
             continue
-        nodes = frozenset(topology.cpu(cpu).numa_node for cpu in share.cpus)
+        nodes = frozenset(map(topology.home, share.cpus))
         if nodes not in shared:
             shared[nodes] = tuple(sorted({cpu for node in nodes for cpu in owned_on[node]}))
         affinities.append(shared[nodes])
@@ -97,7 +98,7 @@ def _owned_by_node(topology: Topology, shares: Sequence[Share | None]) -> dict[i
     owned: dict[int, set[int]] = {}
     for share in shares:
         for cpu in (*share.cpus, *share.helper_cpus) if share else ():
-            owned.setdefault(topology.cpu(cpu).numa_node, set()).add(cpu)
+            owned.setdefault(topology.home(cpu), set()).add(cpu)
     return owned
 
 

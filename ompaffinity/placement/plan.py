@@ -52,6 +52,7 @@ def make_plan(topology: Topology, request: PlacementRequest) -> Plan:
             *plan_messages(topology, request, assignment, ranks),
         ),
         live=topology.live,
+        avoided=request.avoid,
     )
 
 

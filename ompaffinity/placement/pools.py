@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ompaffinity.placement.core_types import choose_cores
 from ompaffinity.placement.model import Core, Pool
-from ompaffinity.topology.kinds import PERFORMANCE
 from ompaffinity.topology.model import UNKNOWN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Iterable, Mapping
 
     from ompaffinity.placement.architecture import ArchitectureRule
+    from ompaffinity.placement.core_types import CoreChoice
     from ompaffinity.placement.request import PlacementRequest
     from ompaffinity.topology.model import LogicalCPUInfo, Topology
 
@@ -33,40 +34,47 @@ def unusable_cpus(topology: Topology, request: PlacementRequest, held: Mapping[i
 
     `held` are the CPUs of other plans.
     """
-    cpu_filter = _CPUFilter(request, held)
+    cpu_filter = _CPUFilter(topology, request, held)
     reasons = ((cpu.id, cpu_filter.reason(cpu)) for cpu in topology.cpus)
-    return {cpu: reason for cpu, reason in reasons if reason is not None}
+    unusable = {cpu: reason for cpu, reason in reasons if reason is not None}
+    if request.cpu_lists is None:
+        unusable |= dict.fromkeys(core_choice(topology, request, unusable).left_out, EFFICIENCY_CORE)
+    return unusable
+
+
+def core_choice(topology: Topology, request: PlacementRequest, unusable: Mapping[int, str]) -> CoreChoice:
+    """Return which kinds of cores the ranks use, among the CPUs that are usable whatever their kind."""
+    usable = (cpu for cpu in topology.cpus if unusable.get(cpu.id, EFFICIENCY_CORE) == EFFICIENCY_CORE)
+    return choose_cores(usable, request.core_type)
 
 
 class _CPUFilter:
     """Which CPUs a request uses."""
 
-    def __init__(self, request: PlacementRequest, held: Mapping[int, str]) -> None:
+    def __init__(self, topology: Topology, request: PlacementRequest, held: Mapping[int, str]) -> None:
         lists = [request.cpus] if request.cpus is not None else []
         lists += request.cpu_lists or ()
         self._held = held
-        # CPUs that the user names are used as they are: isolated ones too, and those of listed ranks also if slow.
+        # CPUs that the user names are used although they are isolated. Where all that this process may use are, it was
+        # started there on purpose.
+        self._uses_isolated = bool(lists) or all(cpu.isolated for cpu in topology.cpus if cpu.allowed)
         self._named = {cpu for cpus in lists for cpu in cpus} if lists else None
-        self._nodes = None if request.nodes is None else set(request.nodes)
-        self._fast_only = request.kinds == PERFORMANCE and request.cpu_lists is None
+        self._home = topology.home
+        self._nodes = None if request.nodes is None else {topology.home_node(node) for node in request.nodes}
 
     def reason(self, cpu: LogicalCPUInfo) -> str | None:
         """Return the first reason that holds, None for a usable CPU."""
         if not cpu.online:
-            return "offline"
+            return "hidden" if cpu.hidden else "offline"
         if not cpu.allowed or cpu.id in self._held:
             return "not-allowed"
         if not self._is_requested(cpu):
             return "not-requested"
-        if cpu.isolated and self._named is None:
-            return "isolated"
-        if self._fast_only and cpu.kind not in (None, PERFORMANCE):
-            return EFFICIENCY_CORE
-        return None
+        return "isolated" if cpu.isolated and not self._uses_isolated else None
 
     def _is_requested(self, cpu: LogicalCPUInfo) -> bool:
         named = self._named is None or cpu.id in self._named
-        return named and (self._nodes is None or cpu.numa_node in self._nodes)
+        return named and (self._nodes is None or self._home(cpu.id) in self._nodes)
 
 
 def held_cpus(topology: Topology, request: PlacementRequest) -> dict[int, str]:
@@ -97,7 +105,7 @@ def usable_pools(
             core = UNKNOWN - 1 - cpu.id if cpu.physical_core == UNKNOWN else cpu.physical_core
             groups.setdefault((core, cpu.numa_node), []).append(cpu)
     by_node = _cores_by_node(topology, groups.values(), rule)
-    if has_node_pools(topology) and span != "node" and ranks < len(by_node):
+    if has_node_pools(topology) and span in ("package", "machine") and ranks < len(by_node):
         return _joined_pools(topology, by_node, span, ranks)
     return _node_pools(topology, by_node)
 
@@ -122,8 +130,10 @@ def _cores_by_node(
         cpus = tuple(cpu.id for cpu in members)
         core = _core(first, cpus, cpus if rule is None else _threads(cpus, rule))
         levels = (first.drawer, first.book, first.package, first.die, first.l3, first.cluster, first.physical_core)
-        found.setdefault(first.numa_node if with_nodes else UNKNOWN, []).append(((*levels, first.id), core))
-    return {node: [core for _, core in sorted(found[node])] for node in sorted(found)}
+        home = topology.home(first.id) if with_nodes else UNKNOWN
+        found.setdefault(home, []).append(((*levels, first.id), core._replace(node=home if with_nodes else core.node)))
+    order = sorted(found, key=lambda node: (node == UNKNOWN, node))
+    return {node: [core for _, core in sorted(found[node])] for node in order}
 
 
 def _threads(cpus: tuple[int, ...], rule: ArchitectureRule) -> tuple[int, ...]:

@@ -14,18 +14,20 @@ if TYPE_CHECKING:
     from ompaffinity.devices.model import GPUHome
 
 AUTO = "auto"
+LIVE = "live"
+"""The value of ``--avoid`` that stands for the processes running here."""
 
 
 MAX_RANKS = 65536
 
 
-KINDS = ("performance", "all")
+CORE_TYPES = (AUTO, "performance", "all")
 
 
 DISTRIBUTIONS = ("close", "spread")
 
 
-SPANS = ("node", "package", "machine")
+SPANS = (AUTO, "node", "package", "machine")
 OWN = "own"
 HELPER_CPUS = (OWN, "node")
 
@@ -39,18 +41,19 @@ GRANULARITIES = (AUTO, "thread", "team")
 WAIT_POLICIES = ("keep", "active", "brief", "passive")
 
 
-MEMORY_POLICIES = (AUTO, "bind", "preferred", "preferred-many", "interleave", "none")
+MEMORY_POLICIES = (AUTO, "bind", "preferred", "preferred-many", "interleave", "weighted-interleave", "none")
 
 
 class HeldCPUs(NamedTuple):
-    """The CPUs that another server's plan holds, and what that plan is called in messages.
+    """The CPUs that another server's plan holds, or a process that runs here, and what these are called in messages.
 
-    `known` are all CPUs in that plan, empty where this is unknown.
+    `known` are all CPUs in that plan, empty where this is unknown; `pid` is the process, None for a plan.
     """
 
     name: str
     cpus: tuple[int, ...]
     known: tuple[int, ...] = ()
+    pid: int | None = None
 
 
 class PlacementRequest(NamedTuple):
@@ -77,12 +80,12 @@ class PlacementRequest(NamedTuple):
     nodes: tuple[int, ...] | None = None
     avoid: tuple[HeldCPUs, ...] = ()
     threads_per_core: int | None = None
-    kinds: str = "performance"
+    core_type: str = AUTO
     reserve: int | None = None
     reserve_per_rank: int | None = None
     kv_transfer: bool = False
     distribute: str = "close"
-    span: str = "node"
+    span: str = AUTO
     helper_cpus: str = OWN
     oversubscribe: bool = False
     runtime: str = AUTO

@@ -16,6 +16,7 @@ from ompaffinity.errors import PlacementError
 from ompaffinity.placement.cut import PoolCuts
 from ompaffinity.placement.model import Split
 from ompaffinity.placement.pools import near_order
+from ompaffinity.topology.model import UNKNOWN
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -51,7 +52,7 @@ def split_cores(
         raise PlacementError(f"{ranks} ranks need at least {ranks} cores, but only {total} may be used")
     smallest = largest_smallest([len(pool.cores) for pool in pools], ranks)
     large_enough = [pool for pool in pools if len(pool.cores) >= smallest]
-    used = _choose_pools(large_enough, ranks, distance, spread)
+    used = choose_pools(large_enough, ranks, distance, spread=spread)
     cuts = _best_cuts(used, ranks, smallest)
     if distance is not None and 0 < group < ranks:
         order = near_order([pool.node for pool in used], [len(cut.shares) for cut in cuts], group, distance)
@@ -74,8 +75,8 @@ def largest_smallest(sizes: list[int], ranks: int) -> int:
     return low
 
 
-def _choose_pools(
-    pools: list[Pool], ranks: int, distance: Callable[[int, int], int] | None, spread: bool
+def choose_pools(
+    pools: list[Pool], ranks: int, distance: Callable[[int, int], int] | None, *, spread: bool
 ) -> list[Pool]:
     """Return the pools to use, ascending by node: at most one per rank, those with the most cores."""
     count = min(ranks, len(pools))
@@ -87,12 +88,17 @@ def _choose_pools(
     choice = _Choice(certain, distance or _equally_far, spread)
     missing = count - len(certain)
     if distance is None and not spread:
-        return sorted([*certain, *candidates[:missing]], key=lambda pool: pool.node)
+        return sorted([*certain, *candidates[:missing]], key=pool_order)
     if comb(len(candidates), missing) <= MAX_COMBINATIONS:
         chosen = min(combinations(candidates, missing), key=choice.cost)
     else:
         chosen = choice.grown(candidates, missing)
-    return sorted([*certain, *chosen], key=lambda pool: pool.node)
+    return sorted([*certain, *chosen], key=pool_order)
+
+
+def pool_order(pool: Pool) -> tuple[bool, int]:
+    """Sort pools by node; that of the CPUs that are on no node comes last."""
+    return pool.node == UNKNOWN, pool.node
 
 
 def _equally_far(_first: int, _second: int) -> int:

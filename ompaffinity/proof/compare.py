@@ -37,6 +37,7 @@ POLICY_WORDS = {
     "preferred": ("prefer", "prefer (many)"),
     "preferred-many": ("prefer (many)",),
     "interleave": ("interleave",),
+    "weighted-interleave": ("weighted interleave",),
 }
 """What numa_maps calls a policy (numa(7), mempolicy.c); flags follow after ``=``, nodes after ``:``."""
 

@@ -15,7 +15,16 @@ from defusedxml.ElementTree import ParseError, fromstring
 from ompaffinity.errors import IDListError, TopologyError
 from ompaffinity.ids import MAX_ID, parse_mask
 from ompaffinity.messages import HWLOC_NODES_DOUBTFUL, Message
-from ompaffinity.topology.kinds import completed_kinds, kinds_by_speed
+from ompaffinity.topology.kinds import (
+    EFFICIENCY,
+    LOW_POWER,
+    PERFORMANCE,
+    UNIFORM,
+    CoreKind,
+    completed_kinds,
+    kinds_by_speed,
+    named_kinds,
+)
 from ompaffinity.topology.model import UNKNOWN, UNKNOWN_ARCHITECTURE, Limits, LogicalCPUInfo, MemoryNodeInfo, Topology
 
 if TYPE_CHECKING:
@@ -28,7 +37,7 @@ GROUP_LEVELS = {"Book": "book", "Drawer": "drawer", "Cluster": "cluster"}
 """Levels that hwloc exports as Group objects of this subtype."""
 X86_VENDORS = {"GenuineIntel", "AuthenticAMD", "HygonGenuine", "CentaurHauls", "  Shanghai  "}
 """Vendor names from CPUID; exports made from CPUID do not name the architecture."""
-INTEL_KINDS = {"IntelCore": "performance", "IntelAtom": "efficiency"}
+INTEL_KINDS = {"IntelCore": PERFORMANCE, "IntelAtom": EFFICIENCY, "IntelLowPower": LOW_POWER}
 
 
 NO_LEVELS: dict[str, Any] = {}
@@ -62,7 +71,9 @@ def exported_topology(export: Export, machine: str) -> Topology:
     if not levels:
         raise TopologyError("this hwloc topology has no object of type PU; export it again with all CPUs")
     allowed = cpu_set(top, "allowed_cpuset")
-    offline = set(cpu_set(top, "complete_cpuset") or ()) - levels.keys()
+    missing = set(cpu_set(top, "complete_cpuset") or ()) - levels.keys()
+    # An export from inside a control group lacks the CPUs that are not allowed there, online or not.
+    disallowed = missing if _group_of(top) not in ("", "/") else set()
     nodes = _nodes(root, top, levels)
     node_of = {cpu: node.id for node in nodes for cpu in node.cpus}
     kinds = _kinds(root, levels)
@@ -70,12 +81,12 @@ def exported_topology(export: Export, machine: str) -> Topology:
         LogicalCPUInfo(
             cpu,
             numa_node=node_of.get(cpu, UNKNOWN),
-            kind=kinds.get(cpu),
-            online=cpu in levels,
+            **kinds.get(cpu, UNIFORM)._asdict(),
+            online=cpu in levels or cpu in disallowed,
             allowed=cpu in levels and (allowed is None or cpu in allowed),
             **levels.get(cpu, NO_LEVELS),
         )
-        for cpu in sorted(levels.keys() | offline)
+        for cpu in sorted(levels.keys() | missing)
     )
     info = {item.get("name"): item.get("value") for item in (*top.findall("info"), *root.findall("info"))}
     limits = Limits(
@@ -85,6 +96,11 @@ def exported_topology(export: Export, machine: str) -> Topology:
     vendors = {item.get("value") for item in top.iter("info") if item.get("name") == "CPUVendor"}
     name = info.get("Architecture") or ("x86_64" if vendors & X86_VENDORS else UNKNOWN_ARCHITECTURE)
     return Topology(name, "hwloc", machine, cpus, nodes, limits, tuple(_messages(top)))
+
+
+def _group_of(top: Element) -> str:
+    """Return the control group that the machine was exported in, empty where the export does not say."""
+    return next((item.get("value") or "" for item in top.findall("info") if item.get("name") == "LinuxCgroup"), "")
 
 
 def parsed_export(text: bytes) -> Export:
@@ -189,19 +205,34 @@ def _distances(root: Element) -> Iterator[tuple[int, dict[int, int]]]:
         return
 
 
-def _kinds(root: Element, levels: dict[int, Any]) -> dict[int, str]:
-    """Return {cpu: kind} of a hybrid chip: from Intel's core types, or else from capacities or maximal frequencies."""
+def _kinds(root: Element, levels: dict[int, Any]) -> dict[int, CoreKind]:
+    """Return {cpu: kind} of a hybrid chip.
+
+    From Intel's core types, from what the user or the system says of their efficiency, or else from capacities or
+    maximal frequencies.
+    """
     named: dict[int, str] = {}
-    speeds: dict[int, int] = {}
+    found: dict[str, dict[int, int]] = {"LinuxCapacity": {}, "FrequencyMaxMHz": {}, "forced_efficiency": {}}
     for element in root.findall("cpukind"):
-        info = {item.get("name"): item.get("value", "") for item in element.findall("info")}
+        info = {item.get("name"): item.get("value") or "" for item in element.findall("info")}
+        info["forced_efficiency"] = element.get("forced_efficiency", "")
         for cpu in cpu_set(element, "cpuset") or ():
             if info.get("CoreType") in INTEL_KINDS:
                 named[cpu] = INTEL_KINDS[info["CoreType"]]
-            for name in ("LinuxCapacity", "FrequencyMaxMHz"):
-                if (info.get(name) or "").isdigit():
-                    speeds.setdefault(cpu, int(info[name]))
-    return completed_kinds(named, levels) or kinds_by_speed(speeds)
+            for name, numbers in found.items():
+                if info.get(name, "").isdecimal():
+                    numbers[cpu] = _digits(info[name])
+    capacities, frequencies, forced = found.values()
+    hybrid = completed_kinds(named, levels) or _forced_kinds(forced, levels)
+    return named_kinds(hybrid, frequencies) if hybrid else kinds_by_speed(capacities or frequencies)
+
+
+def _forced_kinds(forced: dict[int, int], levels: dict[int, Any]) -> dict[int, str]:
+    """Return {cpu: kind} by ``forced_efficiency`` (hwloc's documentation, "Kinds of CPU cores"): 0 is the slowest."""
+    if not levels.keys() <= forced.keys() or len(set(forced.values())) < 2:
+        return {}
+    slowest = min(forced.values())
+    return {cpu: EFFICIENCY if forced[cpu] == slowest else PERFORMANCE for cpu in levels}
 
 
 def cpu_set(element: Element, name: str) -> list[int] | None:

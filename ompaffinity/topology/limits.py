@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.errors import IDListError
 from ompaffinity.ids import parse_id_list
+from ompaffinity.messages import LIMITS_UNKNOWN
 from ompaffinity.topology.model import Limits
 from ompaffinity.topology.text import plain_number, read_id_list, read_number, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from ompaffinity.messages import Message
     from ompaffinity.topology.tree import Tree
 
 UNLIMITED_V1 = 2**62
@@ -37,13 +39,19 @@ def read_limits(tree: Tree, affinity: tuple[int, ...] | None = None) -> Limits:
     if nodes is None:
         nodes = groups.cpuset("mems")
     return Limits(
-        affinity=affinity,
+        affinity=ids_in_status(tree, "Cpus_allowed_list") if affinity is None else affinity,
+        unknown=groups.unknown(),
         cpuset_cpus=groups.cpuset("cpus"),
         cpuset_nodes=nodes,
         cpu_quota=groups.cpu_quota(),
         memory_limit_bytes=groups.memory_limit(),
         memory_usage_bytes=groups.memory_usage(),
     )
+
+
+def cpuset_cpus(tree: Tree, process: int | str = "self") -> tuple[int, ...] | None:
+    """Return the CPUs that the control group of a process allows, ascending; None where it does not show any."""
+    return _ControlGroups(tree, process).cpuset("cpus")
 
 
 def memory_left(tree: Tree) -> int | None:
@@ -56,10 +64,22 @@ def memory_left(tree: Tree) -> int | None:
 
 def mems_allowed(tree: Tree, process: str = "self") -> tuple[int, ...] | None:
     """Return the nodes in ``Mems_allowed_list`` of a process's status, None if the kernel does not show it."""
+    return ids_in_status(tree, "Mems_allowed_list", process)
+
+
+def limit_messages(limits: Limits) -> tuple[Message, ...]:
+    """Return the message about limits that cannot be seen."""
+    if not limits.unknown:
+        return ()
+    return (LIMITS_UNKNOWN(controllers=", ".join(limits.unknown)),)
+
+
+def ids_in_status(tree: Tree, field: str, process: str = "self") -> tuple[int, ...] | None:
+    """Return the id list in a field of a process's status (proc_pid_status(5)), None if the kernel does not show it."""
     status = read_text(tree, f"proc/{process}/status") or ""
     for line in status.splitlines():
         name, _, ids = line.partition(":")
-        if name == "Mems_allowed_list":
+        if name == field:
             try:
                 return tuple(parse_id_list(ids))
             except IDListError:
@@ -68,17 +88,22 @@ def mems_allowed(tree: Tree, process: str = "self") -> tuple[int, ...] | None:
 
 
 class _ControlGroups:
-    """The control groups of the recorded process, v1 and v2, wherever they are mounted."""
+    """The control groups of a process (the recorded one), v1 and v2, wherever they are mounted."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, process: int | str = "self") -> None:
         self._tree = tree
-        self._paths = _paths_by_controller(tree)
+        self._paths = _paths_by_controller(tree, process)
         self._mounts = _mounts(tree)
 
     def cpuset(self, what: str) -> tuple[int, ...] | None:
         """Return the effective ``cpus`` or ``mems`` of the innermost group that shows them."""
+        # In the legacy mode of version 1 the kernel itself keeps `cpus` to what is online and allowed above.
+        has_effective = any("cpuset_v2_mode" in options for _, options, *_ in self._mounts)
+        v1_names = [f"cpuset.{what}", what]
+        if has_effective:
+            v1_names.insert(0, f"cpuset.effective_{what}")
         for directory, version in self._directories("cpuset"):
-            names = (f"cpuset.{what}.effective",) if version == 2 else (f"cpuset.{what}", what)
+            names = [f"cpuset.{what}.effective"] if version == 2 else v1_names
             for name in names:
                 ids = read_id_list(self._tree, f"{directory}/{name}")
                 if ids:
@@ -138,15 +163,31 @@ class _ControlGroups:
         prefix = "total_" if "total_inactive_file" in fields else ""
         return sum(fields.get(prefix + name, 0) for name in ("active_file", "inactive_file", "slab_reclaimable"))
 
-    def _directories(self, controller: str) -> Iterator[tuple[str, int]]:
-        """Yield (directory, cgroup version) of the process's groups for a controller, innermost first."""
-        candidates = []
+    def unknown(self) -> tuple[str, ...]:
+        """Return the controllers whose groups of this process cannot be seen: outside of its cgroup namespace."""
+        return tuple(
+            controller
+            for controller in ("cpuset", "cpu", "memory")
+            if (mounts := [*self._mounts_of(controller)]) and not any(is_visible for *_, is_visible in mounts)
+        )
+
+    def _mounts_of(self, controller: str) -> Iterator[tuple[int, str, str, str, bool]]:
+        """Yield (version, path, mount root, mount point, whether the group is visible) of a controller's mounts."""
         for version, mounted, mount_root, mount_point in self._mounts:
             path = self._paths.get(controller if version == 1 else "")
             if path is None and controller == "cpuset":
                 path = self._paths.get("cpuset file")
-            # A path with ".." is outside the cgroup namespace and not visible here.
-            if path is None or ".." in path.split("/") or (version == 1 and controller not in mounted):
+            if path is None or (version == 1 and controller not in mounted):
+                continue
+            # A path or a mount root with ".." is outside of the cgroup namespace (cgroup_namespaces(7)).
+            is_visible = ".." not in path.split("/") and ".." not in mount_root.split("/")
+            yield version, path, mount_root, mount_point, is_visible
+
+    def _directories(self, controller: str) -> Iterator[tuple[str, int]]:
+        """Yield (directory, cgroup version) of the process's groups for a controller, innermost first."""
+        candidates = []
+        for version, path, mount_root, mount_point, is_visible in self._mounts_of(controller):
+            if not is_visible:
                 continue
             root = mount_root.rstrip("/")
             inside = path == root or path.startswith(root + "/")
@@ -158,15 +199,15 @@ class _ControlGroups:
                     yield "/".join([mount_point, *parts[:length]]), version
 
 
-def _paths_by_controller(tree: Tree) -> dict[str, str]:
-    """Return the process's group path by controller name; ``""`` is the unified (v2) hierarchy."""
+def _paths_by_controller(tree: Tree, process: int | str) -> dict[str, str]:
+    """Return a process's group path by controller name; ``""`` is the unified (v2) hierarchy."""
     paths = {}
-    for line in (read_text(tree, "proc/self/cgroup") or "").splitlines():
+    for line in (read_text(tree, f"proc/{process}/cgroup") or "").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         for controller in controllers.split(","):
             paths[controller] = path
-    cpuset = read_text(tree, "proc/self/cpuset")
+    cpuset = read_text(tree, f"proc/{process}/cpuset")
     if cpuset:
         paths["cpuset file"] = cpuset
     return paths

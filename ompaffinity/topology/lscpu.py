@@ -12,11 +12,14 @@ import json
 import os
 import re
 import subprocess
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from ompaffinity.errors import TopologyError
 from ompaffinity.ids import MAX_ID
-from ompaffinity.messages import LSCPU_CORES_DOUBTFUL, NOTE, WARNING, Message
+from ompaffinity.messages import LSCPU_CORES_DOUBTFUL, LSCPU_KINDS_UNKNOWN, NOTE, WARNING, Message
+from ompaffinity.topology.kinds import UNIFORM, CoreKind, kinds_by_speed
+from ompaffinity.topology.lscpu_summary import COMMAND, summarized_topology, summary_fields
 from ompaffinity.topology.model import UNKNOWN, Limits, LogicalCPUInfo, MemoryNodeInfo, Topology, lscpu_number
 
 if TYPE_CHECKING:
@@ -30,6 +33,8 @@ S390_COLUMNS = "CPU,CORE,SOCKET,NODE,BOOK,DRAWER,CACHE,ONLINE"
 
 CSV_COLUMNS = "CPU,CORE,SOCKET,NODE,ONLINE"
 
+MAX_MHZ = 1e6
+_CACHE_COLUMN = re.compile(r"l\d[di]?")
 _BARE_DASH = re.compile(r"(:\s*)-(?=\s*[,}\n])")
 
 
@@ -102,6 +107,7 @@ def parse_lscpu(text: str) -> tuple[LogicalCPUInfo, ...]:
         name: _groups([lscpu_number(row.get(name)) for row in rows]) for name in ("core", "socket", "book", "drawer")
     }
     l3 = _groups([_l3(row) for row in rows])
+    kinds = _kinds(rows, online)
     return tuple(
         LogicalCPUInfo(
             id=numbers[index],
@@ -113,6 +119,7 @@ def parse_lscpu(text: str) -> tuple[LogicalCPUInfo, ...]:
             drawer=columns["drawer"][index],
             online=online[index],
             allowed=online[index],
+            **kinds.get(index, UNIFORM)._asdict(),
         )
         for index, row in enumerate(rows)
     )
@@ -140,7 +147,9 @@ def _csv_rows(text: str) -> list[dict[str, Any]]:
             names = [name.strip().lower() for name in line[1:].split(",")]
         elif line.strip():
             cells = line.split(",")
-            if len(cells) != len(names):
+            # The row of a CPU ends before the columns of caches that it does not have.
+            missing = names[len(cells) :]
+            if len(cells) > len(names) or not all(_CACHE_COLUMN.fullmatch(name) for name in missing):
                 raise TopologyError(
                     f"a row of the lscpu output has {len(cells)} of {len(names)} cells; create it with lscpu -p"
                 )
@@ -157,11 +166,35 @@ def _is_online(row: dict[str, Any]) -> bool:
 
 
 def _l3(row: dict[str, Any]) -> int:
-    """Return the number of the L3: the last number of ``"l1d:l1i:l2:l3": "0:0:0:0"``, or the CSV column L3."""
+    """Return the number of the L3: in ``"l1d:l1i:l2:l3": "0:0:0:0"``, or in the CSV column L3."""
     for name, value in row.items():
-        if name.endswith(":l3") and isinstance(value, str):
-            return lscpu_number(value.rpartition(":")[2])
+        levels = name.split(":")
+        if "l3" in levels and len(levels) > 1 and isinstance(value, str):
+            # A CPU without an L3 has fewer numbers.
+            numbers = value.split(":")
+            place = levels.index("l3")
+            return lscpu_number(numbers[place]) if place < len(numbers) else UNKNOWN
     return lscpu_number(row.get("l3"))
+
+
+def _kinds(rows: list[dict[str, Any]], online: list[bool]) -> dict[int, CoreKind]:
+    """Return {position: kind} by the column MAXMHZ; empty where an online CPU has none, or all are alike."""
+    speeds = {}
+    for position, row in enumerate(rows):
+        frequency = _frequency(row.get("maxmhz"))
+        if online[position] and frequency == 0:
+            return {}
+        speeds[position] = frequency
+    return kinds_by_speed({position: speed for position, speed in speeds.items() if speed})
+
+
+def _frequency(cell: object) -> int:
+    """Return a cell of MAXMHZ (``5100.0000``, as number or text) in MHz, 0 where there is none."""
+    try:
+        number = float(cell) if isinstance(cell, (int, float, str)) else 0.0
+    except ValueError:
+        return 0
+    return round(number) if 0 < number < MAX_MHZ else 0
 
 
 def _groups(values: list[int]) -> list[int]:
@@ -171,11 +204,14 @@ def _groups(values: list[int]) -> list[int]:
 
 
 def saved_topology(text: str, machine: str, architecture: str) -> Topology:
-    """Return the machine in a saved lscpu output; its nodes have CPUs, but no sizes or distances.
+    """Return the machine in a saved lscpu output, a table or a summary; its nodes have no sizes or distances.
 
     Raises:
         TopologyError: as `parse_lscpu`.
     """
+    summary = summary_fields(text)
+    if summary is not None:
+        return summarized_topology(summary, machine, architecture)
     cpus = parse_lscpu(text)
     members: dict[int, list[int]] = {}
     for cpu in cpus:
@@ -192,3 +228,7 @@ def _messages(cpus: tuple[LogicalCPUInfo, ...], architecture: str) -> Iterator[M
     arm = architecture.startswith(("aarch64", "arm"))
     if repeated and (arm or architecture == "unknown"):
         yield LSCPU_CORES_DOUBTFUL(level=WARNING if arm else NOTE)
+    with_l3 = sum(cpu.l3 != UNKNOWN for cpu in online)
+    threads = set(Counter(cpu.physical_core for cpu in online).values())
+    if all(cpu.kind is None for cpu in online) and (0 < with_l3 < len(online) or len(threads) > 1):
+        yield LSCPU_KINDS_UNKNOWN(command=COMMAND)

@@ -28,7 +28,9 @@ class LogicalCPUInfo(NamedTuple):
 
     Every level is a group number, `UNKNOWN` (-1) where it is not reported; `numa_node` is
     the kernel's node id. `kind` is None on machines with equal cores, else ``"performance"``,
-    ``"efficiency"`` or ``"low-power"``.
+    ``"efficiency"`` or ``"low-power"``; `core_class` then numbers the kinds from the fastest, 0, on, and `speed`
+    compares cores of this machine (no unit; 0 is unknown). A `hidden` CPU is missing from a list of online CPUs that is
+    known to be incomplete; it counts as offline.
     """
 
     id: int = UNKNOWN
@@ -44,6 +46,9 @@ class LogicalCPUInfo(NamedTuple):
     online: bool = True
     allowed: bool = True
     isolated: bool = False
+    core_class: int = UNKNOWN
+    speed: float = 0.0
+    hidden: bool = False
 
     @staticmethod
     def json_decoder(row: dict[str, Any]) -> LogicalCPUInfo | dict[str, Any]:
@@ -78,7 +83,8 @@ class MemoryNodeInfo(NamedTuple):
 
     `cpus` holds online CPUs, ascending. `has_memory` is None where unknown.
     `distances` maps node ids to ACPI SLIT distances (10 = local, unitless), None where unknown.
-    `device_memory`: the node is the memory of a GPU.
+    `device_memory`: the node is the memory of a GPU. `interleave_weight` is the number of pages in turn under weighted
+    interleave (/sys/kernel/mm/mempolicy/weighted_interleave), -1 where the kernel has none.
     """
 
     total_memory: int = UNKNOWN
@@ -89,13 +95,14 @@ class MemoryNodeInfo(NamedTuple):
     allowed: bool = True
     distances: Mapping[int, int] | None = None
     device_memory: bool = False
+    interleave_weight: int = UNKNOWN
 
 
 class Limits(NamedTuple):
     """The limits of this process, each None where there is no such limit or it is unknown.
 
     `affinity`, `cpuset_cpus` and `cpuset_nodes` are ids, ascending; `cpu_quota` is in CPUs;
-    memory is in bytes.
+    memory is in bytes. `unknown` names the control group controllers (cpuset, cpu, memory) whose limits cannot be seen.
     """
 
     affinity: tuple[int, ...] | None = None
@@ -104,6 +111,7 @@ class Limits(NamedTuple):
     cpu_quota: float | None = None
     memory_limit_bytes: int | None = None
     memory_usage_bytes: int | None = None
+    unknown: tuple[str, ...] = ()
 
 
 class _TopologyFields(NamedTuple):
@@ -152,6 +160,35 @@ class Topology(_TopologyFields):
         complete = all(len(node.distances or ()) >= len(self.nodes) for node in self.nodes)
         return not remote or (complete and len(remote) == 1)
 
+    @cached_property
+    def _home_nodes(self) -> dict[int, int]:
+        """The lowest of the nodes that are one: they list the same CPUs, or stand at the local distance (numa=fake)."""
+        homes = {node.id: node.id for node in self.nodes}
+        by_cpus: dict[tuple[int, ...], int] = {}
+        for node in self.nodes:
+            alike = [by_cpus.setdefault(node.cpus, node.id)] if node.cpus else []
+            alike += [
+                other
+                for other, distance in (node.distances or {}).items()
+                if distance == LOCAL_DISTANCE and self.distance(other, node.id) == LOCAL_DISTANCE and other in homes
+            ]
+            members = {homes[other] for other in (node.id, *alike)}
+            if len(members) > 1:
+                homes = {number: min(members) if home in members else home for number, home in homes.items()}
+        return homes
+
+    def home_node(self, node: int) -> int:
+        """Return the lowest of the nodes that are one with this node; the number itself for one that is not known."""
+        return self._home_nodes.get(node, node)
+
+    def home(self, cpu: int) -> int:
+        """Return `home_node` of a CPU's node, `UNKNOWN` where it has none."""
+        return self.home_node(self._cpu_by_id[cpu].numa_node)
+
+    def nodes_at(self, home: int) -> tuple[int, ...]:
+        """Return all nodes with this `home_node`, ascending."""
+        return tuple(sorted(node for node, lowest in self._home_nodes.items() if lowest == home))
+
     def cpu(self, number: int) -> LogicalCPUInfo:
         """Return the CPU with this id. Raises KeyError if it is not present."""
         return self._cpu_by_id[number]
@@ -197,6 +234,9 @@ _CPU_KEYS = (
     "online",
     "allowed",
     "isolated",
+    "core_class",
+    "speed",
+    "hidden",
 )
 
 
@@ -213,7 +253,9 @@ def _cpu_document(cpu: LogicalCPUInfo) -> dict[str, Any]:
         cpu.numa_node,
     )
     values = [None if number == UNKNOWN else number for number in numbers]
-    return dict(zip(_CPU_KEYS, (*values, cpu.kind, cpu.online, cpu.allowed, cpu.isolated)))
+    core_class = None if cpu.core_class == UNKNOWN else cpu.core_class
+    fields = (cpu.kind, cpu.online, cpu.allowed, cpu.isolated, core_class, cpu.speed or None, cpu.hidden)
+    return dict(zip(_CPU_KEYS, (*values, *fields)))
 
 
 def _node_document(node: MemoryNodeInfo) -> dict[str, Any]:
@@ -226,11 +268,12 @@ def _node_document(node: MemoryNodeInfo) -> dict[str, Any]:
         "allowed": node.allowed,
         "distances": {str(other): distance for other, distance in (node.distances or {}).items()},
         "device_memory": node.device_memory,
+        "interleave_weight": None if node.interleave_weight == UNKNOWN else node.interleave_weight,
     }
 
 
 def _limits_document(limits: Limits) -> dict[str, Any]:
-    values = limits._asdict()
+    values = limits._asdict() | {"unknown": [*limits.unknown]}
     for name in ("affinity", "cpuset_cpus", "cpuset_nodes"):
         values[name] = None if values[name] is None else format_id_list(values[name])
     return values

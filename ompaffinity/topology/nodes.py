@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ompaffinity.topology.model import UNKNOWN, MemoryNodeInfo
-from ompaffinity.topology.text import numbered, plain_number, read_id_list, read_ids, read_text
+from ompaffinity.topology.text import numbered, plain_number, read_id_list, read_ids, read_number, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ompaffinity.topology.tree import Tree
 
 NODE_ROOT = "sys/devices/system/node"
+WEIGHTS_ROOT = "sys/kernel/mm/mempolicy/weighted_interleave"
 GPU_ROOT = "proc/driver/nvidia/gpus"
 RECLAIMABLE = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
 """The memory of a node that the kernel can allocate without swapping."""
@@ -25,11 +26,10 @@ RECLAIMABLE = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
 def read_nodes(tree: Tree, online: Iterable[int], limits: Limits) -> tuple[MemoryNodeInfo, ...]:
     """Return every node, ascending; none where the machine has no NUMA information.
 
-    A node's CPUs are those of its list that are in `online`; a CPU in the lists of several nodes
-    belongs to the lowest one.
+    A node's CPUs are those of its list that are in `online`; nodes that are one (numa=fake) list the same CPUs.
     """
     ids = numbered(tree.names(NODE_ROOT), "node")
-    free = set(online)
+    known = set(online)
     gpu_nodes = _gpu_memory_nodes(tree)
     nodes = []
     for node in ids:
@@ -37,8 +37,7 @@ def read_nodes(tree: Tree, online: Iterable[int], limits: Limits) -> tuple[Memor
         listed = read_ids(tree, f"{directory}/cpulist", f"{directory}/cpumap")
         if listed is None:
             listed = numbered(tree.names(directory), "cpu")
-        cpus = tuple(cpu for cpu in listed if cpu in free)
-        free.difference_update(cpus)
+        cpus = tuple(cpu for cpu in listed if cpu in known)
         total, available = node_memory(tree, node)
         nodes.append(
             MemoryNodeInfo(
@@ -50,9 +49,15 @@ def read_nodes(tree: Tree, online: Iterable[int], limits: Limits) -> tuple[Memor
                 allowed=limits.cpuset_nodes is None or node in limits.cpuset_nodes,
                 distances=_distances(tree, node, ids),
                 device_memory=not cpus and node in gpu_nodes,
+                interleave_weight=_interleave_weight(tree, node) if len(ids) > 1 else UNKNOWN,
             )
         )
     return tuple(nodes)
+
+
+def _interleave_weight(tree: Tree, node: int) -> int:
+    weight = read_number(tree, f"{WEIGHTS_ROOT}/node{node}")
+    return UNKNOWN if weight is None else weight
 
 
 def node_memory(tree: Tree, node: int) -> tuple[int, int]:

@@ -56,7 +56,8 @@ def read_by_lscpu(
 
 
 def _added(row: LogicalCPUInfo, other: LogicalCPUInfo) -> LogicalCPUInfo:
-    return row._replace(die=other.die, cluster=other.cluster, kind=other.kind, isolated=other.isolated)
+    fields = ("die", "cluster", "kind", "core_class", "speed", "isolated")
+    return row._replace(**{name: getattr(other, name) for name in fields})
 
 
 def completed(topology: Topology, other: Topology) -> Topology:

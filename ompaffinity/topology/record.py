@@ -121,7 +121,7 @@ def _recorded_file(path: str) -> RecordedMachine:
                 raise TopologyError(f"{path} is neither a file nor a directory")
             head = file.read(HEAD_BYTES).lstrip(BLANKS)
             file.seek(0)
-            if head.startswith((b"{", b"[", b"#", b"<")):
+            if head.startswith((b"{", b"[", b"#", b"<", b"Architecture:")):
                 return _recorded_text(file, path)
             from ompaffinity.topology.archive import read_archive
 

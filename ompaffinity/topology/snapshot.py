@@ -97,7 +97,18 @@ def _cpu(row: dict[str, Any]) -> LogicalCPUInfo:
         online=_flag(row["online"]),
         allowed=_flag(row["allowed"]),
         isolated=_flag(row["isolated"]),
+        core_class=_level(row.get("core_class")),
+        speed=_speed(row.get("speed")),
+        hidden=_flag(row.get("hidden", False)),
     )
+
+
+def _speed(value: object) -> float:
+    if value is None:
+        return 0.0
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e12:
+        raise ValueError(f"the speed {str(value)[:40]!r} of a CPU is not a positive number")
+    return float(value)
 
 
 def _node(row: dict[str, Any]) -> MemoryNodeInfo:
@@ -111,6 +122,7 @@ def _node(row: dict[str, Any]) -> MemoryNodeInfo:
         allowed=_flag(row["allowed"]),
         distances={_id(int(node)): _count(distance, None) for node, distance in row["distances"].items()} or None,
         device_memory=_flag(row.get("device_memory", False)),
+        interleave_weight=_count(row.get("interleave_weight"), UNKNOWN),
     )
 
 
@@ -118,13 +130,19 @@ def _limits(row: dict[str, Any]) -> Limits:
     quota = row["cpu_quota"]
     if quota is not None and (isinstance(quota, bool) or not isinstance(quota, (int, float)) or not 0 < quota < 1e9):
         raise ValueError(f"the CPU quota {str(quota)[:40]!r} is not a positive number")
-    ids = {name: row[name] for name in ("affinity", "cpuset_cpus", "cpuset_nodes")}
     return Limits(
+        unknown=tuple(map(_text, row.get("unknown", ()))),
         cpu_quota=quota,
         memory_limit_bytes=None if row["memory_limit_bytes"] is None else _count(row["memory_limit_bytes"], None),
         memory_usage_bytes=None if row["memory_usage_bytes"] is None else _count(row["memory_usage_bytes"], None),
-        **{name: None if text is None else tuple(parse_id_list(text)) for name, text in ids.items()},
+        affinity=_ids_or_none(row["affinity"]),
+        cpuset_cpus=_ids_or_none(row["cpuset_cpus"]),
+        cpuset_nodes=_ids_or_none(row["cpuset_nodes"]),
     )
+
+
+def _ids_or_none(text: Any) -> tuple[int, ...] | None:
+    return None if text is None else tuple(parse_id_list(text))
 
 
 def _message(row: dict[str, Any]) -> Message:

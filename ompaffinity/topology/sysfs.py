@@ -14,8 +14,8 @@ from itertools import repeat
 from typing import TYPE_CHECKING
 
 from ompaffinity.errors import TopologyError
-from ompaffinity.topology.kinds import CPU_ROOT, read_kinds
-from ompaffinity.topology.limits import read_limits
+from ompaffinity.topology.kinds import CPU_ROOT, UNIFORM, read_kinds
+from ompaffinity.topology.limits import limit_messages, read_limits
 from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, Topology
 from ompaffinity.topology.nodes import read_nodes, whole_memory
 from ompaffinity.topology.text import ids_in, numbered, read_id_list, read_mask, read_number, read_text
@@ -38,8 +38,11 @@ def read_sysfs(tree: Tree, *, architecture: str, machine: str, affinity: tuple[i
     Raises:
         TopologyError: `tree` has no CPU.
     """
-    present, online = read_presence(tree)
+    present, listed = read_presence(tree)
     limits = read_limits(tree, affinity)
+    # The kernel reports only online CPUs in the mask of a live process; a record may have others.
+    granted = set(affinity or ()).intersection(present).difference(listed)
+    online, hidden = _really_online(tree, present, listed, limits, granted)
     nodes = read_nodes(tree, online, limits)
     node_of = {cpu: node.id for node in reversed(nodes) for cpu in node.cpus}
     levels = _Levels(tree.at(CPU_ROOT), online, architecture)
@@ -52,8 +55,36 @@ def read_sysfs(tree: Tree, *, architecture: str, machine: str, affinity: tuple[i
     groups = (levels.core, node_of, levels.package, levels.die, levels.l3, levels.cluster, levels.book, levels.drawer)
     columns = [map(labels.get, present, repeat(UNKNOWN)) for labels in groups]
     flags = [map(members.__contains__, present) for members in (online_set, allowed, isolated)]
-    cpus = tuple(map(LogicalCPUInfo._make, zip(present, *columns, map(kinds.get, present), *flags)))
-    return Topology(architecture, "sysfs", machine, cpus, nodes, limits, (), whole_memory(tree, nodes))
+    of_cpus = [kinds.get(cpu, UNIFORM) for cpu in present]
+    classes = ([found.core_class for found in of_cpus], [found.speed for found in of_cpus])
+    fields = ([found.kind for found in of_cpus], *flags, *classes, map(hidden.__contains__, present))
+    cpus = tuple(map(LogicalCPUInfo._make, zip(present, *columns, *fields)))
+    messages = limit_messages(limits)
+    return Topology(architecture, "sysfs", machine, cpus, nodes, limits, messages, whole_memory(tree, nodes))
+
+
+def _really_online(
+    tree: Tree, present: list[int], listed: list[int], limits: Limits, granted: set[int]
+) -> tuple[list[int], frozenset[int]]:
+    """Return the online CPUs, and those that a list of online CPUs hides (lxcfs writes one for a container).
+
+    The mask and the cpuset of the process are the truth: what they allow is online. Without a limit the list counts.
+    The `granted` CPUs are certain to be online.
+    """
+    missing = set(present).difference(listed)
+    running = granted | {cpu for cpu in missing if _is_running(tree, cpu)}
+    if not running:
+        return listed, frozenset()
+    limit = [set(ids) for ids in (limits.affinity, limits.cpuset_cpus) if ids is not None]
+    allowed = set.intersection(*limit) & running if limit else set()
+    return sorted({*listed, *allowed}), frozenset(running - allowed)
+
+
+def _is_running(tree: Tree, cpu: int) -> bool:
+    """Return whether a CPU's own files say that it is online; the first one may have no such file."""
+    directory = f"{CPU_ROOT}/cpu{cpu}"
+    state = read_text(tree, f"{directory}/online")
+    return state == "1" or (state is None and "core_id" in tree.names(f"{directory}/topology"))
 
 
 def allowed_cpus(online: Iterable[int], limits: Limits) -> set[int]:
@@ -104,30 +135,45 @@ class _Levels:
         self._tree = tree
         self._online = online
         self._online_set = set(online)
+        self._absent: set[str] = set()
         self.core = self._number(self._siblings, "core_cpus", "thread_siblings")
+        self.l3 = self._number(self._l3_siblings)
         # Only s390x has books and drawers. There book_id may be 0 for all books, but the lists are correct.
         s390 = architecture in ("s390x", "s390", "unknown")
         self.book = self._number(self._siblings, "book_siblings") if s390 else {}
         self.drawer = self._number(self._siblings, "drawer_siblings") if s390 else {}
-        self.package = self._number_by_id("physical_package_id", "package_cpus", "core_siblings", within=self.book)
-        self.die = self._number_by_id("die_id", "die_cpus", within=self.package, optional=True)
+        # Where the lists are narrower than the ids (Linux 3 with cluster-on-die), the lists count, as for lscpu.
+        self.package = self._number_by_id(
+            "physical_package_id", "package_cpus", "core_siblings", within=self.book, lists_first=True
+        )
+        # An L3 is never shared between dies.
+        self.die = self._number_by_id("die_id", "die_cpus", within=self.package, optional=True, whole=self.l3)
         self.cluster = self._number_by_id("cluster_id", "cluster_cpus", within=self.package, optional=True)
-        self.l3 = self._number(self._l3_siblings)
 
     def _siblings(self, cpu: int, *names: str) -> list[int] | None:
         for name in names:
-            ids = self._group_with(cpu, f"cpu{cpu}/topology/{name}")
+            if name in self._absent:
+                continue
+            ids = self._group_with(cpu, f"topology/{name}")
             if ids:
                 return ids
+            if not self._group_with(self._online[-1], f"topology/{name}"):
+                self._absent.add(name)
         return None
 
-    def _group_with(self, cpu: int, mask_path: str) -> list[int] | None:
+    def _group_with(self, cpu: int, mask: str) -> list[int] | None:
         """Return the ids in the list beside a mask, or in the mask if the list lacks its own CPU (a firmware fault)."""
-        content = self._tree.read(f"{mask_path.removesuffix('_map')}_list")
+        name = f"{mask.removesuffix('_map')}_list"
+        content = None
+        if name not in self._absent:
+            content = self._tree.read(f"cpu{cpu}/{name}")
+            if content is None and self._tree.read(f"cpu{self._online[-1]}/{name}") is None:
+                # Neither this CPU nor the last one has it: the kernel is too old, and the others are not asked.
+                self._absent.add(name)
         ids = None if content is None else ids_in(content)
         if ids is not None and cpu in ids:
             return ids
-        return read_mask(self._tree, mask_path) or ids
+        return read_mask(self._tree, f"cpu{cpu}/{mask}") or ids
 
     def _number(self, members_of: Callable[..., list[int] | None], *names: str) -> dict[int, int]:
         labels: dict[int, int] = {}
@@ -149,13 +195,21 @@ class _Levels:
         return {cpu: label for cpu, label in labels.items() if cpu in self._online_set}
 
     def _number_by_id(
-        self, id_name: str, *names: str, within: dict[int, int], optional: bool = False
+        self,
+        id_name: str,
+        *names: str,
+        within: dict[int, int],
+        optional: bool = False,
+        lists_first: bool = False,
+        whole: dict[int, int] | None = None,
     ) -> dict[int, int]:
         """Number groups by the kernel's id, which is unique `within` the groups of another level.
 
-        The id is read once per sibling list. Groups without an id are identified by their lists, or omitted if the
-        level is `optional`.
+        The id is read once per sibling list; without lists, once per group of a level whose groups are never split
+        (`whole`). Groups without an id are identified by their lists, or omitted if the level is `optional`. With
+        `lists_first` each list is a group, whatever its id.
         """
+        inside = _members(whole or {})
         labels: dict[int, int] = {}
         number_of: dict[tuple[int | None, int | None], int] = {}
         without: set[int | None] = set()
@@ -171,11 +225,12 @@ class _Levels:
                     without.add(outer)
                 continue
             members = self._siblings(cpu, *names)
+            has_list = members is not None
             if members is None:
                 if identity is None:
                     continue
-                members = [cpu]
-            key = (None, cpu) if identity is None else (outer, identity)
+                members = inside.get((whole or {}).get(cpu, UNKNOWN), [cpu])
+            key = (None, cpu) if identity is None or (lists_first and has_list) else (outer, identity)
             number = number_of.setdefault(key, len(number_of))
             labels[cpu] = number
             for member in members:
@@ -193,8 +248,16 @@ class _Levels:
         for index in ("index3",) if is_usual else self._tree.names(cache):
             if is_usual or read_text(self._tree, f"{cache}/{index}/level") == "3":
                 # The map is empty on Itanium, where each core has its own L3.
-                shared = self._group_with(cpu, f"{cache}/{index}/shared_cpu_map")
+                shared = self._group_with(cpu, f"cache/{index}/shared_cpu_map")
                 return shared or [
                     other for other in self._online if self.core.get(other, other) == self.core.get(cpu, cpu)
                 ]
         return None
+
+
+def _members(labels: dict[int, int]) -> dict[int, list[int]]:
+    """Return {group: members} of {member: group}."""
+    members: dict[int, list[int]] = {}
+    for member, label in labels.items():
+        members.setdefault(label, []).append(member)
+    return members

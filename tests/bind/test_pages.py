@@ -18,6 +18,7 @@ NUMA_MAPS = """\
 7f0040000000 bind:1 huge anon=2 dirty=2 N0=1 N1=1 kernelpagesize_kB=2048
 7ffd00000000 interleave:0-1 stack
 7f0080000000 prefer (many):0-1 anon=3 N0=3 kernelpagesize_kB=4
+7f00c0000000 weighted interleave:0-1 mapped=1 N0=1 kernelpagesize_kB=4
 short
 """
 
@@ -28,8 +29,9 @@ def test_pages_by_policy_and_node() -> None:
         "default": {0: 12 * 4096, 1: 8 * 4096},
         "bind:1": {0: 2**21, 1: 2**21 + 512 * 4096},
         "prefer (many):0-1": {0: 3 * 4096},
+        "weighted interleave:0-1": {0: 4096},
     }
-    assert memory.bytes_by_node == {0: 2**21 + 15 * 4096, 1: 2**21 + 520 * 4096}
+    assert memory.bytes_by_node == {0: 2**21 + 16 * 4096, 1: 2**21 + 520 * 4096}
     assert memory.anonymous == {0: 2**21 + 3 * 4096, 1: 2**21 + 512 * 4096}
 
 

@@ -38,6 +38,7 @@ def test_plan_prints_the_documented_keys() -> None:
         "ranks",
         "reserved",
         "left_out",
+        "avoided",
         "warnings",
     ]
 
@@ -59,7 +60,8 @@ def test_plans_two_ranks_on_one_core(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_plan_prints_a_table_of_80_columns(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plan", "--tp", "2", "--synthetic", "package:2 numa:2 core:4 pu:2", "--arch", "x86_64"]) == 0
+    machine = ["--synthetic", "package:2 numa:2 core:4 pu:2", "--arch", "x86_64", "--span", "node"]
+    assert main(["plan", "--tp", "2", *machine]) == 0
     text = capsys.readouterr().out
     for words in (
         "synthetic (x86_64",

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ompaffinity.cli.exports import EXPORTS, export, hwloc_mask, own_cpus
+from ompaffinity.cli.main import main
 from ompaffinity.errors import RequestError
 from ompaffinity.ids import format_id_list, parse_id_list
 from ompaffinity.placement.model import Plan
@@ -82,6 +83,7 @@ def test_formats_with_variables_export_the_whole_affinity() -> None:
         ("none", "", "", None),
         ("bind", " --membind=0-1", " --mem-bind=mask_mem:0x3", "bind"),
         ("interleave", " --interleave=0-1", "", "interleave"),
+        ("weighted-interleave", " --interleave=0-1", "", "interleave"),
         ("preferred", " --preferred=0", "", "preferred"),
         ("preferred-many", " --preferred-many=0-1", "", None),
     ],
@@ -96,6 +98,13 @@ def test_exports_each_memory_policy(policy: str, numactl: str, slurm: str, syste
             export(plan, "systemd")
     else:
         assert (f"NUMAPolicy={systemd}" in export(plan, "systemd").splitlines()) == (systemd is not None)
+
+
+@pytest.mark.parametrize(("form", "has_note"), [("numactl", True), ("systemd", True), ("taskset", False)])
+def test_a_format_without_weights_says_so(form: str, has_note: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = ["--synthetic", "package:1 numa:2 core:2 pu:1", "--memory-policy", "weighted-interleave"]
+    assert main(["plan", *machine, "--format", form]) == 0
+    assert ("[weights-not-exported]" in capsys.readouterr().err) is has_note
 
 
 def test_exports_the_formats_of_servers() -> None:

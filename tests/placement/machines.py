@@ -5,7 +5,7 @@ from __future__ import annotations
 from ompaffinity.placement.model import Core, Plan, Pool
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
-from ompaffinity.topology.model import UNKNOWN, Topology
+from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, MemoryNodeInfo, Topology
 from ompaffinity.topology.source import load_topology
 
 
@@ -57,3 +57,16 @@ def pool_of(
             cores.append(Core((number,), (number,), node, UNKNOWN, UNKNOWN, package, 100 * node + l3, cluster))
     counts = {"l3": len({core.l3 for core in cores}), "cluster": len({core.cluster for core in cores})}
     return Pool(node, tuple(cores), tuple(name for name, count in counts.items() if 1 < count < len(cores)), whole)
+
+
+def machine_of(packages: list[list[int]]) -> Topology:
+    """Return a machine with so many cores in each node of each package: one CPU per core, nodes equally far."""
+    cpus: list[LogicalCPUInfo] = []
+    nodes: list[MemoryNodeInfo] = []
+    for package, sizes in enumerate(packages):
+        for size in sizes:
+            number, first = len(nodes), len(cpus)
+            cpus += [LogicalCPUInfo(cpu, cpu, number, package) for cpu in range(first, first + size)]
+            members = tuple(range(first, first + size))
+            nodes.append(MemoryNodeInfo(2**30, 2**30, number, members, has_memory=True))
+    return Topology("x86_64", "drawn", "drawn", tuple(cpus), tuple(nodes))

@@ -55,7 +55,7 @@ def gpu_requests(draw: st.DrawFn, topology: Topology, *, share: bool | None = No
         span=draw(st.sampled_from(("node", "package", "machine"))),
         share=together,
         reserve_per_rank=None if together else draw(st.sampled_from((None, 0, 1, 3))),
-        kinds=draw(st.sampled_from(("performance", "all"))),
+        core_type=draw(st.sampled_from(("auto", "performance", "all"))),
         cpus=draw(st.one_of(st.none(), st.none(), allowed)),
     )
 
@@ -238,9 +238,9 @@ def test_slow_cores_are_better_than_half_a_fast_one() -> None:
     topology = synthetic("package:1 numa:2 core:8 pu:1")
     kinds = {cpu.id: "performance" if cpu.id in (0, 1, 8, 9, 10, 11) else "efficiency" for cpu in topology.cpus}
     hybrid = topology._replace(cpus=tuple(cpu._replace(kind=kinds[cpu.id]) for cpu in topology.cpus))
-    plan = plan_of(hybrid, 0, 0, 0, 1, reserve=0)
+    plan = plan_of(hybrid, 0, 0, 0, 1, reserve=0, core_type="performance")
     assert [len(rank.affinity) for rank in plan.ranks] == [3, 3, 2, 4]
-    assert warnings(plan) == ["efficiency-cores-used"]
+    assert warnings(plan) == ["slower-cores-used"]
     assert set(plan.ranks[3].cpus) == {8, 9, 10, 11}
 
 

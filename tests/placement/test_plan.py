@@ -67,7 +67,7 @@ def test_no_core_is_shared_unless_it_is_said(topology: Topology, request: Placem
 
 @given(topologies(numa=True), requests())
 def test_no_rank_straddles_a_node(topology: Topology, request: PlacementRequest) -> None:
-    plan = try_plan(topology, request)
+    plan = try_plan(topology, request._replace(span="node"))
     assume(not (topology.architecture == "s390x" and len(topology.nodes) <= 1))
     for rank in plan.ranks:
         assert len({topology.cpu(cpu).numa_node for cpu in (*rank.cpus, *rank.helper_cpus)}) == 1
@@ -313,20 +313,50 @@ def test_performance_cores_only_unless_asked_or_needed() -> None:
     plan = make_plan(hybrid(), PlacementRequest(reserve=0))
     assert threads(plan) == [(0, 1)]
     assert [(group.cpus, group.reason) for group in plan.left_out] == [((2, 3), "efficiency-core")]
-    assert threads(make_plan(hybrid(), PlacementRequest(reserve=0, kinds="all"))) == [(0, 1, 2, 3)]
+    assert threads(make_plan(hybrid(), PlacementRequest(reserve=0, core_type="all"))) == [(0, 1, 2, 3)]
     needed = make_plan(hybrid(), PlacementRequest(tensor_parallel_size=4))
     assert threads(needed) == [(0,), (1,), (2,), (3,)]
-    assert codes(needed)["efficiency-cores-used"] == "warning"
+    assert codes(needed)["slower-cores-used"] == "warning"
 
 
-def test_isolated_cpus_only_when_named() -> None:
+def test_isolated_cpus_only_when_named_or_where_there_are_no_others() -> None:
     topology = synthetic("core:4 pu:1")
     isolated = topology._replace(cpus=tuple(cpu._replace(isolated=cpu.id > 1) for cpu in topology.cpus))
     assert threads(make_plan(isolated, PlacementRequest(reserve=0))) == [(0, 1)]
     assert threads(make_plan(isolated, PlacementRequest(reserve=0, cpus=(1, 2)))) == [(1, 2)]
     only = topology._replace(cpus=tuple(cpu._replace(isolated=True) for cpu in topology.cpus))
-    with pytest.raises(PlacementError, match=r"no CPU may be used \(4 isolated\); --cpus LIST"):
-        make_plan(only, PlacementRequest())
+    plan = make_plan(only, PlacementRequest(reserve=0))
+    assert threads(plan) == [(0, 1, 2, 3)]
+    assert codes(plan)["isolated-cpus-used"] == "note"
+
+
+def test_a_cpu_that_shares_its_core_with_an_isolated_one_is_reported() -> None:
+    topology = synthetic("core:2 pu:2")
+    cpus = tuple(cpu._replace(isolated=cpu.id == 1) for cpu in topology.cpus)
+    plan = make_plan(topology._replace(cpus=cpus), PlacementRequest(reserve=0))
+    (message,) = [message for message in plan.messages if message.code == "isolated-siblings"]
+    assert message.message.startswith("CPU 0 of the plan")
+
+
+def test_siblings_on_two_nodes_are_reported() -> None:
+    topology = synthetic("numa:2 core:2 pu:1")
+    cpus = tuple(cpu._replace(physical_core=cpu.id % 2) for cpu in topology.cpus)
+    plan = make_plan(topology._replace(cpus=cpus), PlacementRequest(tensor_parallel_size=2, reserve=0))
+    assert threads(plan) == [(0, 1), (2, 3)]
+    assert codes(plan)["ranks-share-cores"] == "warning"
+
+
+def test_cores_that_the_machine_does_not_report_are_said_to_be_unknown() -> None:
+    topology = synthetic("core:4 pu:1")
+    cpus = tuple(cpu._replace(physical_core=UNKNOWN) for cpu in topology.cpus)
+    assert "unknown-cores" in codes(make_plan(topology._replace(cpus=cpus), PlacementRequest()))
+    assert "unknown-cores" not in codes(make_plan(topology, PlacementRequest()))
+
+
+@pytest.mark.parametrize(("ranks", "level"), [(4, "warning"), (1, "note")])
+def test_more_ranks_than_the_quota_runs_are_a_warning(ranks: int, level: str) -> None:
+    topology = synthetic("core:8 pu:1")._replace(limits=Limits(cpu_quota=1.5))
+    assert codes(make_plan(topology, PlacementRequest(tensor_parallel_size=ranks)))["quota-below-cpus"] == level
 
 
 def test_offline_and_forbidden_cpus_are_named_so() -> None:
@@ -364,6 +394,11 @@ def test_uneven_ranks_and_unused_nodes_are_said() -> None:
     assert "uneven-ranks" in codes(plan_for("core:7 pu:1", 2, reserve=0))
     plan = plan_for("numa:4 core:2 pu:1", 3)
     assert [message.message for message in plan.messages if message.code == "nodes-unused"] == [
+        "1 of 4 NUMA nodes are not used: each rank gets equally many whole nodes of one package, and a tensor-parallel"
+        " group stays in one package at a small cost; 4 ranks (--tp, --pp, --dp) would use them all, or --span machine"
+    ]
+    plan = plan_for("numa:4 core:2 pu:1", 3, span="node")
+    assert [message.message for message in plan.messages if message.code == "nodes-unused"] == [
         "1 of 4 NUMA nodes are not used: more nodes than ranks; 4 ranks (--tp, --pp, --dp) would use them all,"
         " or --span machine"
     ]
@@ -375,10 +410,10 @@ def test_uneven_ranks_and_unused_nodes_are_said() -> None:
 def test_the_bytes_of_a_recorded_plan(recorded_machines: Path) -> None:
     machine = str(recorded_machines / "sysfs" / "x86-epyc7451-2p8n48c96t.tar.gz")
     plan = make_plan(load_topology(machine=machine), PlacementRequest(tensor_parallel_size=2))
-    assert threads(plan) == [(48, 49, 50, 51, 52), (54, 55, 56, 57, 58)]
-    assert plan.reserved == (5, 11, 53, 59)
-    assert {group.reason: len(group.cpus) for group in plan.left_out} == {"unused-node": 72, "smt-sibling": 10}
-    assert [rank.nodes for rank in plan.ranks] == [(0,), (1,)]
+    assert threads(plan) == [tuple(range(48, 71)), tuple(range(72, 95))]
+    assert plan.reserved == (23, 47, 71, 95)
+    assert {group.reason: len(group.cpus) for group in plan.left_out} == {"smt-sibling": 46}
+    assert [rank.nodes for rank in plan.ranks] == [(0, 1, 2, 3), (4, 5, 6, 7)]
 
 
 @pytest.mark.parametrize("name", recorded_names("sysfs", ".tar.gz"))
@@ -403,7 +438,9 @@ def test_plans_for_recorded_machines(recorded_machines: Path, name: str) -> None
         for rank in plan.ranks:
             assert rank.cpus
             assert set(rank.affinity) <= set(topology.allowed_cpus)
-            assert len({topology.cpu(cpu).numa_node for cpu in rank.cpus}) == 1
+            nodes = {topology.home(cpu) for cpu in (*rank.cpus, *rank.helper_cpus)}
+            if len(nodes) > 1:
+                assert len({topology.cpu(cpu).package for cpu in rank.cpus}) == 1
 
 
 def test_a_node_record_has_defaults_that_mean_unknown() -> None:

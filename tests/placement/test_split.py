@@ -140,9 +140,9 @@ def test_close_takes_near_nodes_and_spread_takes_packages() -> None:
         synthetic("package:2 numa:2 core:2 pu:1"),
         [[10, 11, 20, 20], [11, 10, 20, 20], [20, 20, 10, 11], [20, 20, 11, 10]],
     )
-    close = make_plan(two_packages, PlacementRequest(tensor_parallel_size=2))
+    close = make_plan(two_packages, PlacementRequest(tensor_parallel_size=2, span="node"))
     assert [rank.nodes for rank in close.ranks] == [(0,), (1,)]
-    spread = make_plan(two_packages, PlacementRequest(tensor_parallel_size=2, distribute="spread"))
+    spread = make_plan(two_packages, PlacementRequest(tensor_parallel_size=2, distribute="spread", span="node"))
     assert [rank.nodes for rank in spread.ranks] == [(0,), (2,)]
 
 

@@ -91,6 +91,19 @@ def test_reads_kinds_by_core_type_or_frequency() -> None:
     assert [cpu.kind for cpu in read(body, tail=fast).cpus] == ["performance", "performance", "efficiency"]
 
 
+def test_reads_kinds_by_what_the_system_says_of_their_efficiency() -> None:
+    tail = '<cpukind cpuset="0x1" forced_efficiency="0"/><cpukind cpuset="0x6" forced_efficiency="1"/>'
+    cpus = read(core(0) + core(1) + core(2), tail=tail).cpus
+    assert [(cpu.kind, cpu.speed) for cpu in cpus] == [("efficiency", 0.5), ("performance", 1.0), ("performance", 1.0)]
+
+
+@pytest.mark.parametrize(("group", "online"), [("/kubepods/a", True), ("/", False)])
+def test_cpus_that_an_export_from_a_control_group_lacks_are_not_allowed(group: str, online: bool) -> None:
+    body = f'<info name="LinuxCgroup" value="{group}"/>' + core(1)
+    cpus = read(body, 'complete_cpuset="0x3"').cpus
+    assert [(cpu.id, cpu.online, cpu.allowed) for cpu in cpus] == [(0, online, False), (1, True, True)]
+
+
 @needs_lstopo
 def test_reads_a_synthetic_export_of_lstopo() -> None:
     assert LSTOPO is not None

@@ -144,3 +144,41 @@ def test_json_decoder_reads_rows_of_lscpu() -> None:
     decoded = json.loads(text, object_hook=LogicalCPUInfo.json_decoder)
     assert decoded["cpus"] == [LogicalCPUInfo(3, 1, -1), LogicalCPUInfo(4, 1, 0, package=1)]
     assert decoded["other"] == {"a": 1}
+
+
+def test_a_row_ends_before_the_caches_that_a_cpu_does_not_have() -> None:
+    text = "# CPU,Core,Socket,Node,,L1d,L1i,L2,L3\n0,0,0,0,,0,0,0,0\n1,1,0,0,,1,1,1\n2,2,0,0,,2,2\n"
+    assert [cpu.l3 for cpu in parse_lscpu(text)] == [0, UNKNOWN, UNKNOWN]
+
+
+def test_a_row_without_its_core_is_rejected() -> None:
+    with pytest.raises(TopologyError, match="cells"):
+        parse_lscpu("# CPU,Core,Socket,Node\n0,0,0,0\n1\n")
+
+
+def test_a_cpu_with_fewer_caches_has_no_l3() -> None:
+    rows = [
+        {"cpu": 0, "core": 0, "l1d:l1i:l2:l3": "0:0:0:0"},
+        {"cpu": 1, "core": 1, "l1d:l1i:l2:l3": "21:21:20"},
+    ]
+    assert [cpu.l3 for cpu in parse_lscpu(json.dumps({"cpus": rows}))] == [0, UNKNOWN]
+
+
+@pytest.mark.parametrize(
+    ("frequencies", "kinds"),
+    [
+        (("5100.0000", "5000.0000", "3800.0000"), ["performance", "performance", "efficiency"]),
+        ((5100.0, 3800.0, 2500.0), ["performance", "performance", "efficiency"]),
+        (("5100.0000", "3800.0000", "-"), [None, None, None]),
+        (("5100.0000", "5100.0000", "5000.0000"), [None, None, None]),
+    ],
+)
+def test_kinds_are_read_from_the_maximal_frequencies(frequencies: tuple[object, ...], kinds: list[str | None]) -> None:
+    rows = [{"cpu": cpu, "core": cpu, "maxmhz": frequency} for cpu, frequency in enumerate(frequencies)]
+    assert [cpu.kind for cpu in parse_lscpu(json.dumps({"cpus": rows}))] == kinds
+
+
+def test_unknown_kinds_are_reported_where_cores_differ() -> None:
+    rows = [{"cpu": cpu, "core": cpu // 2 if cpu < 4 else cpu} for cpu in range(6)]
+    messages = saved_topology(json.dumps({"cpus": rows}), "drawn", "x86_64").messages
+    assert [message.code for message in messages] == ["core-kinds-unknown"]

@@ -126,8 +126,18 @@ def test_the_document_has_every_documented_key() -> None:
     document = load_topology().to_document()
     assert document["schema"] == "ompaffinity.topology/1"
     levels = ["core", "package", "die", "l3", "cluster", "book", "drawer", "node", "kind"]
-    assert list(document["cpus"][0]) == ["cpu", *levels, "online", "allowed", "isolated"]
+    assert list(document["cpus"][0]) == [
+        "cpu",
+        *levels,
+        "online",
+        "allowed",
+        "isolated",
+        "core_class",
+        "speed",
+        "hidden",
+    ]
     assert set(document["limits"]) == {
         "affinity", "cpuset_cpus", "cpuset_nodes", "cpu_quota", "memory_limit_bytes", "memory_usage_bytes",
+        "unknown",
     }  # fmt: skip
     assert document["devices"] == []

@@ -64,3 +64,101 @@ def test_levels_without_a_field_multiply_the_cpus() -> None:
 def test_rejects_invalid_descriptions(text: str) -> None:
     with pytest.raises(TopologyError):
         synthetic(text)
+
+
+# What lstopo exports.
+
+
+def ids_of(text: str) -> list[int]:
+    """The numbers of the CPUs, depth first."""
+    machine = synthetic(text)
+    return [cpu.id for cpu in sorted(machine.cpus, key=lambda cpu: (cpu.package, cpu.physical_core, cpu.id))]
+
+
+def test_reads_what_lstopo_exports_of_a_server_with_two_threads_per_core() -> None:
+    machine = synthetic("[NUMANode(memory=1073741824)] Package:2 Core:4 PU:2(indexes=2*8:1*2)")
+    assert [(node.id, node.total_memory, node.cpus) for node in machine.nodes] == [(0, 2**30, tuple(range(16)))]
+    siblings = {core: [cpu.id for cpu in machine.cpus if cpu.physical_core == core] for core in (0, 7)}
+    assert siblings == {0: [0, 8], 7: [7, 15]}
+
+
+@pytest.mark.parametrize("indexes", ["0,4,1,5,2,6,3,7", "2*4:1*2", "2*4", "core:pu", "core", "package:core:pu"])
+def test_every_form_of_indexes_numbers_the_cpus(indexes: str) -> None:
+    order = "2*4:1*2" if not indexes.startswith("package") else "4*2:2*2:1*2"
+    assert ids_of(f"package:2 core:2 pu:2(indexes={indexes})") == ids_of(f"package:2 core:2 pu:2(indexes={order})")
+
+
+def test_nodes_have_indexes_too() -> None:
+    machine = synthetic("package:2 [numa(indexes=1,0)] core:1 pu:1")
+    assert [(node.id, node.cpus) for node in machine.nodes] == [(0, (1,)), (1, (0,))]
+    level = synthetic("numa:2(indexes=1,0 memory=4GB) core:1 pu:1")
+    assert [(node.id, node.cpus, node.total_memory) for node in level.nodes] == [
+        (0, (1,), 4 * 10**9),
+        (1, (0,), 4 * 10**9),
+    ]
+
+
+def test_of_several_nodes_at_the_same_cpus_the_first_has_them() -> None:
+    machine = synthetic("package:2 [numa(memory=4GiB)] [numa(memory=1GiB)] core:2 pu:1")
+    assert [(node.total_memory >> 30, node.cpus) for node in machine.nodes] == [
+        (4, (0, 1)),
+        (1, ()),
+        (4, (2, 3)),
+        (1, ()),
+    ]
+
+
+def test_the_nodes_of_inner_objects_have_the_cpus() -> None:
+    machine = synthetic("[numa(memory=1GiB)] package:2 [numa(memory=2GiB)] core:1 pu:1")
+    assert [(node.id, node.total_memory >> 30, node.cpus) for node in machine.nodes] == [
+        (0, 2, (0,)),
+        (1, 2, (1,)),
+        (2, 1, ()),
+    ]
+
+
+def test_the_last_level_may_be_a_count_alone() -> None:
+    assert synthetic("package:2 core:4 2").cpus == synthetic("package:2 core:4 pu:2").cpus
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("4", "pu:4"),
+        ("2 4", "numa:2 pu:4"),
+        ("2 3 4", "package:2 numa:3 pu:4"),
+        ("2 3 4 5", "package:2 numa:3 core:4 pu:5"),
+        ("2 1 1 2 1 3 2", "package:2 numa:1 l3:1 l2:2 l1:1 core:3 pu:2"),
+    ],
+)
+def test_levels_may_all_be_counts_alone(text: str, same: str) -> None:
+    assert synthetic(text).cpus == synthetic(same).cpus
+
+
+def test_other_levels_and_attributes_of_an_export_are_read() -> None:
+    text = "Package:1 L4Cache:1(size=134217728) L3Cache:2(size=32MB) L2dCache:1 Group0:1 Group1:2 Core:1 PU:1"
+    assert [cpu.l3 for cpu in synthetic(text).cpus] == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "core:2 [numa] pu:1 [numa]",
+        "numa:2 package:1 [numa] pu:1",
+        "package:2 4 pu:1",
+        "core:2 pu:2(indexes=0,1,2)",
+        "core:2 pu:2(indexes=2*2:2*2)",
+        "core:2 pu:2(indexes=0*2)",
+        "core:2 pu:2(indexes=rack:pu)",
+        "core:2 pu:2(indexes=core:core)",
+        "core:2 pu:2(indexes=" + ":".join(["1*1"] * 5000) + ")",
+        "core:2 pu:2(color=red)",
+        "core:2 pu:2(indexes=0,1,2,3",
+        "[core] pu:2",
+        "[numa pu:2",
+        " ".join(["[numa]"] * 70000) + " pu:2",
+    ],
+)
+def test_rejects_descriptions_that_hwloc_rejects(text: str) -> None:
+    with pytest.raises(TopologyError):
+        synthetic(text)

@@ -149,6 +149,33 @@ def test_reads_distances_beside_a_hidden_node() -> None:
     assert read(files).nodes[0].distances == {1: 10}
 
 
+class CountingTree(ArchiveTree):
+    """Counts the files that are asked for and are not there."""
+
+    def __init__(self, files: dict[str, bytes]) -> None:
+        super().__init__(files)
+        self.absent: list[str] = []
+
+    def read(self, path: str, most: int = 2**20) -> bytes | None:
+        content = super().read(path, most)
+        if content is None:
+            self.absent.append(path)
+        return content
+
+
+def test_files_that_an_old_kernel_lacks_are_not_asked_for_at_every_cpu() -> None:
+    machine = parse_synthetic("package:4 l3:4 core:4 pu:2", "x86_64")
+    newer = ("core_cpus", "package_cpus", "die_cpus", "cluster", "book", "drawer")
+    written = sysfs_files(machine).items()
+    files = {path: text for path, text in written if not path.rpartition("/")[2].startswith(newer)}
+    files |= {f"{CPU_ROOT}/cpu{cpu.id}/topology/die_id": b"0\n" for cpu in machine.cpus}
+    counting = CountingTree(files)
+    topology = read_sysfs(counting, architecture="x86_64", machine="drawn")
+    assert len({cpu.die for cpu in topology.cpus}) == 4
+    absent = [path for path in counting.absent if "/topology/" in path]
+    assert len(absent) < len(machine.cpus) / 2
+
+
 def test_rejects_a_tree_without_cpus() -> None:
     with pytest.raises(TopologyError, match="no CPU"):
         read({"sys/kernel/x": b""})
@@ -180,17 +207,81 @@ def test_reads_kinds_from_the_pmus_of_hybrids(pmus: dict[str, str], kinds: list[
         ((900, 1000, 1024, 1024), [None] * 4),
     ],
 )
-@pytest.mark.parametrize("name", ["cpu_capacity", "cpufreq/cpuinfo_max_freq"])
-def test_reads_kinds_from_capacity_or_frequency(
-    capacities: tuple[int, ...], kinds: list[str | None], name: str
-) -> None:
-    files = small_machine(**{f"cpu{cpu}/{name}": str(value) for cpu, value in enumerate(capacities)})
+def test_reads_kinds_from_capacity(capacities: tuple[int, ...], kinds: list[str | None]) -> None:
+    files = small_machine(**{f"cpu{cpu}/cpu_capacity": str(value) for cpu, value in enumerate(capacities)})
     assert [cpu.kind for cpu in read(files).cpus] == kinds
 
 
-def test_ignores_frequencies_that_some_cpus_lack() -> None:
-    files = small_machine(**{"cpu0/cpufreq/cpuinfo_max_freq": "1000", "cpu1/cpufreq/cpuinfo_max_freq": "4000"})
+def test_ignores_capacities_that_some_cpus_lack() -> None:
+    files = small_machine(**{"cpu0/cpu_capacity": "1024", "cpu1/cpu_capacity": "300"})
     assert {cpu.kind for cpu in read(files).cpus} == {None}
+
+
+def max_frequencies(*frequencies: int) -> dict[str, str]:
+    return {f"cpu{cpu}/cpufreq/cpuinfo_max_freq": str(value) for cpu, value in enumerate(frequencies)}
+
+
+def test_frequencies_of_one_core_type_make_no_kinds() -> None:
+    """Boost ranks and turbo classes: equal cores with different maximal frequencies."""
+    files = small_machine(**max_frequencies(5_350_000, 4_000_000, 2_300_000, 5_350_000))
+    assert {(cpu.kind, cpu.core_class) for cpu in read(files).cpus} == {(None, UNKNOWN)}
+
+
+def test_the_speed_of_a_named_core_type_is_a_factor_times_its_frequency() -> None:
+    pmus = {"sys/devices/cpu_core/cpus": b"0-1", "sys/devices/cpu_atom/cpus": b"2"}
+    plain = read(small_machine() | pmus).cpus
+    assert [(cpu.core_class, cpu.speed) for cpu in plain] == [(0, 1.0), (0, 1.0), (1, 0.5), (2, 0.4)]
+    timed = read(small_machine(**max_frequencies(5000, 4900, 4000, 2500)) | pmus).cpus
+    assert [cpu.speed for cpu in timed] == [5000.0, 4900.0, 2000.0, 1000.0]
+
+
+# A container whose list of online CPUs is faked (lxcfs).
+
+
+def faked(listed: str, **more: str) -> dict[str, bytes]:
+    files = small_machine(present="0-3", **more) | {f"{CPU_ROOT}/cpu{cpu}/online": b"1\n" for cpu in range(1, 4)}
+    return files | {f"{CPU_ROOT}/cpu0/topology/core_id": b"0\n", f"{CPU_ROOT}/online": f"{listed}\n".encode()}
+
+
+@pytest.mark.parametrize(
+    ("listed", "affinity", "allowed", "hidden"),
+    [
+        ("0", (3,), [3], [1, 2]),
+        ("2-3", (2, 3), [2, 3], [0, 1]),
+        ("0-1", (0, 1, 2, 3), [0, 1, 2, 3], []),
+        ("0-3", (2,), [2], []),
+        ("0", None, [0], [1, 2, 3]),
+    ],
+)
+def test_the_mask_counts_and_not_a_faked_list_of_online_cpus(
+    listed: str, affinity: tuple[int, ...] | None, allowed: list[int], hidden: list[int]
+) -> None:
+    topology = read(faked(listed), affinity=affinity)
+    assert [cpu.id for cpu in topology.cpus if cpu.allowed] == allowed
+    assert [cpu.id for cpu in topology.cpus if cpu.hidden] == hidden
+    assert all(cpu.online for cpu in topology.cpus if cpu.allowed)
+
+
+def test_cpus_that_are_switched_off_are_not_hidden() -> None:
+    files = faked("0-1") | {f"{CPU_ROOT}/cpu2/online": b"0\n", f"{CPU_ROOT}/cpu3/online": b"0\n"}
+    topology = read(files, affinity=(0, 1))
+    assert [cpu.online for cpu in topology.cpus] == [True, True, False, False]
+    assert not any(cpu.hidden for cpu in topology.cpus)
+
+
+def test_the_mask_in_a_recorded_status_counts() -> None:
+    files = small_machine() | {"proc/self/status": b"Name:\tcat\nCpus_allowed_list:\t1-2\nMems_allowed_list:\t0\n"}
+    topology = read(files)
+    assert topology.allowed_cpus == (1, 2)
+    assert (topology.limits.affinity, topology.limits.cpuset_nodes) == ((1, 2), (0,))
+
+
+def test_a_recorded_mask_may_have_cpus_that_are_off() -> None:
+    """The kernel shows all possible CPUs in the status of a process without a mask of its own."""
+    files = small_machine(present="0-7") | {"proc/self/status": b"Cpus_allowed_list:\t0-7\n"}
+    topology = read(files)
+    assert topology.allowed_cpus == (0, 1, 2, 3)
+    assert not any(cpu.hidden for cpu in topology.cpus)
 
 
 def test_reads_nodes_of_any_number() -> None:
@@ -224,12 +315,14 @@ def test_reads_more_than_64_nodes() -> None:
     assert got.distance(71, 0) == 21
 
 
-def test_a_cpu_of_several_nodes_belongs_to_the_lowest() -> None:
+def test_a_cpu_of_several_nodes_belongs_to_the_lowest_and_is_listed_by_all() -> None:
+    """As lscpu shows the nodes of ``numa=fake``."""
     files = small_machine()
     files |= {f"{NODE_ROOT}/node{node}/cpulist": b"0-3\n" for node in (1, 4)}
     topology = read(files)
     assert {cpu.numa_node for cpu in topology.cpus} == {1}
-    assert [node.cpus for node in topology.nodes] == [(0, 1, 2, 3), ()]
+    assert [node.cpus for node in topology.nodes] == [(0, 1, 2, 3), (0, 1, 2, 3)]
+    assert [topology.home_node(node) for node in (1, 4)] == [1, 1]
 
 
 def test_ignores_numbers_out_of_range() -> None:

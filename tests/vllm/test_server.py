@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import ROOT, needs_two_cpus
-from tests.vllm.servers import OFFLINE, make_model, serving
+from tests.vllm.servers import OFFLINE, START_SECONDS, make_model, serving
 
 pytestmark = [
     pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed (tox -e vllm)"),
@@ -34,17 +34,21 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @contextmanager
 def requests_to(port: int, threads: int = 8) -> Iterator[None]:
-    """Keep the server busy meanwhile."""
+    """Keep the server busy meanwhile, from its first answer on: before that it compiles."""
     stop = threading.Event()
     body = json.dumps({"model": "m", "prompt": [5] * 64, "max_tokens": 64, "ignore_eos": True})
 
+    def ask() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=START_SECONDS)
+        connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+        connection.getresponse().read()
+        connection.close()
+
     def send() -> None:
         while not stop.is_set():
-            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
-            connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
-            connection.getresponse().read()
-            connection.close()
+            ask()
 
+    ask()
     senders = [threading.Thread(target=send) for _ in range(threads)]
     for sender in senders:
         sender.start()

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.bind.environment import change_environment
 from ompaffinity.bind.manager import OMPProcessManager
+from ompaffinity.bind.plan_files import avoids_live, held_by_plans
 from ompaffinity.bind.undo import undone_at_end
 from ompaffinity.errors import RequestError
 from ompaffinity.ids import format_id_list
-from ompaffinity.placement.request import parse_bind
+from ompaffinity.placement.request import LIVE, parse_bind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -80,6 +81,9 @@ class CPUWorkerManager:
         # vLLM ignores the visible nodes where it simulates several, and so must the plan.
         simulates = environ.get(SIMULATE_VARIABLE, "0") != "0"
         hidden = environ.pop(VISIBLE_NODES_VARIABLE, None) if simulates else None
+        if avoids_live({}, environ) and LOCAL_RANKS in environ:
+            # The engines of one server plan apart, and their ranks have one plan in common.
+            request["avoid"] = held_by_plans((LIVE,), os.getppid())
         try:
             self._manager = OMPProcessManager(**request)
         finally:
