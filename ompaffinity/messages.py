@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from ompaffinity.shown import shown
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -27,7 +29,7 @@ class Message(NamedTuple):
 
     def __str__(self) -> str:
         """Return the one form in which every verb and the log print a message: ``warning: TEXT [code]``."""
-        return f"{self.level}: {self.message} [{self.code}]"
+        return f"{self.level}: {shown(self.message)} [{self.code}]"
 
 
 class Template(NamedTuple):

@@ -10,6 +10,8 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "ompaffinity"
 ORDER = (
     "errors",
+    "shown",
+    "files",
     "messages",
     "ids",
     "proc",

@@ -27,6 +27,7 @@ from ompaffinity.proc import (
     thread_ids,
     thread_name,
 )
+from ompaffinity.shown import shown
 from ompaffinity.topology.limits import cpuset_cpus
 from ompaffinity.topology.sysfs import read_presence
 from ompaffinity.topology.tree import DirectoryTree
@@ -93,9 +94,17 @@ def _by_placement(pid: int, online: Collection[int]) -> set[int]:
     if placement is None or not placement.bound or mask is None:
         return set()
     planned = {*placement.cpus, *placement.helper_cpus, *placement.affinity}
-    if mask <= planned:
+    # What another user's process says of itself counts only as far as its mask does.
+    if mask <= planned and _is_of_this_user(pid):
         return planned & set(online)
     return mask if mask < set(online) else set()
+
+
+def _is_of_this_user(pid: int) -> bool:
+    try:
+        return os.stat(f"/proc/{pid}").st_uid == os.getuid()
+    except OSError:
+        return False
 
 
 def _by_masks(tree: Tree, pid: int, online: Collection[int]) -> set[int]:
@@ -115,5 +124,4 @@ def _by_masks(tree: Tree, pid: int, online: Collection[int]) -> set[int]:
 
 
 def _name(pid: int) -> str:
-    name = "".join(letter if letter.isprintable() else "?" for letter in thread_name(pid, pid))
-    return f"process {pid} ({name})"
+    return f"process {pid} ({shown(thread_name(pid, pid))})"

@@ -204,6 +204,7 @@ def _remedy(code: int) -> str:
 
 
 FALLBACKS = ("preferred-many", "preferred")
+"""What is tried after the policy that was asked for, in this order."""
 
 
 def _steps(policy: str) -> tuple[str, ...]:

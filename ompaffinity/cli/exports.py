@@ -125,7 +125,8 @@ def _docker(plan: Plan, placement: RankPlacement) -> Iterable[str]:
     if placement.memory_policy in ("bind", "interleave", "weighted-interleave"):
         words.append(f"--cpuset-mems={format_id_list(placement.nodes)}")
     environment, _ = worker_environment(plan, placement)
-    yield " ".join([*words, *(f"--env={quote(f'{name}={value}')}" for name, value in environment.items())])
+    # For $(ompaffinity plan ... --format docker): the shell splits its words, and reads no quotes in them.
+    yield " ".join([*words, *(f"--env={name}={value.replace(' ', ',')}" for name, value in environment.items())])
 
 
 def _hwloc(plan: Plan, placement: RankPlacement) -> Iterable[str]:

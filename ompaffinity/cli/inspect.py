@@ -28,6 +28,8 @@ def run_inspect(values: dict[str, Any]) -> int:
         raise RequestError(f"--seconds is {seconds}; it must be at least 1")
     topology = load_topology()
     found = inspect_all(topology, seconds) if values.get("all") else inspect_processes(topology, pids, seconds)
+    if not values.get("full_command"):
+        found = found.with_brief_commands()
     if values.get("json"):
         sys.stdout.write(json.dumps(found.to_document()) + "\n")
     else:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.cli.parse import parse_command_line
 from ompaffinity.errors import InterruptedBySignalError, OMPAffinityError, OutputError, RequestError
+from ompaffinity.shown import shown
 
 if TYPE_CHECKING:
     from typing import Any, TextIO
@@ -69,7 +70,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _fail(text: str) -> int:
-    print(f"ompaffinity: error: {' '.join(text.split())}", file=sys.stderr)
+    print(f"ompaffinity: error: {shown(' '.join(text.split()))}", file=sys.stderr)
     return BAD_INPUT
 
 

@@ -118,6 +118,7 @@ INSPECT_OPTIONS = (
     Option("--pid", "named_pids", "pids", "the same", metavar="PID"),
     Option("--all", "all", "flag", "inspect every process that is bound to a subset of the online CPUs"),
     Option("--seconds", "seconds", "number", "length of the window in which threads are observed (default 1)"),
+    Option("--full-command", "full_command", "flag", "show whole commands; arguments may be secret"),
     *OUTPUT_OPTIONS,
     Option("--strict", "strict", "flag", "exit with status 1 if there is a finding"),
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.errors import RequestError
+from ompaffinity.files import write_whole
 from ompaffinity.ids import format_id_list
 from ompaffinity.topology.model import UNKNOWN
 
@@ -82,7 +83,7 @@ def write_picture(topology: Topology, plan: Plan, path: str) -> None:
     machine.draw(drawing, GAP, HEAD + GAP)
     legend.draw(drawing, GAP, HEAD + machine.height + 3 * GAP)
     try:
-        drawing.save_svg(path)
+        write_whole(path, drawing.as_svg().encode())
     except OSError as error:
         raise RequestError(
             f"--svg {path} cannot be written ({error.strerror}); name a file in a writable folder"

@@ -7,6 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ompaffinity.errors import RequestError
+from ompaffinity.files import write_whole
 
 if TYPE_CHECKING:
     from ompaffinity.measure.session import Comparison
@@ -76,6 +77,6 @@ def write_plot(comparison: Comparison, path: str) -> None:
         mark.append_title(f"{result.variant.name}: {result.variant.summary}, {result.verdict}")
         drawing.append(mark)
     try:
-        drawing.save_svg(path)
+        write_whole(path, drawing.as_svg().encode())
     except OSError as error:
         raise RequestError(f"--svg {path} cannot be written: {error.strerror}") from None

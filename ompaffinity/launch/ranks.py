@@ -11,6 +11,7 @@ import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.errors import RequestError
+from ompaffinity.placement.request import MAX_RANKS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -118,6 +119,8 @@ def local_world(
         raise RequestError(
             f"the local rank is {rank} ({name}), but the number of local ranks is unknown; set --local-world-size"
         )
+    if size > MAX_RANKS:
+        raise RequestError(f"{name} gives {size} local ranks; a machine runs at most {MAX_RANKS}")
     if not 0 <= rank < size:
         raise RequestError(f"local rank {rank} is not one of {size} local ranks ({name}); local ranks start at 0")
     whole = None if found is None else found.rank
@@ -184,7 +187,7 @@ def tasks_per_node(text: str) -> list[int]:
     for part in text.split(",") if text else ():
         match = re.fullmatch(r"([0-9]{1,8})(?:\(x([0-9]{1,8})\))?", part)
         if match is None or len(counts) + int(match[2] or 1) > MAX_TASKS:
-            raise RequestError(f"SLURM_STEP_TASKS_PER_NODE is {text!r}; it must have the form 2(x3),1")
+            raise RequestError(f"SLURM_STEP_TASKS_PER_NODE is {text[:60]!r}; it must have the form 2(x3),1")
         counts += [int(match[1])] * int(match[2] or 1)
     return counts
 

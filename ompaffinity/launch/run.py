@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from ompaffinity.errors import RequestError
+from ompaffinity.files import open_new
 from ompaffinity.launch import bind_exec
 from ompaffinity.launch.output import PrefixedLines, descriptor_of
 from ompaffinity.launch.ranks import free_port, rank_variables
@@ -112,6 +113,6 @@ def _prefixed(rank: int, ranks: int, stream: IO[str] | None) -> PrefixedLines:
 def _file(log_dir: str, rank: int, name: str, stack: ExitStack) -> BinaryIO:
     path = os.path.join(log_dir, f"rank-{rank}.{name}")
     try:
-        return stack.enter_context(open(path, "wb", buffering=0))
+        return stack.enter_context(open(open_new(path), "wb", buffering=0))
     except OSError as error:
         raise RequestError(f"--log-dir: {path} cannot be written: {error.strerror}") from None

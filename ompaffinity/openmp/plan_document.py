@@ -49,7 +49,8 @@ def worker_environment(
         wait_policy=plan.wait_policy,
         inherited=inherited,
     )
-    return environment | {PLACEMENT_VARIABLE: json.dumps(placement_document(placement))}, unset
+    compact = json.dumps(placement_document(placement), separators=(",", ":"))
+    return environment | {PLACEMENT_VARIABLE: compact}, unset
 
 
 def rank_document(plan: Plan, placement: RankPlacement) -> dict[str, Any]:

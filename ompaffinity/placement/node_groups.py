@@ -142,7 +142,7 @@ def _packages(pools: Sequence[Pool]) -> list[list[Pool]]:
     packages: dict[tuple[int, int], list[Pool]] = {}
     for pool in pools:
         covered = {core.package for core in pool.cores}
-        package = covered.pop() if len(covered) == 1 else UNKNOWN
+        package = covered.pop() if len(covered) == 1 and pool.node != UNKNOWN else UNKNOWN
         packages.setdefault((package, pool.node if package == UNKNOWN else UNKNOWN), []).append(pool)
     return list(packages.values())
 
@@ -179,9 +179,10 @@ def _exact(places: tuple[int, ...], sizes: tuple[int, ...], count: int, smallest
             return ()
         if left not in known:
             first, rest = left[0], left[1:]
-            found = best(rest)
+            most = min(len(left) // count, sum(sizes[place] for place in left) // max(smallest, 1))
+            found = best(rest) if most else ()
             for others in combinations(rest, count - 1):
-                if len(found) == len(left) // count:
+                if len(found) >= most:
                     break
                 group = (first, *others)
                 if sum(sizes[place] for place in group) >= smallest:

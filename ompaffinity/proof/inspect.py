@@ -25,6 +25,7 @@ from ompaffinity.proof.findings import (
 )
 from ompaffinity.proof.observe import ProcessState, observe_process, observe_threads, require_proc
 from ompaffinity.proof.tree import OTHER, Group, Member, groups_of, other_processes, placements_in_tree, role_of
+from ompaffinity.shown import brief_command
 from ompaffinity.topology.model import LOCAL_DISTANCE, UNKNOWN
 
 if TYPE_CHECKING:
@@ -52,6 +53,14 @@ class Inspection(NamedTuple):
     def has_seen_nothing(self) -> bool:
         """Whether there were processes, and none of them could be seen."""
         return not self.processes and bool(self.unseen or self.hidden)
+
+    def with_brief_commands(self) -> Inspection:
+        """Return the same with the start of each command alone: arguments may be secret."""
+        processes = (
+            process._replace(state=process.state._replace(command=brief_command(process.state.command)))
+            for process in self.processes
+        )
+        return self._replace(processes=tuple(processes))
 
     def to_document(self) -> dict[str, Any]:
         """Return the ``ompaffinity.inspect/1`` document: plain values, ready for JSON."""

@@ -30,6 +30,7 @@ from ompaffinity.proc import (
     thread_times,
 )
 from ompaffinity.proof.engines import Engine, engines_of
+from ompaffinity.shown import shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -108,7 +109,7 @@ def observe_threads(pid: int) -> ProcessState:
     facts, seconds, threads = _facts_and_threads(pid)
     return ProcessState(
         pid=pid,
-        command=" ".join(command_line(pid)),
+        command=shown(" ".join(command_line(pid))),
         threads=threads,
         environment=None,
         placement=None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.placement.document import PLACEMENT_VARIABLE
 from ompaffinity.proof.verdict import Difference, OtherProcess
+from ompaffinity.shown import brief_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -195,7 +196,7 @@ def other_processes(states: Mapping[int, ProcessState], ranks: Iterable[int]) ->
             continue
         below = bool(_ancestors(pid, states) & chosen)
         kind = SUPERVISOR if pid in above else HELPER if below else OTHER
-        others.append(OtherProcess(pid, state.parent, kind, role_of(state.command), state.command))
+        others.append(OtherProcess(pid, state.parent, kind, role_of(state.command), brief_command(state.command)))
     return tuple(others)
 
 

@@ -21,9 +21,19 @@ if TYPE_CHECKING:
 Value = TypeVar("Value")
 
 MAX_ARCHIVE_BYTES = 512 * 2**20
-MAX_ARCHIVE_MEMBERS = 1_000_000
-MAX_READ_BYTES = 16 * 2**20
-MAX_LINKS = 40
+"""Of all members, unpacked; those that are not kept are skipped."""
+MAX_KEPT_BYTES = 96 * 2**20
+MAX_ARCHIVE_MEMBERS = 120_000
+"""A record has about 60 files per CPU."""
+MAX_HEADER_BYTES, MAX_HEADERS_BYTES = 2**16, 16 * 2**20
+"""Of one extended header (a long name, pax), and of all of them: tarfile reads what a header says."""
+MAX_DEPTH = 40
+"""Folders in a member's name; those of sysfs have about 20."""
+MAX_TARGET = 4096
+"""PATH_MAX, limits.h."""
+MAX_STEPS = 256
+"""Components of a path, those of the links in it included."""
+BLOCK = 512
 MAGIC_BYTES = 6
 
 _OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
@@ -76,8 +86,9 @@ class ArchiveTree:
             return path
         waiting = path.split("/")[::-1]
         done: list[str] = []
-        followed = 0
-        while waiting:
+        for _ in range(MAX_STEPS):
+            if not waiting:
+                return "/".join(done)
             part = waiting.pop()
             if part == "..":
                 del done[-1:]
@@ -85,15 +96,12 @@ class ArchiveTree:
                 done.append(part)
                 target = self._links.get("/".join(done))
                 if target is not None:
-                    followed += 1
-                    if followed > MAX_LINKS:
-                        return ""
                     if target.startswith("/"):
                         done.clear()
                     else:
                         done.pop()
                     waiting += target.split("/")[::-1]
-        return "/".join(done)
+        return ""
 
 
 class _Below:
@@ -114,18 +122,25 @@ class _Below:
 
 
 class _Stream:
-    """An archive's bytes, uncompressed, never absurdly many at once: tarfile reads headers of any size."""
+    """An archive's bytes, uncompressed, within limits: tarfile reads headers of any size."""
 
     def __init__(self, file: IO[bytes], name: str) -> None:
         self._name = name
+        self._header_bytes = 0
+        self.in_member = False
+        """Whether the content of a member is read, which has limits of its own."""
         start = file.read(MAGIC_BYTES)
         file.seek(0)
         opener = next((opener for magic, opener in _OPENERS.items() if start.startswith(magic)), None)
         self._file: IO[bytes] = file if opener is None else opener(file, "rb")
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= MAX_READ_BYTES:
+        if size < 0:
             raise _too_large(self._name)
+        if not self.in_member and size > BLOCK:
+            self._header_bytes += size
+            if size > MAX_HEADER_BYTES or self._header_bytes > MAX_HEADERS_BYTES:
+                raise TopologyError(f"{self._name} has larger headers than the record of a machine needs")
         return self._file.read(size)
 
     def seek(self, place: int) -> int:
@@ -162,15 +177,24 @@ def read_archive(file: IO[bytes], name: str) -> ArchiveTree:
             files, or would unpack to more than 512 MiB.
     """
     content = _Content({}, {}, {})
-    total = 0
+    total = kept = count = 0
     try:
-        stream = cast("IO[bytes]", _Stream(file, name))
-        with tarfile.open(fileobj=stream, mode="r:") as archive:
-            for count, member in enumerate(archive):
+        stream = _Stream(file, name)
+        with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r:") as archive:
+            while (member := archive.next()) is not None:
+                # tarfile keeps what it knows of every member.
+                archive.members.clear()  # type: ignore[attr-defined]
+                count += 1
                 total += max(member.size, 0)
-                if total > MAX_ARCHIVE_BYTES or count >= MAX_ARCHIVE_MEMBERS:
+                if count > MAX_ARCHIVE_MEMBERS:
+                    raise TopologyError(
+                        f"{name} has more than {MAX_ARCHIVE_MEMBERS} files; record the machine's /sys alone"
+                    )
+                stream.in_member = True
+                kept += _keep(archive, member, content)
+                stream.in_member = False
+                if total > MAX_ARCHIVE_BYTES or kept > MAX_KEPT_BYTES:
                     raise _too_large(name)
-                _keep(archive, member, content)
     except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, ValueError, OverflowError, OSError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise TopologyError(
@@ -196,24 +220,36 @@ def _under(members: dict[str, Value], root: str) -> dict[str, Value]:
     return {name.removeprefix(root): value for name, value in members.items() if name.startswith(root)}
 
 
-def _keep(archive: tarfile.TarFile, member: tarfile.TarInfo, content: _Content) -> None:
+def _keep(archive: tarfile.TarFile, member: tarfile.TarInfo, content: _Content) -> int:
+    """Keep a member, and return how many bytes that takes."""
     name = _member_name(member.name)
-    if member.issym():
-        content.links[name] = member.linkname
-    elif member.islnk():
-        content.hard_links[name] = _member_name(member.linkname)
-    elif member.isdir():
-        return
-    elif not member.isreg():
-        raise TopologyError(f"the archive member {member.name!r} is a device or a pipe; such a file is not read")
-    elif (file := archive.extractfile(member)) is not None:
-        content.files[name] = file.read(MAX_FILE_BYTES)
+    if member.issym() or member.islnk():
+        if len(member.linkname) > MAX_TARGET:
+            raise TopologyError(
+                f"the link {member.name[:60]!r} in the archive has a target of {len(member.linkname)} bytes"
+            )
+        if member.issym():
+            content.links[name] = member.linkname
+        else:
+            content.hard_links[name] = _member_name(member.linkname)
+        return len(member.linkname)
+    if member.isdir():
+        return 0
+    if not member.isreg():
+        raise TopologyError(f"the archive member {member.name[:60]!r} is a device or a pipe; such a file is not read")
+    file = archive.extractfile(member)
+    content.files[name] = b"" if file is None else file.read(MAX_FILE_BYTES)
+    return len(name) + len(content.files[name])
 
 
 def _member_name(name: str) -> str:
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts:
-        raise TopologyError(f"the archive member {name!r} leads outside the archive; such a file is not read")
+        raise TopologyError(f"the archive member {name[:60]!r} leads outside the archive; such a file is not read")
+    if len(parts) > MAX_DEPTH:
+        raise TopologyError(
+            f"the archive member {name[:60]!r} is in more than {MAX_DEPTH} folders; such a file is not read"
+        )
     return "/".join(parts)
 
 

@@ -26,6 +26,7 @@ from ompaffinity.topology.kinds import (
     named_kinds,
 )
 from ompaffinity.topology.model import UNKNOWN, UNKNOWN_ARCHITECTURE, Limits, LogicalCPUInfo, MemoryNodeInfo, Topology
+from ompaffinity.topology.nodes import MAX_LISTED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -159,7 +160,8 @@ def _nodes(root: Element, top: Element, levels: dict[int, Any]) -> tuple[MemoryN
     allowed = cpu_set(top, "allowed_nodeset")
     distances = dict(_distances(root))
     free = set(levels)
-    nodes = []
+    nodes: list[MemoryNodeInfo] = []
+    listed = 0
     elements = [element for element in top.iter("object") if element.get("type") == "NUMANode"]
     if len(elements) == 1 and elements[0].get("local_memory") is None and not distances:
         # Without NUMA information hwloc exports one node, because its topologies always have one.
@@ -169,7 +171,11 @@ def _nodes(root: Element, top: Element, levels: dict[int, Any]) -> tuple[MemoryN
     for element in sorted(elements, key=lambda element: _number(element, "os_index")):
         number = _number(element, "os_index")
         size = _number(element, "local_memory") if element.get("local_memory") else no_size
-        cpus = tuple(cpu for cpu in cpu_set(element, "cpuset") or () if cpu in free)
+        near = cpu_set(element, "cpuset") or ()
+        listed += len(near)
+        if listed > MAX_LISTED:
+            raise TopologyError("the NUMA nodes of this hwloc topology list too many CPUs")
+        cpus = tuple(cpu for cpu in near if cpu in free)
         free.difference_update(cpus)
         nodes.append(
             MemoryNodeInfo(

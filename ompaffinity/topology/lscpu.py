@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 TIMEOUT_S = 10
+SYSTEM_PATHS = ("/usr/bin/lscpu", "/bin/lscpu")
 COLUMNS = "CPU,CORE,SOCKET,NODE,CACHE,ONLINE"
 S390_COLUMNS = "CPU,CORE,SOCKET,NODE,BOOK,DRAWER,CACHE,ONLINE"
 """BOOK and DRAWER are requested on s390 only: elsewhere they make the JSON of 2.38 to 2.40 invalid."""
@@ -62,7 +63,7 @@ def _run(options: list[str], root: str | None) -> str:
     }
     try:
         done = subprocess.run(  # noqa: S603
-            ["lscpu", *options, *(() if root is None else ("--sysroot", root))],  # noqa: S607
+            [_program(), *options, *(() if root is None else ("--sysroot", root))],
             env=environment | {"LC_ALL": "C"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -77,6 +78,11 @@ def _run(options: list[str], root: str | None) -> str:
         reason = " ".join(done.stderr.decode("utf-8", "replace").split())[:200] or "no message"
         raise TopologyError(f"lscpu failed with status {done.returncode} ({reason}); use --source sysfs")
     return done.stdout.decode("utf-8", "replace")
+
+
+def _program() -> str:
+    """Return the lscpu of the system; only where it has none, one that PATH has."""
+    return next((path for path in SYSTEM_PATHS if os.access(path, os.X_OK)), "lscpu")
 
 
 def parse_lscpu(text: str) -> tuple[LogicalCPUInfo, ...]:

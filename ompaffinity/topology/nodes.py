@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ompaffinity.errors import TopologyError
 from ompaffinity.topology.model import UNKNOWN, MemoryNodeInfo
 from ompaffinity.topology.text import numbered, plain_number, read_id_list, read_ids, read_number, read_text
 
@@ -19,6 +20,10 @@ if TYPE_CHECKING:
 NODE_ROOT = "sys/devices/system/node"
 WEIGHTS_ROOT = "sys/kernel/mm/mempolicy/weighted_interleave"
 GPU_ROOT = "proc/driver/nvidia/gpus"
+MAX_NODES = 1024
+"""MAX_NUMNODES, the kernel's include/linux/numa.h with the largest CONFIG_NODES_SHIFT."""
+MAX_LISTED = 4_000_000
+"""CPUs in the lists of all nodes; with numa=fake each node may list all CPUs."""
 RECLAIMABLE = ("MemFree", "Active(file)", "Inactive(file)", "SReclaimable")
 """The memory of a node that the kernel can allocate without swapping."""
 
@@ -27,16 +32,26 @@ def read_nodes(tree: Tree, online: Iterable[int], limits: Limits) -> tuple[Memor
     """Return every node, ascending; none where the machine has no NUMA information.
 
     A node's CPUs are those of its list that are in `online`; nodes that are one (numa=fake) list the same CPUs.
+
+    Raises:
+        TopologyError: there are more nodes than Linux has, or their lists have so many CPUs that they contradict each
+            other.
     """
     ids = numbered(tree.names(NODE_ROOT), "node")
+    if len(ids) > MAX_NODES:
+        raise TopologyError(f"the machine has {len(ids)} NUMA nodes; Linux has at most {MAX_NODES}")
     known = set(online)
     gpu_nodes = _gpu_memory_nodes(tree)
     nodes = []
+    left = MAX_LISTED
     for node in ids:
         directory = f"{NODE_ROOT}/node{node}"
         listed = read_ids(tree, f"{directory}/cpulist", f"{directory}/cpumap")
         if listed is None:
             listed = numbered(tree.names(directory), "cpu")
+        left -= len(listed)
+        if left < 0:
+            raise TopologyError("the CPU lists of its nodes contradict each other: too many nodes list too many CPUs")
         cpus = tuple(cpu for cpu in listed if cpu in known)
         total, available = node_memory(tree, node)
         nodes.append(

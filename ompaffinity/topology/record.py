@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from ompaffinity.topology.hwloc import Export
     from ompaffinity.topology.model import Topology
 
-MAX_TEXT_BYTES = 64 * 2**20
+MAX_TEXT_BYTES = 32 * 2**20
+MAX_VALUES, MAX_ELEMENTS = 2_000_000, 400_000
+"""Values of a JSON text, and elements and attributes of an XML text: each takes a hundred bytes of memory or more."""
 MAX_LABEL = 200
 HEAD_BYTES = 512
 BLANKS = b"\xef\xbb\xbf \t\r\n"
@@ -135,6 +137,7 @@ def _recorded_text(file: IO[bytes], path: str) -> RecordedMachine:
     content = file.read(MAX_TEXT_BYTES + 1)
     if len(content) > MAX_TEXT_BYTES:
         raise TopologyError(f"{path} is larger than {MAX_TEXT_BYTES >> 20} MiB; it is no record of a machine")
+    _check_size(content, path)
     label = _label(path)
     if content.lstrip(BLANKS).startswith(b"<"):
         from ompaffinity.topology.hwloc import parsed_export
@@ -151,6 +154,20 @@ def _recorded_text(file: IO[bytes], path: str) -> RecordedMachine:
         if isinstance(document, dict):
             return RecordedMachine(label, capture=document)
     return RecordedMachine(label, lscpu=text)
+
+
+def _check_size(content: bytes, path: str) -> None:
+    """Refuse a text that would take more memory than the record of any machine.
+
+    Raises:
+        TopologyError: it has too many parts.
+    """
+    parts = {"values": (sum(map(content.count, (b",", b"[", b"{"))), MAX_VALUES)}
+    if content.lstrip(BLANKS).startswith(b"<"):
+        parts = {"elements": (content.count(b"<"), MAX_ELEMENTS), "attributes": (content.count(b"="), 4 * MAX_ELEMENTS)}
+    for name, (count, most) in parts.items():
+        if count > most:
+            raise TopologyError(f"{path} has more than {most} {name}; it is no record of a machine")
 
 
 def _named(recorded: str, asked: str | None) -> str:

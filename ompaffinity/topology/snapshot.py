@@ -10,12 +10,14 @@ import json
 from typing import TYPE_CHECKING
 
 from ompaffinity.errors import IDListError, TopologyError
+from ompaffinity.files import write_whole
 from ompaffinity.ids import MAX_ID, parse_id_list
 from ompaffinity.messages import Message
 from ompaffinity.topology.model import UNKNOWN, Limits, LogicalCPUInfo, MemoryNodeInfo, Topology
+from ompaffinity.topology.nodes import MAX_LISTED
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from typing import Any
 
 SCHEMA = "ompaffinity.topology/1"
@@ -28,10 +30,9 @@ def write_capture(topology: Topology, path: str, devices: Iterable[dict[str, Any
     Raises:
         TopologyError: the file cannot be written.
     """
+    content = json.dumps(topology.to_document() | {"devices": [*devices]}) + "\n"
     try:
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(topology.to_document() | {"devices": [*devices]}, file)
-            file.write("\n")
+        write_whole(path, content.encode())
     except OSError as error:
         raise TopologyError(f"cannot write {path}: {error.strerror}; name a writable file") from None
 
@@ -47,7 +48,7 @@ def parse_capture(document: dict[str, Any]) -> Topology:
         raise TopologyError(f"the schema of this capture is {schema!r}; it must be {SCHEMA!r}")
     try:
         cpus = tuple(sorted((_cpu(row) for row in document["cpus"]), key=lambda cpu: cpu.id))
-        nodes = tuple(sorted((_node(row) for row in document["nodes"]), key=lambda node: node.id))
+        nodes = tuple(sorted(_nodes(document["nodes"]), key=lambda node: node.id))
         topology = Topology(
             _text(document["architecture"]),
             _text(document["source"]),
@@ -109,6 +110,16 @@ def _speed(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e12:
         raise ValueError(f"the speed {str(value)[:40]!r} of a CPU is not a positive number")
     return float(value)
+
+
+def _nodes(rows: Iterable[dict[str, Any]]) -> Iterator[MemoryNodeInfo]:
+    listed = 0
+    for row in rows:
+        node = _node(row)
+        listed += len(node.cpus)
+        if listed > MAX_LISTED:
+            raise ValueError("its nodes list too many CPUs")
+        yield node
 
 
 def _node(row: dict[str, Any]) -> MemoryNodeInfo:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from ompaffinity.topology.model import Limits
     from ompaffinity.topology.tree import Tree
 
+MAX_IDS_PER_CPU, MIN_COUNTED = 100, 10_000
+"""Sibling lists name each CPU about ten times in all; firmware faults are allowed for."""
 NO_ID = (UNKNOWN, 65535)
 """The id of a die, cluster or package that does not exist: -1, or -1 as 16 unsigned bits."""
 
@@ -136,7 +138,9 @@ class _Levels:
         self._online = online
         self._online_set = set(online)
         self._absent: set[str] = set()
+        self._ids_left = MAX_IDS_PER_CPU * max(len(online), MIN_COUNTED)
         self.core = self._number(self._siblings, "core_cpus", "thread_siblings")
+        self._on_core = _members(self.core)
         self.l3 = self._number(self._l3_siblings)
         # Only s390x has books and drawers. There book_id may be 0 for all books, but the lists are correct.
         s390 = architecture in ("s390x", "s390", "unknown")
@@ -170,10 +174,23 @@ class _Levels:
             if content is None and self._tree.read(f"cpu{self._online[-1]}/{name}") is None:
                 # Neither this CPU nor the last one has it: the kernel is too old, and the others are not asked.
                 self._absent.add(name)
-        ids = None if content is None else ids_in(content)
+        ids = self._counted(None if content is None else ids_in(content))
         if ids is not None and cpu in ids:
             return ids
-        return read_mask(self._tree, f"cpu{cpu}/{mask}") or ids
+        return self._counted(read_mask(self._tree, f"cpu{cpu}/{mask}")) or ids
+
+    def _counted(self, ids: list[int] | None) -> list[int] | None:
+        """Return these ids; a machine has each CPU in one list per level.
+
+        Raises:
+            TopologyError: the lists of this tree have so many ids that they contradict each other.
+        """
+        self._ids_left -= len(ids or ())
+        if self._ids_left < 0:
+            raise TopologyError(
+                "the sibling lists of its CPUs contradict each other: too many of them name too many CPUs"
+            )
+        return ids
 
     def _number(self, members_of: Callable[..., list[int] | None], *names: str) -> dict[int, int]:
         labels: dict[int, int] = {}
@@ -210,6 +227,7 @@ class _Levels:
         `lists_first` each list is a group, whatever its id.
         """
         inside = _members(whole or {})
+        last_of = {within.get(cpu): cpu for cpu in self._online}
         labels: dict[int, int] = {}
         number_of: dict[tuple[int | None, int | None], int] = {}
         without: set[int | None] = set()
@@ -219,8 +237,7 @@ class _Levels:
                 continue
             identity = self._id(cpu, id_name)
             if identity is None and optional:
-                last = next(cpu for cpu in reversed(self._online) if within.get(cpu) == outer)
-                if self._id(last, id_name) is None:
+                if self._id(last_of[outer], id_name) is None:
                     # Neither the first nor the last CPU of the package has an id, so the others are not read.
                     without.add(outer)
                 continue
@@ -249,9 +266,7 @@ class _Levels:
             if is_usual or read_text(self._tree, f"{cache}/{index}/level") == "3":
                 # The map is empty on Itanium, where each core has its own L3.
                 shared = self._group_with(cpu, f"cache/{index}/shared_cpu_map")
-                return shared or [
-                    other for other in self._online if self.core.get(other, other) == self.core.get(cpu, cpu)
-                ]
+                return shared or self._on_core.get(self.core.get(cpu, UNKNOWN), [cpu])
         return None
 
 

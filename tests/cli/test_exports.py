@@ -17,6 +17,7 @@ from ompaffinity.cli.exports import EXPORTS, export, hwloc_mask, own_cpus
 from ompaffinity.cli.main import main
 from ompaffinity.errors import RequestError
 from ompaffinity.ids import format_id_list, parse_id_list
+from ompaffinity.openmp.plan_document import worker_environment
 from ompaffinity.placement.model import Plan
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
@@ -226,3 +227,17 @@ def test_plan_prints_every_format() -> None:
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout
         assert format_id_list([1]) in done.stdout
+
+
+@pytest.mark.parametrize("runtime", ["gomp", "iomp", "omp"])
+def test_the_shell_splits_a_docker_line_into_its_options(runtime: str) -> None:
+    """As in: docker run $(ompaffinity plan --rank 0 --format docker) IMAGE."""
+    plan = plan_for(TWO, 2, runtime=runtime)
+    script = 'set -f; printf "%s\\n" $(cat)'
+    line = export(plan, "docker", 0)
+    done = subprocess.run(["sh", "-c", script], input=line, capture_output=True, text=True, check=True)
+    words = done.stdout.splitlines()
+    environment, _ = worker_environment(plan, plan.ranks[0])
+    given = [word.removeprefix("--env=") for word in words if word.startswith("--env=")]
+    assert len(words) == len(given) + 2
+    assert given == [f"{name}={value}" for name, value in environment.items()]

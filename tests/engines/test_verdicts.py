@@ -277,7 +277,7 @@ def test_a_title_that_overwrites_the_environment(tmp_path: Path) -> None:
 
 @needs("torch")
 def test_the_output_of_a_program_is_not_changed() -> None:
-    words = ["verify", *ALL_CPUS, "--seconds", "2", "--", *command("torch_team")]
+    words = ["verify", *ALL_CPUS, "--seconds", "30", "--", *command("torch_team")]
     done = subprocess.run(
         [sys.executable, "-m", "ompaffinity", *words], capture_output=True, text=True, check=False, cwd=ROOT
     )

@@ -115,13 +115,20 @@ def _has_kvm(guest: Guest) -> bool:
     return guest.architecture == "amd64" and ("svm" in flags or "vmx" in flags)
 
 
+def _time_limit(guest: Guest) -> float:
+    """Return the seconds after which a guest counts as hung: more where other processes share the CPUs."""
+    waiting = os.getloadavg()[0] / max(1, len(os.sched_getaffinity(0)))
+    return guest.seconds * max(1.0, waiting)
+
+
 def _watch(guest: Guest, command: list[str], say: Callable[[str], object]) -> Outcome:
     start = time.monotonic()
     status, boot, begun = None, 0.0, False
     output: list[str] = []
     console: list[str] = []
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as qemu:
-        clock = threading.Timer(guest.seconds, qemu.kill)
+        limit = _time_limit(guest)
+        clock = threading.Timer(limit, qemu.kill)
         clock.start()
         try:
             for raw in qemu.stdout or ():
@@ -147,6 +154,6 @@ def _watch(guest: Guest, command: list[str], say: Callable[[str], object]) -> Ou
             qemu.kill()
     seconds = time.monotonic() - start
     if status is None:
-        reason = f"ran longer than {guest.seconds} seconds" if seconds >= guest.seconds else "ended early"
+        reason = f"ran longer than {limit:.0f} seconds" if seconds >= limit else "ended early"
         raise GuestDiedError("\n".join([f"guest {guest.name} {reason}", *(output or console)[-40:]]))
     return Outcome(status, "\n".join(output), boot, seconds)

@@ -103,7 +103,7 @@ class Guest:
     mebibytes: int = 0
     minimal_qemu: tuple[int, int] = OLD_QEMU
     setup: str = ""
-    seconds: int = 420
+    seconds: int = 1200
     devices: tuple[str, ...] = ()
     in_ci: bool = True
 

@@ -119,3 +119,15 @@ def test_accepts_the_local_rank_of_a_launcher_in_local_rank() -> None:
     other = find_rank(hydra | {"LOCAL_RANK": "0"})
     assert other is not None
     assert (other.launcher, other.local_world_size) == ("torchrun", None)
+
+
+def test_more_local_ranks_than_a_machine_runs_are_refused() -> None:
+    environ = {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "999999999", "RANK": "0", "WORLD_SIZE": "999999999"}
+    with pytest.raises(RequestError, match="gives 999999999 local ranks; a machine runs at most 65536"):
+        local_world(environ)
+
+
+def test_a_long_list_of_tasks_is_shown_in_part() -> None:
+    with pytest.raises(RequestError) as error:
+        tasks_per_node("9" * 10_000)
+    assert len(str(error.value)) < 200

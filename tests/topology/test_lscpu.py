@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -110,6 +111,7 @@ def test_lscpu_and_sysfs_agree_on_this_machine() -> None:
 
 
 def test_reports_a_missing_lscpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lscpu_module, "SYSTEM_PATHS", ())
     monkeypatch.setenv("PATH", "/does/not/exist")
     with pytest.raises(TopologyError, match="cannot run lscpu"):
         load_topology(source="lscpu")
@@ -125,6 +127,7 @@ def test_reports_a_failing_lscpu(
     program = folder / "lscpu"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
+    monkeypatch.setattr(lscpu_module, "SYSTEM_PATHS", ())
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
     monkeypatch.setattr(lscpu_module, "TIMEOUT_S", 0.5)
     with pytest.raises(TopologyError, match=match):
@@ -182,3 +185,17 @@ def test_unknown_kinds_are_reported_where_cores_differ() -> None:
     rows = [{"cpu": cpu, "core": cpu // 2 if cpu < 4 else cpu} for cpu in range(6)]
     messages = saved_topology(json.dumps({"cpus": rows}), "drawn", "x86_64").messages
     assert [message.code for message in messages] == ["core-kinds-unknown"]
+
+
+def test_the_lscpu_of_the_system_goes_before_that_of_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    ran = tmp_path / "ran"
+    program = tmp_path / "lscpu"
+    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    program.chmod(0o755)
+    system = tmp_path / "system"
+    system.write_text("#!/bin/sh\nprintf '# CPU,Core\\n0,0\\n'\n")
+    system.chmod(0o755)
+    monkeypatch.setattr(lscpu_module, "SYSTEM_PATHS", (str(system),))
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert [cpu.id for cpu in lscpu_module.read_lscpu("x86_64")] == [0]
+    assert not ran.exists()

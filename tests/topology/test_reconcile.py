@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ompaffinity.errors import TopologyError
+from ompaffinity.topology import lscpu as lscpu_module
 from ompaffinity.topology import source as load_module
 from ompaffinity.topology.archive import ArchiveTree
 from ompaffinity.topology.model import UNKNOWN, Topology
@@ -71,6 +72,7 @@ def test_reports_an_unusable_lscpu_only_where_required(monkeypatch: pytest.Monke
     whole = load_topology(source="sysfs")
     blank = whole._replace(cpus=tuple(cpu._replace(physical_core=UNKNOWN) for cpu in whole.cpus))
     monkeypatch.setattr(load_module, "_settled", lambda *_: blank)
+    monkeypatch.setattr(lscpu_module, "SYSTEM_PATHS", ())
     monkeypatch.setenv("PATH", "/does/not/exist")
     topology = load_topology()
     assert [message.code for message in topology.messages] == ["lscpu-unusable"]
@@ -82,6 +84,7 @@ def test_a_machine_without_sysfs_and_lscpu_has_no_levels(monkeypatch: pytest.Mon
         raise TopologyError("no CPU is described")
 
     monkeypatch.setattr(load_module, "read_sysfs", nothing)
+    monkeypatch.setattr(lscpu_module, "SYSTEM_PATHS", ())
     monkeypatch.setenv("PATH", "/does/not/exist")
     topology = load_topology()
     assert topology.source == "flat"

@@ -339,3 +339,23 @@ def test_cpu_raises_key_error_for_an_absent_cpu() -> None:
     with pytest.raises(KeyError):
         read(small_machine()).cpu(99)
     assert isinstance(read(small_machine()).cpu(3), LogicalCPUInfo)
+
+
+def test_rejects_sibling_lists_that_name_too_many_cpus() -> None:
+    """Each list leaves its own CPU out, so that it is read for every CPU."""
+    files = {f"{CPU_ROOT}/online": b"0-999\n"}
+    files |= {f"{CPU_ROOT}/cpu{cpu}/topology/thread_siblings_list": b"1000-65535\n" for cpu in range(1000)}
+    with pytest.raises(TopologyError, match="contradict"):
+        read(files)
+
+
+def test_rejects_nodes_that_list_too_many_cpus() -> None:
+    files = small_machine() | {f"{NODE_ROOT}/node{node}/cpulist": b"0-65535\n" for node in range(100)}
+    with pytest.raises(TopologyError, match="contradict"):
+        read(files)
+
+
+def test_rejects_more_nodes_than_linux_has() -> None:
+    files = small_machine() | {f"{NODE_ROOT}/node{node}/cpulist": b"\n" for node in range(1025)}
+    with pytest.raises(TopologyError, match="1025 NUMA nodes"):
+        read(files)

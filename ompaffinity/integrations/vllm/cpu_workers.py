@@ -81,7 +81,7 @@ class CPUWorkerManager:
         # vLLM ignores the visible nodes where it simulates several, and so must the plan.
         simulates = environ.get(SIMULATE_VARIABLE, "0") != "0"
         hidden = environ.pop(VISIBLE_NODES_VARIABLE, None) if simulates else None
-        if avoids_live({}, environ) and LOCAL_RANKS in environ:
+        if avoids_live({}, environ) and environ.get(LOCAL_RANKS, "1") != "1":
             # The engines of one server plan apart, and their ranks have one plan in common.
             request["avoid"] = held_by_plans((LIVE,), os.getppid())
         try:

@@ -130,7 +130,7 @@ def test_nothing_is_moved_into_a_node_without_room() -> None:
 
 
 def test_a_node_that_is_nearly_full_is_told_of_before_anybody_is_killed() -> None:
-    node = ompaffinity("plan", "--tp", "1")["ranks"][0]["nodes"][0]
+    node = ompaffinity("plan", "--tp", "1", "--span", "node")["ranks"][0]["nodes"][0]
     holder = f"""
         import sys
         from ompaffinity.bind.capacity import machine_memory
@@ -146,7 +146,7 @@ def test_a_node_that_is_nearly_full_is_told_of_before_anybody_is_killed() -> Non
         try:
             assert process.stdout is not None
             assert process.stdout.readline() == "full\n"
-            plan = ompaffinity("plan", "--tp", "1")
+            plan = ompaffinity("plan", "--tp", "1", "--span", "node")
         finally:
             process.communicate("")
     messages = [message["message"] for message in plan["warnings"] if message["code"] == "memory-nearly-full"]
@@ -199,7 +199,7 @@ def test_where_the_kernel_refuses_everybody_is_bound_and_told(asked: str) -> Non
 
 def test_memory_that_is_bound_elsewhere_is_found_out(guest: dict[str, Any], library: str) -> None:
     """A worker that sets a policy of its own, on another node than its plan says."""
-    plan = ompaffinity("plan", "--tp", "1")
+    plan = ompaffinity("plan", "--tp", "1", "--span", "node")
     mine = plan["ranks"][0]["nodes"]
     other = next(node for node in nodes_with_memory() if node not in mine)
     family = guest["libraries"][library]
@@ -217,7 +217,7 @@ def test_memory_that_is_bound_elsewhere_is_found_out(guest: dict[str, Any], libr
     starter = f"""
         import subprocess, sys
         import ompaffinity
-        manager = ompaffinity.OMPProcessManager(tensor_parallel_size=1, runtime={family!r})
+        manager = ompaffinity.OMPProcessManager(tensor_parallel_size=1, runtime={family!r}, span="node")
         with manager.configure_omp_envs(0):
             worker = subprocess.Popen([sys.executable, "-c", {textwrap.dedent(worker)!r}], stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, text=True)
@@ -239,9 +239,8 @@ def test_memory_that_is_bound_elsewhere_is_found_out(guest: dict[str, Any], libr
 
 def test_budgets_of_a_plan_fit_the_nodes(guest: dict[str, Any]) -> None:
     plan = ompaffinity("plan", "--tp", str(min(4, guest["cpus"])), "--utilization", "0.9")
-    spent: dict[int, float] = {}
+    sizes = {node: found["mebibytes"] * 2**20 for node, found in guest["nodes"].items()}
+    users = [node for rank in plan["ranks"] for node in rank["nodes"]]
     for rank in plan["ranks"]:
-        assert rank["memory_budget_bytes"] > 0
-        for node in rank["nodes"]:
-            spent[node] = spent.get(node, 0) + rank["memory_budget_bytes"] / len(rank["nodes"])
-    assert all(size <= 0.9 * guest["nodes"][node]["mebibytes"] * 2**20 for node, size in spent.items())
+        share = sum(sizes[node] / users.count(node) for node in rank["nodes"])
+        assert 0 < rank["memory_budget_bytes"] <= 0.9 * share
