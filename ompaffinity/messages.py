@@ -164,7 +164,7 @@ UNKNOWN_CORES = Template(
 CPUS_ON_NO_NODE = Template(
     "cpus-on-no-node",
     NOTE,
-    "CPU {cpus} is on no NUMA node, so CPUs beside memory come first; its ranks use the memory of all nodes",
+    "CPU {cpus} is on no NUMA node, so the CPUs of nodes come first; a rank on these CPUs alone uses all memory nodes",
 )
 SIBLINGS_ON_TWO_NODES = Template(
     "ranks-share-cores",

@@ -238,6 +238,8 @@ def _about_unused_nodes(
     topology: Topology, request: PlacementRequest, nodes: Collection[int], unused: Collection[int]
 ) -> str:
     """Return why these of the nodes with usable cores are unused, and the option that uses them."""
+    if set(unused) == {UNKNOWN}:
+        return "on no NUMA node; --span machine uses their cores"
     with_memory = {topology.home_node(node) for node in allowed_memory_nodes(topology, request.nodes)}
     if with_memory and with_memory.isdisjoint(unused):
         return "this process may use no memory there; --span machine uses their cores"

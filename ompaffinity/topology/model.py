@@ -185,10 +185,6 @@ class Topology(_TopologyFields):
         """Return `home_node` of a CPU's node, `UNKNOWN` where it has none."""
         return self.home_node(self._cpu_by_id[cpu].numa_node)
 
-    def nodes_at(self, home: int) -> tuple[int, ...]:
-        """Return all nodes with this `home_node`, ascending."""
-        return tuple(sorted(node for node, lowest in self._home_nodes.items() if lowest == home))
-
     def cpu(self, number: int) -> LogicalCPUInfo:
         """Return the CPU with this id. Raises KeyError if it is not present."""
         return self._cpu_by_id[number]

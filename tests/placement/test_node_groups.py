@@ -224,6 +224,8 @@ def test_cpus_on_no_node_come_last(ranks: int, uses_homeless: bool) -> None:
     used = {cpu for rank in plan.ranks for cpu in rank.cpus}
     assert bool(used & homeless) is uses_homeless
     assert "cpus-on-no-node" in codes(plan)
+    unused = [group.detail for group in plan.left_out if group.reason == "unused-node"]
+    assert unused == ([] if uses_homeless else ["on no NUMA node; --span machine uses their cores"])
 
 
 # Nodes that are one.
