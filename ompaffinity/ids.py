@@ -109,6 +109,38 @@ def format_id_list(ids: Iterable[int]) -> str:
     return ",".join(parts)
 
 
+MIN_STRIDE_IDS = 3
+"""The fewest ids that are written as a range with a stride."""
+
+
+def format_folded_id_list(ids: Iterable[int]) -> str:
+    """Return `ids` as `format_id_list` does, with strides (``"1-63:2"``), which the kernel does not read."""
+    numbers = sorted(set(ids))
+    parts: list[str] = []
+    start = 0
+    while start < len(numbers):
+        end, step = _run_end(numbers, start)
+        count = end - start + 1
+        if step > 1 and count < MIN_STRIDE_IDS:
+            end, count = start, 1
+        if count == 1:
+            parts.append(f"{numbers[start]}")
+        else:
+            parts.append(f"{numbers[start]}-{numbers[end]}" + (f":{step}" if step > 1 else ""))
+        start = end + 1
+    return ",".join(parts)
+
+
+def _run_end(numbers: list[int], start: int) -> tuple[int, int]:
+    """Return the index of the last number that follows `start` in equal steps, and the step."""
+    if start + 1 == len(numbers):
+        return start, 1
+    step, end = numbers[start + 1] - numbers[start], start + 1
+    while end + 1 < len(numbers) and numbers[end + 1] - numbers[end] == step:
+        end += 1
+    return end, step
+
+
 def _number(text: str, part: str, whole: str) -> int:
     digits = text.strip()
     if not (digits.isascii() and digits.isdigit()):

@@ -1,4 +1,4 @@
-"""Programs for a child of this interpreter that imports no module from the current directory."""
+"""The running interpreter: programs for a child of it, and the command that installs packages for it."""
 
 from __future__ import annotations
 
@@ -21,3 +21,29 @@ def child_command(program: str, *arguments: str) -> list[str]:
         f"if {PACKAGE_FOLDER!r} not in sys.path: sys.path.insert(0, {PACKAGE_FOLDER!r})\n"
     )
     return [sys.executable, "-c", start + program, *arguments]
+
+
+def install_command(requirement: str) -> str:
+    """Return the shell command that installs a package where this interpreter finds it.
+
+    An environment without pip is served by the pip outside of it (``pip --python``, pip 22.3), one of pipx or uv by its
+    tool. Where the distribution manages the packages (PEP 668), the command makes an environment first.
+    """
+    # Loaded for an error only.
+    from importlib.util import find_spec
+
+    if "/pipx/venvs/" in sys.prefix:
+        return f"pipx install --force '{requirement}'"
+    if "/uv/tools/" in sys.prefix:
+        return f"uv tool install '{requirement}'"
+    if sys.prefix == sys.base_prefix and _is_externally_managed():
+        return f"python3 -m venv .venv && .venv/bin/pip install '{requirement}'"
+    if find_spec("pip") is None:
+        return f"python3 -m pip --python {sys.executable} install '{requirement}'"
+    return f"{sys.executable} -m pip install '{requirement}'"
+
+
+def _is_externally_managed() -> bool:
+    import sysconfig
+
+    return os.path.exists(os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED"))

@@ -5,6 +5,7 @@ The table of messages in docs/reference.md is generated from this file (scripts/
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.shown import shown
@@ -62,6 +63,13 @@ def log_warnings(messages: Iterable[Message]) -> None:
     for message in messages:
         if message.level == WARNING:
             logging.getLogger(LOGGER).warning("%s", message)
+
+
+def log_debug(text: str, *values: object) -> None:
+    """Write what was read or decided to the logger ``ompaffinity``, where logging is loaded at all."""
+    logging = sys.modules.get("logging")
+    if logging is not None:
+        logging.getLogger(LOGGER).debug(text, *values)
 
 
 def has_warning(messages: Iterable[Message]) -> bool:

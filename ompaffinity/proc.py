@@ -10,10 +10,11 @@ import errno
 import mmap
 import os
 import stat
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.errors import IDListError
-from ompaffinity.ids import parse_id_list
+from ompaffinity.ids import MAX_DIGITS, parse_id_list
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -248,7 +249,7 @@ def thread_times(pid: int | str, thread_id: int) -> ThreadTimes:
     ticks = _integer(fields, USER_FIELD) + _integer(fields, SYSTEM_FIELD)
     times = scheduling(pid, thread_id)
     start, last = _integer(fields, START_TIME_FIELD), fields.get(LAST_CPU_FIELD, "")
-    last_cpu = int(last) if last.isdigit() else None
+    last_cpu = int(last) if last.isdecimal() and len(last) <= MAX_DIGITS else None
     if times is None or (times == (0, 0) and ticks):
         return ThreadTimes(start, last_cpu, ticks * 10**9 // os.sysconf("SC_CLK_TCK"), None)
     return ThreadTimes(start, last_cpu, times.run_ns, times.delay_ns)
@@ -346,7 +347,9 @@ def _mappings(pid: int | str, containing: bytes) -> Iterator[MappedFile]:
             fields = line.rstrip(b"\n").split(None, 5)
             # Mappings of no file have the inode 0.
             if len(fields) == 6 and fields[4] != b"0" and containing in fields[5].rpartition(b"/")[2]:
-                yield _mapped_file(fields)
+                # Another file system in the place of /proc may write other lines.
+                with suppress(ValueError, OverflowError):
+                    yield _mapped_file(fields)
 
 
 def _mapped_file(fields: list[bytes]) -> MappedFile:

@@ -9,10 +9,12 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ompaffinity import proc
 from ompaffinity.openmp.library_path import find_library
@@ -241,3 +243,41 @@ def test_knows_an_environment_that_the_program_has_overwritten(
 ) -> None:
     monkeypatch.setattr(proc, "open", lambda *_arguments, **_keywords: io.BytesIO(content), raising=False)
     assert proc.environment_of(1) == (variables, complete)
+
+
+NUMBERS = st.one_of(
+    st.integers().map(str), st.sampled_from(["", "-1", "9" * 5000, "x", "\u00b2", "\u0663", "1.5", "\x1b[31m"])
+)
+LINES = st.lists(st.one_of(NUMBERS, st.sampled_from(["(a b)", ")", "(", ":", "Cpus_allowed_list:\t0-3", "N0=5", "/x"])))
+FILES = st.dictionaries(
+    st.sampled_from(["stat", "status", "schedstat", "io", "maps", "numa_maps", "environ", "cmdline", "comm"]),
+    st.one_of(st.binary(max_size=300), st.lists(LINES.map(" ".join)).map("\n".join).map(str.encode)),
+)
+
+
+@given(files=FILES)
+def test_any_proc_tree_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, files: dict[str, bytes]) -> None:
+    folder = tmp_path_factory.getbasetemp() / "anyproc"
+    shutil.rmtree(folder, ignore_errors=True)
+    for place in (folder, folder / "task" / "1"):
+        place.mkdir(parents=True)
+        for name, content in files.items():
+            (place / name).write_bytes(content)
+    pid = f"..{folder}"
+    for read in (
+        proc.environment_of,
+        proc.command_line,
+        proc.thread_ids,
+        proc.status_fields,
+        proc.stat_fields,
+        proc.bytes_read,
+        proc.start_time,
+        proc.scheduling,
+        proc.mapped_files,
+        lambda pid: list(proc.numa_maps_lines(pid)),
+        lambda pid: proc.allowed_cpus(proc.status_fields(pid)),
+        lambda pid: proc.thread_times(pid, 1),
+        lambda pid: proc.thread_name(pid, 1),
+    ):
+        with suppress(OSError):
+            read(pid)

@@ -24,7 +24,7 @@ def run_devices(values: dict[str, Any]) -> int:
     if values.get("json"):
         sys.stdout.write(json.dumps(found.to_document(topology)) + "\n")
     else:
-        from ompaffinity.cli.tables import print_devices
+        from ompaffinity.cli.machine_tables import print_devices
 
         print_devices(found, topology)
     return int(bool(values.get("strict")) and has_warning(found.messages))

@@ -19,7 +19,7 @@ def run_doctor(values: dict[str, Any]) -> int:
     if values.get("json"):
         sys.stdout.write(json.dumps(diagnosis.to_document()) + "\n")
     else:
-        from ompaffinity.cli.tables import print_diagnosis
+        from ompaffinity.cli.proof_tables import print_diagnosis
 
         print_diagnosis(diagnosis)
     warned = any(check.level != "ok" for check in diagnosis.checks)

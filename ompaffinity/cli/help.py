@@ -42,6 +42,7 @@ memory-interleave, active, brief, passive
     "completion": """examples:
   eval "$(ompaffinity completion --shell bash)"
   ompaffinity completion --shell zsh > ~/.zfunc/_ompaffinity
+  ompaffinity completion --shell fish > ~/.config/fish/completions/ompaffinity.fish
 """,
     "doctor": """examples:
   ompaffinity doctor

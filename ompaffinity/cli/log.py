@@ -1,8 +1,7 @@
-"""The log of the package under verbs that print all messages themselves."""
+"""What verbs print on standard error besides errors, and the log of the package under verbs that print messages."""
 
 from __future__ import annotations
 
-import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,10 +10,31 @@ from ompaffinity.messages import LOGGER
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+_quiet = False
+
+
+def set_verbosity(*, quiet: bool, verbose: bool) -> None:
+    """Set what verbs print on standard error besides errors: nothing (quiet), or also the log (verbose)."""
+    global _quiet  # noqa: PLW0603
+    _quiet = quiet
+    if quiet or verbose:
+        import logging
+
+        if verbose:
+            logging.basicConfig(format="%(name)s: %(message)s")
+        logging.getLogger(LOGGER).setLevel(logging.ERROR if quiet else logging.DEBUG)
+
+
+def is_quiet() -> bool:
+    """Whether warnings and notes are left out."""
+    return _quiet
+
 
 @contextmanager
 def messages_not_logged() -> Iterator[None]:
     """Keep the package from logging messages inside the context, because the verb prints them once at its end."""
+    import logging
+
     logger = logging.getLogger(LOGGER)
     before = logger.disabled
     logger.disabled = True

@@ -10,6 +10,7 @@ from importlib import import_module
 from io import BufferedWriter, RawIOBase, TextIOWrapper
 from typing import TYPE_CHECKING
 
+from ompaffinity.cli.log import set_verbosity
 from ompaffinity.cli.parse import parse_command_line
 from ompaffinity.errors import InterruptedBySignalError, OMPAffinityError, OutputError, RequestError
 from ompaffinity.shown import shown
@@ -54,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(str(error))
     except OSError as error:
         return _fail(_what_failed(error))
+    except ImportError as error:
+        return _fail(f"cannot load what this command needs: {_innermost(error)}; reinstall ompaffinity")
     except MemoryError:
         return _fail("out of memory; raise the memory limit (ulimit -v, control group)")
 
@@ -64,6 +67,7 @@ def _run(arguments: list[str]) -> int:
     except SystemExit:
         # Help or the version was printed.
         return DONE
+    set_verbosity(quiet=bool(values.pop("quiet", False)), verbose=bool(values.pop("verbose", False)))
     module, function = RUNNERS[verb]
     status: int = getattr(import_module(f"ompaffinity.cli.{module}"), function)(values)
     return status
@@ -86,6 +90,13 @@ def _what_failed(error: OSError) -> str:
             place = f" in {module}, line {trace.tb_lineno}"
         trace = trace.tb_next
     return f"a system call failed{place}: {reason}"
+
+
+def _innermost(error: BaseException) -> BaseException:
+    """Return the error at the root of an error: packages wrap why they cannot be loaded in pages of advice."""
+    while (inner := error.__cause__ or error.__context__) is not None:
+        error = inner
+    return error
 
 
 def _prepare_streams(words: list[str]) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from ompaffinity.cli.tables import new_console, new_table, print_messages
+from ompaffinity.cli.console import new_console, new_table, print_messages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

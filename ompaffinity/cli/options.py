@@ -10,7 +10,7 @@ from ompaffinity.topology.source import SOURCES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
-SHELLS = ("bash", "zsh", "tcsh")
+SHELLS = ("bash", "zsh", "fish")
 EXPORT_FORMATS = (
     *("env", "numactl", "taskset", "slurm", "rankfile", "systemd", "docker", "hwloc", "vllm", "sglang"),
     *("llama.cpp", "onnxruntime", "openvino"),
@@ -43,6 +43,11 @@ MACHINE_OPTIONS = (
     ),
 )
 OUTPUT_OPTIONS = (Option("--json", "json", "flag", "print JSON"),)
+VERBOSITY_OPTIONS = (
+    Option("--quiet", "quiet", "flag", "print no warnings and notes"),
+    Option("--verbose", "verbose", "flag", "also print what is read and decided"),
+)
+"""Options of every verb."""
 TOPOLOGY_OPTIONS = (
     Option(
         "--capture",
@@ -189,19 +194,42 @@ DOCTOR_OPTIONS = (
 COMPLETION_OPTIONS = (Option("--shell", "shell", "choice", "shell of the completion script", SHELLS),)
 
 VERBS: dict[str, tuple[Option, ...]] = {
-    "plan": (*PLAN_OPTIONS, *MACHINE_OPTIONS, *PLAN_OUTPUT_OPTIONS),
-    "topology": (*MACHINE_OPTIONS, *TOPOLOGY_OPTIONS, *OUTPUT_OPTIONS),
-    "devices": DEVICES_OPTIONS,
-    "verify": (*PLAN_OPTIONS, *VERIFY_OPTIONS),
-    "inspect": INSPECT_OPTIONS,
-    "compare": (*PLAN_OPTIONS, *COMPARE_OPTIONS),
-    "doctor": DOCTOR_OPTIONS,
-    "completion": COMPLETION_OPTIONS,
-    "exec": (*PLAN_OPTIONS, *EXEC_OPTIONS),
-    "run": (*PLAN_OPTIONS, *RUN_OPTIONS),
+    verb: (*options, *VERBOSITY_OPTIONS)
+    for verb, options in {
+        "plan": (*PLAN_OPTIONS, *MACHINE_OPTIONS, *PLAN_OUTPUT_OPTIONS),
+        "topology": (*MACHINE_OPTIONS, *TOPOLOGY_OPTIONS, *OUTPUT_OPTIONS),
+        "devices": DEVICES_OPTIONS,
+        "verify": (*PLAN_OPTIONS, *VERIFY_OPTIONS),
+        "inspect": INSPECT_OPTIONS,
+        "compare": (*PLAN_OPTIONS, *COMPARE_OPTIONS),
+        "doctor": DOCTOR_OPTIONS,
+        "completion": COMPLETION_OPTIONS,
+        "exec": (*PLAN_OPTIONS, *EXEC_OPTIONS),
+        "run": (*PLAN_OPTIONS, *RUN_OPTIONS),
+    }.items()
 }
 WITH_COMMAND = ("verify", "exec", "run", "compare")
 """Verbs with a command after ``--``."""
+
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "ranks": (
+        *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size", "oversubscribe", "rank", "ray"),
+        *("local_rank", "local_world_size"),
+    ),
+    "where the ranks run": (*("cpus", "nodes", "avoid", "bind", "core_type", "distribute", "span", "override"),),
+    "threads": (
+        *("threads_per_core", "reserve", "reserve_per_rank", "kv_transfer", "helper_cpus"),
+        *("runtime", "granularity", "wait_policy", "probe", "library"),
+    ),
+    "memory": ("memory_policy", "utilization"),
+    "GPUs": ("numa_bind", "numa_bind_nodes", "numa_bind_cpus", "gpus", "share"),
+    "machine": ("machine", "synthetic", "architecture", "source", "capture", "label", "python"),
+    "processes": ("pids", "named_pids", "all", "seconds", "plan", "as", "grace"),
+    "measurement": ("variants", "metric", "lower", "budget", "precision"),
+    "output": ("json", "format", "map", "svg", "full_command", "log_dir", "shell", "strict", "quiet", "verbose"),
+}
+"""The groups of options in the help, each with its fields."""
 
 
 def flags_of(verb: str, fields: Iterable[str]) -> str:

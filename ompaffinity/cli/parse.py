@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ompaffinity import __version__
 from ompaffinity.cli.help import EXAMPLES, SUMMARIES
-from ompaffinity.cli.options import VERBS, WITH_COMMAND
+from ompaffinity.cli.options import GROUPS, VERBS, WITH_COMMAND
 from ompaffinity.errors import RequestError
 from ompaffinity.placement.option_values import option_value
 from ompaffinity.placement.options import SEVERAL_VALUES
@@ -15,8 +15,10 @@ from ompaffinity.placement.options import SEVERAL_VALUES
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-FILES = ("FILE", "PATH", "DIR", "PLAN.json")
-"""The metavars of options whose value is a path."""
+    from ompaffinity.placement.options import Option
+
+MAX_SHOWN = 100
+"""Letters of a wrong word that an error shows."""
 
 
 def parse_command_line(arguments: list[str]) -> tuple[str, dict[str, Any]]:
@@ -26,17 +28,51 @@ def parse_command_line(arguments: list[str]) -> tuple[str, dict[str, Any]]:
         RequestError: the command line is invalid.
         SystemExit: the help or the version was requested, and is printed.
     """
+    if arguments[:1] == ["help"]:
+        # `help plan` is `plan --help`.
+        arguments = [*arguments[1:2], "--help"]
     command: tuple[str, ...] | None = None
     if arguments and arguments[0] in WITH_COMMAND and "--" in arguments:
         cut = arguments.index("--")
         arguments, command = arguments[:cut], tuple(arguments[cut + 1 :])
         if not command:
             raise RequestError(f"no command follows --; write ompaffinity {arguments[0]} -- python worker.py")
-    texts = vars(make_parser(arguments[:1]).parse_args(arguments))
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
+        raise RequestError(
+            f"there is no verb {arguments[0][:MAX_SHOWN]!r}{_similar(arguments[0], VERBS)}; see ompaffinity --help"
+        )
+    parsed, unknown = make_parser(arguments[:1]).parse_known_args(arguments)
+    texts = vars(parsed)
     verb = texts.pop("verb")
+    if unknown:
+        raise RequestError(_unknown(verb, unknown))
     options = {option.field: option for option in VERBS[verb]}
     values = {field: True if text is True else option_value(options[field], text) for field, text in texts.items()}
     return verb, values if command is None else values | {"command": command}
+
+
+def _unknown(verb: str, words: list[str]) -> str:
+    """Return the error for words that are no options of a verb."""
+    word = words[0][:MAX_SHOWN]
+    if not word.startswith("-"):
+        if verb in WITH_COMMAND:
+            return f"{word!r} is no option; write -- in front of the command: ompaffinity {verb} ... -- {word} ..."
+        return f"{verb} takes no argument {word!r}; see ompaffinity {verb} --help"
+    flag = word.partition("=")[0]
+    flags = [option.flag for option in VERBS[verb]]
+    others = [other for other, options in VERBS.items() if any(option.flag == flag for option in options)]
+    if others:
+        return f"{flag} is an option of {', '.join(others)}, not of {verb}; see ompaffinity {verb} --help"
+    return f"there is no option {flag}{_similar(flag, flags)}; see ompaffinity {verb} --help"
+
+
+def _similar(word: str, known: Collection[str]) -> str:
+    """Return the question whether one of the known words is meant."""
+    # Loaded for an error only.
+    from difflib import get_close_matches
+
+    found = get_close_matches(word[:MAX_SHOWN], list(known), 1)
+    return f"; did you mean {found[0]}?" if found else ""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -52,8 +88,9 @@ def make_parser(with_options: Collection[str] = tuple(VERBS)) -> argparse.Argume
     parser = _Parser(
         prog="ompaffinity",
         description="Plan, bind and verify the CPUs and the memory of inference workers and their OpenMP threads.",
-        epilog="Exit status: 0 done; 1 a check failed, or a warning with --strict; 2 invalid input or a request that"
-        " cannot be met; 3 verify found neither a difference nor a proof, or inspect may read no process.",
+        epilog="'ompaffinity help VERB' lists its options. Exit status: 0 done; 1 a check failed, or a warning"
+        " with --strict; 2 invalid input or a request that cannot be met; 3 verify found neither a difference nor a"
+        " proof, or inspect may read no process.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"ompaffinity {__version__}")
@@ -62,26 +99,49 @@ def make_parser(with_options: Collection[str] = tuple(VERBS)) -> argparse.Argume
         verb_parser = verbs.add_parser(
             verb,
             help=SUMMARIES[verb],
+            usage=f"ompaffinity {verb} {_usage(verb)}",
             description=f"{SUMMARIES[verb][0].upper()}{SUMMARIES[verb][1:]}.",
             epilog=EXAMPLES[verb],
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        for option in options if verb in with_options else ():
-            keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": option.help}
-            if not option.flag.startswith("-"):
-                verb_parser.add_argument(option.field, nargs="*", metavar=option.metavar, **keywords)
-                continue
-            keywords["dest"] = option.field
-            if option.kind == "flag":
-                keywords["action"] = "store_true"
-            else:
-                if option.kind in SEVERAL_VALUES:
-                    keywords["nargs"] = "+"
-                if option.kind == "files":
-                    keywords["action"] = "append"
-                keywords["metavar"] = option.metavar or "|".join(option.choices) or "N"
-            added = verb_parser.add_argument(option.flag, **keywords)
-            # Read by `run_completion`.
-            vars(added)["completes"] = "file" if option.metavar in FILES else option.choices
+        if verb in with_options:
+            _add_options(verb_parser, options)
     return parser
+
+
+def _usage(verb: str) -> str:
+    """Return the usage of a verb behind its name."""
+    if verb == "inspect":
+        return "[OPTION ...] PID ... | --all"
+    if verb == "verify":
+        return "[OPTION ...] [-- COMMAND ...]"
+    return "[OPTION ...] -- COMMAND ..." if verb in WITH_COMMAND else "[OPTION ...]"
+
+
+def _add_options(parser: argparse.ArgumentParser, options: Collection[Option]) -> None:
+    """Add the options of a verb, in the groups of the help."""
+    by_field = {option.field: option for option in options}
+    for title, fields in GROUPS.items():
+        chosen = [by_field[field] for field in fields if field in by_field]
+        group = parser.add_argument_group(title) if chosen else parser
+        for option in chosen:
+            _add_option(group, option)
+
+
+def _add_option(group: Any, option: Option) -> None:
+    """Add one option to a parser or a group of it."""
+    keywords: dict[str, Any] = {"default": argparse.SUPPRESS, "help": option.help}
+    if not option.flag.startswith("-"):
+        group.add_argument(option.field, nargs="*", metavar=option.metavar, **keywords)
+        return
+    keywords["dest"] = option.field
+    if option.kind == "flag":
+        keywords["action"] = "store_true"
+    else:
+        if option.kind in SEVERAL_VALUES:
+            keywords["nargs"] = "+"
+        if option.kind == "files":
+            keywords["action"] = "append"
+        keywords["metavar"] = option.metavar or "|".join(option.choices) or "N"
+    group.add_argument(option.flag, **keywords)

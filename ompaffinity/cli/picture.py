@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ompaffinity.errors import RequestError
 from ompaffinity.files import write_whole
 from ompaffinity.ids import format_id_list
+from ompaffinity.interpreter import install_command
 from ompaffinity.topology.model import UNKNOWN
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def write_picture(topology: Topology, plan: Plan, path: str) -> None:
     try:
         import drawsvg as svg
     except ImportError:
-        raise RequestError("--svg requires drawsvg; install it with: pip install 'ompaffinity[svg]'") from None
+        raise RequestError(f"--svg requires drawsvg; install it with: {install_command('ompaffinity[svg]')}") from None
     painter = _Painter(svg, topology, plan)
     machine, legend = painter.machine(), painter.legend()
     title = f"{topology.machine} ({topology.architecture})"

@@ -38,14 +38,14 @@ def run_plan(values: dict[str, Any]) -> int:
         from ompaffinity.cli.picture import write_picture
 
         write_picture(topology, plan, values["svg"])
-    form = "json" if values.get("json") else values.get("format", "table")
+    form = _form(values)
     if values.get("map") and form != "table":
         raise RequestError(f"--map goes with the table, and not with {form}; leave one of them out")
     if form == "json":
         sys.stdout.write(json.dumps(plan_document(plan, rank)) + "\n")
     elif form in EXPORT_FORMATS:
+        from ompaffinity.cli.console import print_messages
         from ompaffinity.cli.exports import WITHOUT_WEIGHTS, export
-        from ompaffinity.cli.tables import print_messages
 
         sys.stdout.write(export(plan, form, rank))
         messages = [message for message in plan.messages if message.level == WARNING]
@@ -53,7 +53,7 @@ def run_plan(values: dict[str, Any]) -> int:
             messages.append(WEIGHTS_NOT_EXPORTED(form=form))
         print_messages(messages)
     else:
-        from ompaffinity.cli.tables import print_plan
+        from ompaffinity.cli.plan_tables import print_plan
 
         if values.get("map"):
             from ompaffinity.cli.terminal_map import print_map
@@ -61,6 +61,18 @@ def run_plan(values: dict[str, Any]) -> int:
             print_map(topology, plan)
         print_plan(topology, plan, rank)
     return int(bool(values.get("strict")) and has_warning(plan.messages))
+
+
+def _form(values: dict[str, Any]) -> str:
+    """Return the format of the output.
+
+    Raises:
+        RequestError: --json contradicts --format.
+    """
+    form: str = values.get("format", "json" if values.get("json") else "table")
+    if values.get("json") and form != "json":
+        raise RequestError(f"--json and --format {form} are two formats; leave one of them out")
+    return form
 
 
 def _run_cluster_plan(values: dict[str, Any]) -> int:
@@ -84,10 +96,10 @@ def _run_cluster_plan(values: dict[str, Any]) -> int:
     rank = values.get("rank")
     if rank is not None and not 0 <= rank < len(plan.ranks):
         raise RequestError(f"--rank is {rank}, but the plan has the ranks 0 to {len(plan.ranks) - 1}")
-    if values.get("json") or values.get("format") == "json":
+    if _form(values) == "json":
         sys.stdout.write(json.dumps(cluster_document(plan, rank)) + "\n")
     else:
-        from ompaffinity.cli.tables import print_cluster_plan
+        from ompaffinity.cli.plan_tables import print_cluster_plan
 
         print_cluster_plan(plan, rank)
     return int(bool(values.get("strict")) and has_warning(plan.all_messages))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.errors import RequestError
 from ompaffinity.files import write_whole
+from ompaffinity.interpreter import install_command
 
 if TYPE_CHECKING:
     from ompaffinity.measure.session import Comparison
@@ -29,7 +30,7 @@ def check_plots(path: str) -> None:
     try:
         import drawsvg  # noqa: F401
     except ImportError:
-        raise RequestError("--svg requires drawsvg; install it with: pip install 'ompaffinity[svg]'") from None
+        raise RequestError(f"--svg requires drawsvg; install it with: {install_command('ompaffinity[svg]')}") from None
 
 
 def write_plot(comparison: Comparison, path: str) -> None:

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from ompaffinity.cli.console import new_console, new_table
 from ompaffinity.cli.picture import uses
-from ompaffinity.cli.tables import new_console, new_table
 from ompaffinity.topology.model import UNKNOWN
 
 if TYPE_CHECKING:

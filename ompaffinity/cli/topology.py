@@ -33,7 +33,7 @@ def run_topology(values: dict[str, Any]) -> int:
     if as_json or capture == "-":
         sys.stdout.write(json.dumps(topology.to_document() | {"devices": devices}) + "\n")
     elif capture is None:
-        from ompaffinity.cli.tables import print_topology
+        from ompaffinity.cli.machine_tables import print_topology
 
         print_topology(topology)
     return 0

@@ -39,7 +39,7 @@ def run_verify(values: dict[str, Any]) -> int:
     if values.get("json"):
         sys.stdout.write(json.dumps(verdict.to_document()) + "\n")
     else:
-        from ompaffinity.cli.tables import print_verdict
+        from ompaffinity.cli.proof_tables import print_verdict
 
         print_verdict(verdict)
     strict = bool(values.get("strict")) and has_warning(verdict.messages)

@@ -18,6 +18,7 @@ from ompaffinity.measure.statistics import (
     median_interval,
     paired_ratio,
 )
+from ompaffinity.proof.observe import require_proc
 
 if TYPE_CHECKING:
     import re
@@ -205,6 +206,7 @@ def compare_variants(
         InterruptedBySignalError: a signal came before the first round was complete.
         RequestError: not one round fits into the budget, or fewer than two variants are left.
     """
+    require_proc()
     interrupted_by = None
     with SignalReceiver() as signals, Watcher() as watcher:
         session = _Session(managers, settings, progress, signals, watcher)

@@ -25,7 +25,7 @@ def option_value(option: Option, text: Any) -> Any:
         return text
     if option.kind == "choice":
         if text not in option.choices:
-            raise RequestError(f"{option.flag} is {text!r}; it must be one of {', '.join(option.choices)}")
+            raise RequestError(_wrong_choice(option, text))
         return text
     if option.kind == "ids":
         try:
@@ -48,6 +48,16 @@ def option_value(option: Option, text: Any) -> Any:
         words = {"threads": "auto, all or a number", "auto-number": "auto or a number"}.get(option.kind, "a number")
         raise RequestError(f"{option.flag} is {text!r}; it must be {words}")
     return int(text)
+
+
+def _wrong_choice(option: Option, text: str) -> str:
+    """Return the error for a value that is none of the choices, with the most similar one."""
+    # Loaded for an error only.
+    from difflib import get_close_matches
+
+    found = get_close_matches(text[:100], option.choices, 1)
+    meant = f"did you mean {found[0]}? " if found else ""
+    return f"{option.flag} is {text[:100]!r}; {meant}it must be one of {', '.join(option.choices)}"
 
 
 def _fraction(option: Option, text: str) -> float:

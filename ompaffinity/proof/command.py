@@ -12,6 +12,7 @@ from ompaffinity.launch.signals import SignalReceiver
 from ompaffinity.launch.supervise import Supervisor
 from ompaffinity.launch.watcher import Watcher
 from ompaffinity.proof.compare import not_found
+from ompaffinity.proof.observe import require_proc
 from ompaffinity.proof.sampling import WINDOW_SECONDS, TreeObserver
 from ompaffinity.proof.verdict import Verdict
 
@@ -37,7 +38,9 @@ def verify_command(manager: OMPProcessManager, command: Sequence[str], seconds: 
         CommandStartError: the command cannot be started.
         InterruptedBySignalError: this process got a signal that ends it; the ranks got it, too, and have ended.
         SupervisionError: the kernel refuses what is needed to supervise the ranks.
+        RequestError: /proc does not show processes.
     """
+    require_proc()
     with (
         SignalReceiver() as signals,
         Watcher() as watcher,

@@ -73,6 +73,7 @@ def verify_plan(manager: OMPProcessManager, library: str) -> Verdict:
     Raises:
         RequestError: a probe cannot form a team at all.
     """
+    require_proc()
     probes: list[tuple[RankPlacement, dict[str, str], Popen[str]]] = []
     outputs: list[str] = []
     try:

@@ -7,6 +7,7 @@ records a memory node without CPUs with the CPUs near it; CPUs of several nodes 
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 from defusedxml.common import DefusedXmlException
@@ -38,6 +39,9 @@ GROUP_LEVELS = {"Book": "book", "Drawer": "drawer", "Cluster": "cluster"}
 """Levels that hwloc exports as Group objects of this subtype."""
 X86_VENDORS = {"GenuineIntel", "AuthenticAMD", "HygonGenuine", "CentaurHauls", "  Shanghai  "}
 """Vendor names from CPUID; exports made from CPUID do not name the architecture."""
+MAX_TAG_BYTES = 2**16
+"""Of one tag with its attributes, which the parser holds as a whole. Those of hwloc are shorter by far."""
+LONG_TAG = re.compile(rb"<[^<>]{%d}" % MAX_TAG_BYTES)
 INTEL_KINDS = {"IntelCore": PERFORMANCE, "IntelAtom": EFFICIENCY, "IntelLowPower": LOW_POWER}
 
 
@@ -122,6 +126,8 @@ def parsed_export(text: bytes) -> Export:
 
 
 def _parsed(text: bytes) -> Element:
+    if LONG_TAG.search(text):
+        raise TopologyError(f"this XML has a tag of more than {MAX_TAG_BYTES} bytes; hwloc writes shorter ones")
     try:
         root: Element = fromstring(text)
     except (ParseError, ValueError, LookupError) as error:

@@ -68,7 +68,7 @@ def test_plan_prints_a_table_of_80_columns(capsys: pytest.CaptureFixture[str]) -
         "2 packages, 4 NUMA nodes",
         "rank",
         "helper CPUs",
-        "1,3,5",
+        "1-5:2",
         "bind 0",
         "unused-node",
         "smt-sibling",

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ompaffinity import __version__
-from ompaffinity.cli.options import VERBS
+from ompaffinity.cli.options import GROUPS, VERBS, WITH_COMMAND
 from ompaffinity.cli.parse import parse_command_line
 from ompaffinity.errors import RequestError
 from ompaffinity.placement.option_values import option_value
@@ -51,7 +55,15 @@ def test_accepts_options_with_space_and_with_equals_sign() -> None:
         (["plan", "--cpus", "3-1"], "--cpus: the range"),
         (["plan", "--nodes", ""], "--nodes is empty; omit it"),
         (["plan", "--bind", "0-3|x"], "--bind"),
-        (["topology", "--tp", "2"], "--tp"),
+        (["topology", "--tp", "2"], "--tp is an option of plan, verify, compare, exec, run, not of topology"),
+        (["plna", "--tp", "2"], "there is no verb 'plna'; did you mean plan"),
+        (["plan", "--runtme", "gomp"], "there is no option --runtme; did you mean --runtime"),
+        (["plan", "--runtime", "gmop"], "did you mean gomp"),
+        (
+            ["run", "--tp", "2", "python", "worker.py"],
+            "write -- in front of the command: ompaffinity run ... -- python",
+        ),
+        (["help", "plna"], "did you mean plan"),
     ],
 )
 def test_rejects_invalid_command_lines_with_one_line(arguments: list[str], match: str) -> None:
@@ -73,9 +85,45 @@ def test_prints_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"ompaffinity {__version__}\n"
 
 
+def test_help_of_a_verb_is_its_help_option(capsys: pytest.CaptureFixture[str]) -> None:
+    texts = []
+    for arguments in (["help", "plan"], ["plan", "--help"]):
+        with pytest.raises(SystemExit):
+            parse_command_line(arguments)
+        texts.append(capsys.readouterr().out)
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("verb", WITH_COMMAND)
+def test_usage_shows_the_command(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_command_line([verb, "--help"])
+    assert "-- COMMAND" in capsys.readouterr().out.splitlines()[0]
+
+
+def test_every_option_is_in_one_group_of_the_help() -> None:
+    grouped = [field for fields in GROUPS.values() for field in fields]
+    assert len(grouped) == len(set(grouped))
+    assert {option.field for options in VERBS.values() for option in options} == set(grouped)
+
+
 def test_every_option_has_a_parser() -> None:
     for options in VERBS.values():
         for option in options:
             text = option.choices[0] if option.choices else "none" if option.kind == "bind" else "1"
             if option.kind != "flag":
                 option_value(option, text)
+
+
+WORDS = st.one_of(
+    st.sampled_from([*VERBS, *FLAGS, "--", "-h=1", "--tp=2", "-", "0-3", "0|1", "auto", "1", "", "\x1b[31m", "\udcff"]),
+    st.text(max_size=10),
+)
+
+
+@given(st.lists(WORDS, max_size=6).filter(lambda words: not {"-h", "--help", "--version", "help"} & set(words)))
+def test_any_command_line_is_parsed_or_refused(words: list[str]) -> None:
+    # The rest of a word that begins with -h asks for the help.
+    with suppress(RequestError, SystemExit):
+        verb, _ = parse_command_line(words)
+        assert verb in VERBS

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+from contextlib import suppress
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ompaffinity.errors import RequestError
 from ompaffinity.launch.ranks import LauncherRank, find_rank, local_world, tasks_per_node
@@ -131,3 +135,24 @@ def test_a_long_list_of_tasks_is_shown_in_part() -> None:
     with pytest.raises(RequestError) as error:
         tasks_per_node("9" * 10_000)
     assert len(str(error.value)) < 200
+
+
+TEXTS = st.one_of(
+    st.integers(-2, 5).map(str),
+    st.sampled_from(
+        ["", " ", "x", "9" * 5000, "999999999", "2(x3),1", "1(x999999999)", "(", "\x1b[31m", "\u0663", "1.5"]
+    ),
+    st.text(max_size=20),
+)
+
+
+@given(
+    environ=st.dictionaries(
+        st.sampled_from([*TORCHRUN, *OPEN_MPI, *HYDRA, *SLURM, "PMIX_RANK", "FLUX_TASK_LOCAL_ID", "FLUX_JOB_NNODES"]),
+        TEXTS,
+    )
+)
+def test_any_variables_of_launchers_are_read_or_refused(environ: dict[str, str]) -> None:
+    with suppress(RequestError):
+        rank = find_rank(environ)
+        assert rank is None or rank.local_rank >= 0

@@ -16,6 +16,7 @@ from ompaffinity.errors import RequestError, TopologyError
 from ompaffinity.ids import format_id_list
 from ompaffinity.integrations.ray.cluster import ClusterNode
 from ompaffinity.integrations.ray.interpreter import helper_problem
+from ompaffinity.interpreter import install_command
 from ompaffinity.launch import bind_exec
 from ompaffinity.launch.ranks import free_port
 from ompaffinity.messages import HELPER_UNUSABLE, MEMORY_POLICY_UNKNOWN, NODE_NOT_READ, NODES_OVERLAP, Message
@@ -48,9 +49,8 @@ def connected(address: str | None) -> Iterator[None]:
     try:
         import ray
     except ImportError:
-        raise RequestError(
-            "Ray is not installed for this Python; install it with: pip install 'ompaffinity[ray]'"
-        ) from None
+        command = install_command("ompaffinity[ray]")
+        raise RequestError(f"Ray is not installed for this Python; install it with: {command}") from None
     if ray.is_initialized():
         connected_to = ray.get_runtime_context().gcs_address
         if address is not None and not _is_this_cluster(address, connected_to):
