@@ -178,8 +178,10 @@ class _Header(tarfile.TarInfo):
         ):
             return super().frombuf(buf, encoding, errors)
         name, prefix = (bytes(part).partition(b"\0")[0].decode(encoding, errors) for part in (buf[:100], buf[345:500]))
-        if name.endswith("/"):
-            kind, name = tarfile.DIRTYPE, name.rstrip("/")
+        if kind == tarfile.AREGTYPE and name.endswith("/"):
+            kind = tarfile.DIRTYPE
+        if kind == tarfile.DIRTYPE:
+            name = name.rstrip("/")
         member = cls(f"{prefix}/{name}" if prefix else name)
         member.type, member.size = kind, size
         if kind == tarfile.SYMTYPE:

@@ -212,3 +212,24 @@ def test_a_path_through_many_links_ends(tmp_path: Path) -> None:
     links = [special(f"sys/l{number}", tarfile.SYMTYPE, f"l{number + 1}/" * 100) for number in range(30)]
     tree = open_archive(make_tar(tmp_path / "a.tar.gz", {"sys/a": b""}, *links))
     assert tree.read("sys/l0/a") is None
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("folder", ["x" * 50, "x" * 95])
+def test_reads_the_names_links_and_sizes_of_every_format(tmp_path: Path, form: int, folder: str) -> None:
+    path = tmp_path / "box.tar"
+    # The header's field has 100 bytes: a name may be cut behind a slash.
+    with tarfile.open(path, "w", format=form) as writer:
+        for name, kind, target, content in (
+            (f"sys/{folder}", tarfile.DIRTYPE, "", b""),
+            (f"sys/{folder}/file", tarfile.REGTYPE, "", b"7" * 1000),
+            ("sys/old", tarfile.AREGTYPE, "", b""),
+            (f"sys/{folder}/link", tarfile.SYMTYPE, "file", b""),
+        ):
+            member = special(name, kind, target)
+            member.size = len(content)
+            writer.addfile(member, io.BytesIO(content))
+    tree = open_archive(str(path))
+    assert tree.names(f"sys/{folder}") == ["file", "link"]
+    assert tree.read("sys/old") == b""
+    assert tree.read(f"sys/{folder}/link") == b"7" * 1000

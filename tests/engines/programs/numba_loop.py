@@ -20,5 +20,6 @@ def total(values: numpy.ndarray) -> float:
     return found
 
 
+numbers = numpy.random.rand(3_000_000)
 while True:
-    total(numpy.random.rand(3_000_000))
+    total(numbers)
