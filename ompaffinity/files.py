@@ -54,7 +54,7 @@ def _is_special(path: str) -> bool:
 
 
 def _umask() -> int:
-    """Return the umask of this process, which umask(2) tells only by changing it."""
+    """Return the umask of this process, which umask(2) returns only by changing it."""
     mask = os.umask(0o077)
     os.umask(mask)
     return mask

@@ -21,7 +21,7 @@ class Message(NamedTuple):
     """A report about a machine, a plan or a binding.
 
     `code` is stable and meant for programs. `level` is ``"warning"`` (something that the user requested or expects is
-    not available) or ``"note"``. `message` says what is wrong and what to do.
+    not available) or ``"note"``. `message` has what is wrong and what to do.
     """
 
     code: str

@@ -153,7 +153,7 @@ def command_line(pid: int | str) -> list[str]:
 
 
 def mask_of(number: int) -> set[int] | None:
-    """Return the CPUs that a process or thread may run on, None where it has ended or the kernel does not tell."""
+    """Return the CPUs that a process or thread may run on, None where it has ended or the kernel does not report it."""
     try:
         return os.sched_getaffinity(number)
     except OSError:

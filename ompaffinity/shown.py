@@ -16,7 +16,7 @@ def shown(text: str) -> str:
 
 
 def brief_command(command: str) -> str:
-    """Return the start of a command: its program, module and verb, without what options say, which may be secret."""
+    """Return the start of a command: its program, module and verb. Values of options may be secret."""
     words = command.split(" ")
     kept: list[str] = []
     for word in words[:MOST_WORDS]:

@@ -192,7 +192,7 @@ def test_finds_the_processes_below_one() -> None:
     assert proc.command_line(2**22 + 1) == []
 
 
-def test_tells_a_forked_process_from_one_that_executed_a_program() -> None:
+def test_distinguishes_forked_processes_from_executed_programs() -> None:
     code = "import os, time; pid = os.fork(); print(pid, flush=True) if pid else None; time.sleep(60)"
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
@@ -238,7 +238,7 @@ def test_counts_clock_ticks_where_the_scheduler_counts_nothing(
         (b"\0\0\0\0", {}, False),
     ],
 )
-def test_knows_an_environment_that_the_program_has_overwritten(
+def test_detects_an_environment_that_the_program_has_overwritten(
     content: bytes, variables: dict[str, str], complete: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(proc, "open", lambda *_arguments, **_keywords: io.BytesIO(content), raising=False)

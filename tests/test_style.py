@@ -1,9 +1,11 @@
-"""The texts that users read in the terminal use standard terms."""
+"""Texts use the standard terms of STYLE: help, messages, docs, docstrings and comments."""
 
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,23 @@ def test_the_message_catalogue_has_no_banned_word() -> None:
     ] == []
 
 
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "tests/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_no_page_has_a_banned_word(path: Path) -> None:
+    # "You know" is a person's.
+    found = [
+        line
+        for line in path.read_text().splitlines()
+        if BANNED.search(line.replace("you know", "")) and line[:1] != "|"
+    ]
+    assert found == []
+
+
 def texts_of(source: str) -> list[tuple[int, str]]:
     """Return the lines and the string constants of a module without its docstrings: error texts are among them."""
     tree = ast.parse(source)
@@ -52,8 +71,15 @@ def texts_of(source: str) -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "ompaffinity").rglob("*.py")), ids=lambda path: path.stem)
-def test_no_text_has_a_banned_word(path: Path) -> None:
-    assert [(line, text) for line, text in texts_of(path.read_text()) if BANNED.search(text)] == []
+def test_no_text_docstring_or_comment_has_a_banned_word(path: Path) -> None:
+    source = path.read_text()
+    assert [(line, text) for line, text in texts_of(source) if BANNED.search(text)] == []
+    prose = (
+        token.string
+        for token in tokenize.generate_tokens(io.StringIO(source).readline)
+        if token.type in (tokenize.COMMENT, tokenize.STRING)
+    )
+    assert [text for text in prose if BANNED.search(text)] == []
 
 
 def test_error_texts_are_among_the_texts() -> None:

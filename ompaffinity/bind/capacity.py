@@ -1,6 +1,6 @@
 """How many bytes a worker may use, and how many are left for its KV cache.
 
-What ranks share, a node or a control group, is divided among them evenly: a plan tells each rank with how many
+What ranks share, a node or a control group, is divided among them evenly: a plan records for each rank with how many
 others it shares. Nothing is guessed of other processes; what they use is not available.
 """
 
@@ -41,11 +41,11 @@ def memory_budget(placement: RankPlacement, utilization: float | None = None) ->
     """Return how many bytes the rank with this placement may use in all.
 
     That is `utilization` of its part of its nodes' total memory, or of its part of the tightest limit of
-    the control groups, whichever is less. Without it, what the plan said (``--utilization``), else a part of 0.9.
+    the control groups, whichever is less. Without it, the fraction in the plan (``--utilization``), else a part of 0.9.
 
     Raises:
         RequestError: `utilization` is not above 0 and at most 1.
-        CapacityError: this machine does not tell how much memory it has.
+        CapacityError: this machine does not report how much memory it has.
     """
     return _budget(placement, utilization, machine_memory())
 
@@ -66,7 +66,7 @@ def kv_cache_bytes(
 
     Raises:
         RequestError: an argument is no number of bytes.
-        CapacityError: nothing is left, or less than `explicit`; it says what there is, who shares it and what to do.
+        CapacityError: nothing is left, or less than `explicit`; the error names a remedy.
     """
     for name, size in (("model_bytes", model_bytes), ("explicit", explicit)):
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 0):
@@ -101,7 +101,7 @@ def resident_bytes() -> int:
 
 
 def _whole_machine(tree: Tree, nodes: tuple[int, ...]) -> tuple[dict[int, int], dict[int, int]]:
-    """Return the machine's memory where its nodes do not tell theirs: each is taken to have an even part."""
+    """Return the machine's memory where its nodes do not report theirs: each is assumed to have an even part."""
     import psutil
 
     memory = psutil.virtual_memory()

@@ -94,7 +94,7 @@ def _by_placement(pid: int, online: Collection[int]) -> set[int]:
     if placement is None or not placement.bound or mask is None:
         return set()
     planned = {*placement.cpus, *placement.helper_cpus, *placement.affinity}
-    # What another user's process says of itself counts only as far as its mask does.
+    # The placement of another user's process counts only within its mask.
     if mask <= planned and _is_of_this_user(pid):
         return planned & set(online)
     return mask if mask < set(online) else set()

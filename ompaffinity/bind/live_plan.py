@@ -110,7 +110,7 @@ def runtime_messages(
 
 
 def with_live_messages(plan: Plan) -> Plan:
-    """Return a ready plan with what there is to say of the runtimes and the environment here."""
+    """Return a ready plan with the messages about the runtimes and the environment here."""
     if not any(placement.bound for placement in plan.ranks):
         return plan
     environ = copy_of(os.environ)
@@ -132,11 +132,11 @@ def with_gpu_homes(
 ) -> PlacementRequest:
     """Return a request for GPU ranks with the homes of the GPUs: of this machine, or of the record `machine`.
 
-    Other requests, and those that bring the homes, are returned as they are. An invented machine has no GPU.
+    Other requests, and those that bring the homes, are returned as they are. A synthetic machine has no GPU.
 
     Raises:
         RequestError: the user's nodes are no list of nodes.
-        TopologyError: the record cannot be read, or tells nothing of GPUs and the user does not either.
+        TopologyError: the record cannot be read, or neither it nor the request names GPUs.
     """
     if not request.for_gpus or request.gpu_homes is not None:
         return request
@@ -154,7 +154,7 @@ def with_gpu_homes(
 
 
 def homes(found: GPUList) -> tuple[GPUHome, ...]:
-    """Return where each GPU of a list is; what is said of the list as a whole is said of each."""
+    """Return where each GPU of a list is; messages about the whole list are repeated for each."""
     of_devices = {message for device in found.gpus for message in device.messages}
     of_all = tuple(message for message in found.messages if message not in of_devices)
     return tuple(GPUHome(device.nodes, (*of_all, *device.messages), vendor=device.vendor) for device in found.gpus)

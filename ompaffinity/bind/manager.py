@@ -205,7 +205,7 @@ class OMPProcessManager:
         return placement
 
     def configure_reserved(self) -> AbstractContextManager[tuple[int, ...]]:
-        """Start the process that the reserved CPUs are kept for (a scheduler, say) inside this context; yields them.
+        """Start the process that runs on the reserved CPUs (a scheduler) inside this context; yields the CPUs.
 
         It may run on all reserved CPUs and inherits no variable of OpenMP binding; the end restores what the context
         has changed. A plan that reserves nothing leaves it unbound, with the warning ``nothing-reserved``.
@@ -250,7 +250,7 @@ class OMPProcessManager:
         """Return the variables of a worker; `accepted` is what the kernel accepts of the planned placement."""
         variables, removed = self.profile.variables(self.plan, accepted, environ)
         if planned.bound and not accepted.bound:
-            # Refused: it runs unbound, and not as a stale variable says.
+            # Refused: it runs unbound, and not as an inherited variable reports.
             removed = (*BINDING_VARIABLES, *TEAM_BREAKERS)
         return variables, removed
 

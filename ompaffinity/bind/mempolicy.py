@@ -6,7 +6,7 @@ py-libnuma. Masks are as long as the largest node number requires, and every set
 return nothing, and py-libnuma's end the process for a node that does not exist.
 
 The fallbacks are bind, preferred-many, preferred, none. A policy is tried by setting it: a kernel that reports the
-policy may still refuse to change it (seccomp in containers), and may know fewer policies (preferred-many: Linux 5.15,
+policy may refuse to change it (seccomp in containers), and may support fewer policies (preferred-many: Linux 5.15,
 weighted-interleave: Linux 6.9, which falls back to interleave first).
 """
 
@@ -61,7 +61,7 @@ class MemoryPolicyError(BindingError):
 
 
 class ThreadPolicy(NamedTuple):
-    """A thread's policy as the kernel tells it: mode with its flags (set_mempolicy(2)), and node numbers."""
+    """A thread's policy as the kernel reports it: mode with its flags (set_mempolicy(2)), and node numbers."""
 
     mode: int
     nodes: tuple[int, ...] = ()
@@ -92,7 +92,7 @@ def thread_policy() -> ThreadPolicy:
 
     Raises:
         LibnumaMissingError: there is no libnuma.
-        MemoryPolicyError: the kernel refuses to tell (seccomp), or knows no memory policies.
+        MemoryPolicyError: the kernel refuses to report it (seccomp), or supports no memory policies.
     """
     mode = ctypes.c_int()
     mask = (ctypes.c_ulong * (MASK_BITS // WORD_BITS))()
@@ -111,7 +111,7 @@ def set_thread_policy(policy: str, nodes: Iterable[int]) -> None:
 
     Raises:
         LibnumaMissingError: there is no libnuma.
-        MemoryPolicyError: a node cannot be used, the kernel refuses, or says afterwards that something else holds.
+        MemoryPolicyError: a node cannot be used, the kernel refuses, or reports another policy afterwards.
     """
     wanted = ThreadPolicy(MODES[policy], tuple(sorted(set(nodes))))
     whole = f"the memory policy {policy} on node {format_id_list(wanted.nodes)}"
@@ -169,7 +169,7 @@ def _known_nodes() -> tuple[list[int] | None, list[int] | None, tuple[int, ...] 
 
 
 def node_mask(nodes: Iterable[int]) -> tuple[ctypes.Array[ctypes.c_ulong], int]:
-    """Return (mask, number of bits to tell the kernel) of these nodes."""
+    """Return (mask, number of bits for the kernel) of these nodes."""
     wanted = tuple(nodes)
     words = max(wanted, default=0) // WORD_BITS + 1
     mask = (ctypes.c_ulong * words)()

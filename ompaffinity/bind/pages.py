@@ -43,7 +43,7 @@ class MappedMemory(NamedTuple):
 
 
 def parse_numa_maps(lines: Iterable[str]) -> MappedMemory:
-    """Return the memory that lines of /proc/pid/numa_maps tell of; pages of a file count as well.
+    """Return the memory in lines of /proc/pid/numa_maps; pages of a file count as well.
 
     A mapping of a file counts as anonymous where the process wrote to it (``anon=``).
     """
@@ -91,7 +91,7 @@ def mapped_memory(pid: int | str = "self", seconds: float | None = None) -> Mapp
 def migrate_process_pages(sources: Iterable[int], targets: Iterable[int]) -> int:
     """Move the pages of this process from some nodes to others; return how many could not be moved.
 
-    Pages that other processes map as well (of libraries, say) stay.
+    Pages that other processes map as well (for example of libraries) stay.
 
     Raises:
         LibnumaMissingError: there is no libnuma.

@@ -1,7 +1,7 @@
 """Bind a process that already runs: its threads from outside, its OpenMP team from inside, thread by thread.
 
 The variables of OpenMP are read when the runtime is loaded, so in a running process they do nothing. A parallel
-region, though, tells which threads are the calling thread's team.
+region, though, shows which threads are the calling thread's team.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The one way to take back what was changed of a process.
 
-Every change registers a step that knows what was there before, what was set, and whose it is. A step restores only
+Every change registers a step with what was there before, what was set, and whose it is. A step restores only
 what is still ours: in this process (a forked child has none of the parent's threads), in the same thread (its number
 may have gone to another one), and only where the value that was set is still there.
 """

@@ -117,7 +117,7 @@ def _prepare_streams(words: list[str]) -> None:
     if sys.stderr is None or sys.stderr is sys.__stderr__:
         sys.stderr = _text_stream(_Stream(2, raises=False), sys.stderr, "backslashreplace", line_buffering=True)
     if sys.stdout is None or sys.stdout is sys.__stdout__:
-        # A terminal that knows ASCII only still gets the table.
+        # An ASCII terminal still gets the table.
         sys.stdout = _text_stream(_Stream(1, raises=True), sys.stdout, "replace", line_buffering=os.isatty(1))
     elif isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")

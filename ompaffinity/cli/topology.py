@@ -40,7 +40,7 @@ def run_topology(values: dict[str, Any]) -> int:
 
 
 def _devices(topology: Topology, recording: RecordedMachine | None) -> list[dict[str, Any]]:
-    """Return the machine's GPUs as a capture holds them; none where a record tells nothing of any."""
+    """Return the machine's GPUs as a capture holds them; none where a record has no GPUs."""
     from ompaffinity.devices.live import live_gpus
     from ompaffinity.devices.model import NoGPUsError
     from ompaffinity.devices.recorded import recorded_gpus

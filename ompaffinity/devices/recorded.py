@@ -35,7 +35,7 @@ def recorded_gpus(
     `machine` is the path of the record, or the record if it is open already.
 
     Raises:
-        TopologyError: the record cannot be read, or cannot tell of GPUs (a saved output of lscpu).
+        TopologyError: the record cannot be read, or its form has no GPUs (a saved output of lscpu).
     """
     with opened(machine) as recording:
         if recording is None or recording.lscpu is not None:
@@ -50,13 +50,13 @@ def recorded_gpus(
                 messages,
             )
         return GPUList.of(
-            settled(index, device, said, topology, user_nodes)
-            for index, (device, said) in enumerate(_captured(recording.capture or {}, topology))
+            settled(index, device, answers, topology, user_nodes)
+            for index, (device, answers) in enumerate(_captured(recording.capture or {}, topology))
         )
 
 
 def _captured(document: dict[str, Any], topology: Topology) -> list[tuple[PhysicalGPU, list[Answer]]]:
-    """Return the GPUs of a capture, in their order, with what was said of each."""
+    """Return the GPUs of a capture, in their order, with the answers about each."""
     try:
         rows = document["devices"]
         if not isinstance(rows, list) or len(rows) > MAX_DEVICES:

@@ -1,1 +1,1 @@
-"""What knows other projects."""
+"""Code for other projects: engines, Ray, vLLM."""

@@ -1,4 +1,4 @@
-"""Bind this process by the rank that its launcher gave it, then become the command."""
+"""Bind this process by the rank that its launcher gave it, then exec the command."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def exec_bound(
     messages += about_gpus
     log_warnings(messages)
     if avoids_live(given, os.environ):
-        # Held until this process becomes the command. The ranks of one launcher have one plan in common.
+        # Held until this process execs the command. The ranks of one launcher have one plan in common.
         StartLock()
         launcher = os.getppid() if (place.local_world_size or 1) > 1 else None
         given["avoid"] = held_by_plans(given.get("avoid", (LIVE,)), launcher)

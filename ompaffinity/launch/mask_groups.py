@@ -53,7 +53,7 @@ def mask_group_of(environ: Mapping[str, str], place: LauncherRank) -> MaskGroup:
     variable = local_rank_variable(place.launcher)
     mine = os.sched_getaffinity(0)
     if variable is None or variable not in environ:
-        # Only the options say which rank this is: a mask that is one of as many parts of the starter's is its own.
+        # Only the options name the rank: a mask that is one of as many parts of the starter's is its own.
         starters = mask_of(os.getppid()) or mine
         own = mine < starters and size * len(mine) <= len(starters)
         return MaskGroup(place.local_rank, (place.local_rank,)) if own else everybody

@@ -158,7 +158,7 @@ class Supervisor:
         """Handle the next event, waiting for it as long as it takes, or so many seconds at most.
 
         Raises:
-            SupervisionError: the kernel refuses to say whether a rank runs, or its status was lost.
+            SupervisionError: the kernel refuses to report whether a rank runs, or its status was lost.
         """
         self._selector.select(self._timeout(seconds))
         for number in self._signals.take():

@@ -1,1 +1,1 @@
-"""MEASURE: the user's own command under several bindings, and what that says."""
+"""MEASURE: the user's own command under several bindings, and the result."""

@@ -30,7 +30,7 @@ BUSY = (0, 1, 2, 5, 6, 7)
 
 
 class CommandFailedError(OMPAffinityError):
-    """The command that is measured fails, or does not say its figure."""
+    """The command that is measured fails, or does not print its figure."""
 
 
 class TooSlowError(OMPAffinityError):
@@ -40,7 +40,7 @@ class TooSlowError(OMPAffinityError):
 class Run(NamedTuple):
     """What one run took: seconds from the start of the first rank to the end of the last one.
 
-    `figure` is the sum of what the ranks say (`metric`), or the seconds. `others` is how many CPUs were busy with
+    `figure` is the sum of the ranks' figures (`metric`), or the seconds. `others` is how many CPUs were busy with
     something else meanwhile, on average, of those that this process may use.
     """
 
@@ -157,7 +157,7 @@ class RankOutput:
 
 
 def _figure(metric: re.Pattern[str], outputs: Sequence[RankOutput]) -> float:
-    """Return the sum of what the ranks print, of those that print a figure (a tensor-parallel group's first, say).
+    """Return the sum of the figures of the ranks that print one (of a tensor-parallel group often the first alone).
 
     Raises:
         CommandFailedError: none does, or it is no number.

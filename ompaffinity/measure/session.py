@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 QUIET_CPUS = 0.15
 """With more than so many CPUs busy with something else a run is called disturbed."""
 SHORTEST_SECONDS = 0.2
-"""The kernel counts CPU time in hundredths of a second: of shorter runs it does not tell who was busy."""
+"""The kernel counts CPU time in hundredths of a second: it does not show other processes in shorter runs."""
 MAX_SHARE_OF_BUDGET = 0.25
 """A variant of which one run takes more is left out."""
 
 
 class Settings(NamedTuple):
-    """What is measured, and for how long: `lower` says that a smaller figure is better; `precision` is relative."""
+    """What is measured, and for how long: `lower`: a smaller figure is better; `precision` is relative."""
 
     command: tuple[str, ...]
     metric: re.Pattern[str] | None = None
@@ -162,7 +162,7 @@ class _Session:
         return found
 
     def warm_up(self) -> None:
-        """Run each variant once; as soon as a round of all cannot be had, say so."""
+        """Run each variant once; as soon as no complete round is possible, raise an error."""
         for name in [*self.alive]:
             self._run(name, "warm-up")
             seconds = sum(self._lengths.values())
@@ -236,7 +236,7 @@ def compare_variants(
 
 
 def conclude(variants: Sequence[Variant], rounds: Rounds, settings: Settings, left_out: dict[str, str]) -> Comparison:
-    """Return what the rounds say; the first variant is the baseline."""
+    """Return the result of the rounds; the first variant is the baseline."""
     names = [variant.name for variant in variants]
     counted, quiet = counted_rounds(rounds, fewest_values(confidence_of_each(len(names) - 1)))
 

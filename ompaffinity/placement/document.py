@@ -147,7 +147,7 @@ def _placement(row: Row) -> RankPlacement:
         nodes=nodes,
         memory_policy=row.word("memory_policy", PLACEMENT_POLICIES),
         gpu=row.optional_integer("device", 0, MAX_ID),
-        # Plans of the first release did not say how nodes are shared.
+        # Plans of the first release lack how nodes are shared.
         node_ranks=row.counts("node_ranks", MAX_RANK, (1,) * len(nodes)),
         local_world_size=row.integer("local_world_size", 1, MAX_RANK, 1),
         memory_budget=row.optional_integer("memory_budget_bytes", 0, MAX_BYTES, None),

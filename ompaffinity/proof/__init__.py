@@ -1,1 +1,1 @@
-"""PROVE: what the kernel says of running workers, and how it compares with the plan."""
+"""PROVE: what the kernel reports of running workers, and how it compares with the plan."""

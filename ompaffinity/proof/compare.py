@@ -202,7 +202,7 @@ def _policy_differences(placement: RankPlacement, policy: str | None) -> Iterato
         got = tuple(parse_id_list(nodes)) if nodes else ()
     except IDListError:
         got = ()
-    # One of several preferred nodes is what a kernel takes that does not know more.
+    # One of several preferred nodes is what a kernel takes that does not support several.
     as_planned = got == placement.nodes or (mode == "prefer" and set(got) <= set(placement.nodes) and bool(got))
     if mode not in POLICY_WORDS[placement.memory_policy] or not as_planned:
         yield Difference(

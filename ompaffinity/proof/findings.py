@@ -26,7 +26,7 @@ FAR_BYTES = 64 * 2**20
 
 
 class Finding(NamedTuple):
-    """Something wrong: a stable code, the processes, and a sentence that says what to do."""
+    """Something wrong: a stable code, the processes, and a sentence with the remedy."""
 
     code: str
     pids: tuple[int, ...]

@@ -110,7 +110,7 @@ def placements_in_tree(
 def groups_of(members: Sequence[Member]) -> list[Group]:
     """Return the groups of processes with one placement, each with those that are its ranks.
 
-    Data-parallel groups number their ranks anew; the local rank and the CPUs tell placements apart.
+    Data-parallel groups number their ranks anew; the local rank and the CPUs distinguish placements.
     """
     groups: dict[tuple[int, tuple[int, ...]] | None, list[Member]] = {}
     for member in members:

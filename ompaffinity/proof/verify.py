@@ -1,4 +1,4 @@
-"""Start a team per rank under a plan, or look at workers that run, and compare what the kernel says."""
+"""Start a team per rank under a plan, or look at workers that run, and compare what the kernel reports."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ MAX_KEPT_BYTES = 96 * 2**20
 MAX_ARCHIVE_MEMBERS = 200_000
 """A record has about 60 files per CPU."""
 MAX_HEADER_BYTES, MAX_HEADERS_BYTES = 2**16, 16 * 2**20
-"""Of one extended header (a long name, pax), and of all of them: tarfile reads what a header says."""
+"""Of one extended header (a long name, pax), and of all of them: tarfile reads as many bytes as a header names."""
 MAX_DEPTH = 40
 """Folders in a member's name; those of sysfs have about 20."""
 MAX_TARGET = 4096
@@ -219,7 +219,7 @@ def read_archive(file: IO[bytes], name: str) -> ArchiveTree:
         stream = _Stream(file, name)
         with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r:", tarinfo=_Header) as archive:
             while (member := archive.next()) is not None:
-                # tarfile keeps what it knows of every member.
+                # tarfile keeps the header of every member.
                 archive.members.clear()  # type: ignore[attr-defined]
                 count += 1
                 total += max(member.size, 0)

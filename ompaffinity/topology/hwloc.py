@@ -104,7 +104,7 @@ def exported_topology(export: Export, machine: str) -> Topology:
 
 
 def _group_of(top: Element) -> str:
-    """Return the control group that the machine was exported in, empty where the export does not say."""
+    """Return the control group that the machine was exported in, empty where the export has none."""
     return next((item.get("value") or "" for item in top.findall("info") if item.get("name") == "LinuxCgroup"), "")
 
 
@@ -220,7 +220,7 @@ def _distances(root: Element) -> Iterator[tuple[int, dict[int, int]]]:
 def _kinds(root: Element, levels: dict[int, Any]) -> dict[int, CoreKind]:
     """Return {cpu: kind} of a hybrid chip.
 
-    From Intel's core types, from what the user or the system says of their efficiency, or else from capacities or
+    From Intel's core types, from the efficiency that the user or the system has set, or else from capacities or
     maximal frequencies.
     """
     named: dict[int, str] = {}

@@ -31,7 +31,7 @@ BLANKS = b"\xef\xbb\xbf \t\r\n"
 
 
 class RecordedMachine(NamedTuple):
-    """A recorded machine under the `label` that a topology bears. One of the other fields says what it is.
+    """A recorded machine under the `label` that a topology bears. One of the other fields has its content.
 
     `tree` are its files, `capture` is the JSON object of a capture, `export` an hwloc XML export, and `lscpu` a saved
     output of lscpu.
@@ -171,7 +171,7 @@ def _check_size(content: bytes, path: str) -> None:
 
 
 def _named(recorded: str, asked: str | None) -> str:
-    """Return the architecture that a machine says, or where it says none the one that the user says."""
+    """Return the architecture that a record has, or else the one that the user names."""
     return asked if asked is not None and recorded == UNKNOWN_ARCHITECTURE else recorded
 
 

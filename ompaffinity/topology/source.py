@@ -34,7 +34,7 @@ def load_topology(
 
     A record is a directory or tar file that holds ``sys/``, a capture, a saved ``lscpu -J``, or an
     hwloc XML export; a `RecordedMachine` is one that is open already. `architecture` names it for a machine
-    that does not say. `source` is ``"auto"`` (sysfs, checked and completed by lscpu where it is lacking),
+    that does not report it. `source` is ``"auto"`` (sysfs, checked and completed by lscpu where it is lacking),
     ``"sysfs"`` or ``"lscpu"``.
 
     Raises:

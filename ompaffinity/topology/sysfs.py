@@ -83,7 +83,7 @@ def _really_online(
 
 
 def _is_running(tree: Tree, cpu: int) -> bool:
-    """Return whether a CPU's own files say that it is online; the first one may have no such file."""
+    """Return whether a CPU is online by its own files; the first one may have no such file."""
     directory = f"{CPU_ROOT}/cpu{cpu}"
     state = read_text(tree, f"{directory}/online")
     return state == "1" or (state is None and "core_id" in tree.names(f"{directory}/topology"))

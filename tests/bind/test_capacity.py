@@ -83,7 +83,7 @@ def test_the_plans_budget_counts_unless_another_utilization_is_given(machine: An
     assert memory_budget(TWO_ON_A_NODE[0]) == int(0.9 * 32 * GIB)
 
 
-def test_a_placement_that_does_not_say_who_shares_its_nodes(machine: Any) -> None:
+def test_a_placement_without_the_number_of_ranks_per_node(machine: Any) -> None:
     machine(MachineMemory({0: 64 * GIB}, {0: 60 * GIB}, None, None))
     assert memory_budget(RankPlacement(0, 0, nodes=(0,), local_world_size=4), 1) == 16 * GIB
 
@@ -108,7 +108,7 @@ def test_what_a_group_has_left_is_shared(machine: Any) -> None:
     assert kv_cache_bytes(TWO_ON_A_NODE[0], 1) == 3 * GIB
 
 
-def test_too_little_says_what_there_is_who_shares_it_and_what_to_do(machine: Any) -> None:
+def test_an_error_for_too_little_memory_names_the_sharers_and_a_remedy(machine: Any) -> None:
     machine(MachineMemory({0: 64 * GIB}, {0: 60 * GIB}, 16 * GIB, 6 * GIB), resident=GIB)
     with pytest.raises(CapacityError) as error:
         kv_cache_bytes(TWO_ON_A_NODE[1], 0.5, explicit=40 * GIB)
@@ -133,7 +133,7 @@ def test_no_room_at_all_is_an_error(machine: Any) -> None:
         kv_cache_bytes(TWO_ON_A_NODE[0], 0.9, model_bytes=40 * GIB)
 
 
-def test_a_machine_that_does_not_tell_its_memory(machine: Any) -> None:
+def test_a_machine_that_does_not_report_its_memory(machine: Any) -> None:
     machine(MachineMemory({0: UNKNOWN}, {0: UNKNOWN}, None, None))
     with pytest.raises(CapacityError, match="the memory size of this machine is unknown"):
         memory_budget(TWO_ON_A_NODE[0])
@@ -155,7 +155,7 @@ def test_sizes_are_numbers_of_bytes(size: Any) -> None:
         kv_cache_bytes(TWO_ON_A_NODE[0], explicit=size)
 
 
-def test_the_names_that_servers_know(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_names_that_servers_use(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(MachineMemory({0: 64 * GIB}, {0: 60 * GIB}, None, None), resident=2 * GIB)
     import json
 
@@ -200,9 +200,9 @@ def test_budgets_never_add_up_to_more_than_there_is(
 @pytest.mark.parametrize(
     ("available", "told"), [(255 * 2**20, True), (257 * 2**20, False), (GIB, False), (100 * GIB, False)]
 )
-def test_nearly_full_nodes(machine: Any, available: int, told: bool) -> None:
+def test_nearly_full_nodes(machine: Any, available: int, reported: bool) -> None:
     machine(MachineMemory({3: 4 * GIB}, {3: available}, None, None))
-    assert (full_nodes((3,)) is not None) == told
+    assert (full_nodes((3,)) is not None) == reported
 
 
 def test_a_small_node_is_not_nearly_full_while_it_is_half_empty(machine: Any) -> None:
@@ -227,7 +227,7 @@ def test_this_machine() -> None:
     assert 0 < kv_cache_bytes(alone, 0.9) < memory_budget(alone, 0.9) <= sum(memory.total.values())
 
 
-def test_a_machine_whose_nodes_do_not_tell_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_machine_whose_nodes_do_not_report_their_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nodes, "node_memory", lambda tree, node: (UNKNOWN, UNKNOWN))
     memory = machine_memory()
     assert all(size > 0 for size in memory.total.values())
@@ -259,7 +259,7 @@ def test_planned_budgets_count_host_memory_that_may_be_used_and_the_limit() -> N
     assert budget(without_nodes(machine)._replace(total_memory=7 * GIB)) == 7 * GIB
 
 
-def test_the_plan_tells_each_rank_its_budget() -> None:
+def test_the_plan_has_the_budget_of_each_rank() -> None:
     from tests.placement.machines import plan_for
 
     plan = plan_for("package:2 [numa(memory=64GiB)] core:8 pu:1", 4, utilization=0.5)

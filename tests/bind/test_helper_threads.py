@@ -85,7 +85,7 @@ def test_a_thread_that_runs_already_is_moved() -> None:
         move_to_helper_cpus(2**22 + 1, placement_with_helper())
 
 
-def test_cpus_that_are_not_to_be_had() -> None:
+def test_cpus_that_are_not_available() -> None:
     before = os.sched_getaffinity(0)
     with pytest.raises(BindingError, match="could not be bound to CPU 60000"):
         move_to_helper_cpus(None, placement_with_helper()._replace(helper_cpus=(60000,)))
@@ -222,7 +222,7 @@ def test_the_teams_of_two_runtimes_are_both_bound() -> None:
     assert answer["restored"]
 
 
-def test_a_refused_memory_policy_is_said() -> None:
+def test_reports_a_refused_memory_policy() -> None:
     placement = RankPlacement(
         0, 0, cpus=(CPUS[0],), places=((CPUS[0],),), affinity=(CPUS[0],), nodes=(900,), memory_policy="bind"
     )

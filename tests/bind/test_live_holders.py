@@ -109,7 +109,7 @@ def command(*words: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 @needs_two_cpus
 @pytest.mark.parametrize("by_variable", [False, True])
-def test_a_plan_keeps_off_what_runs_and_says_whom(by_variable: bool) -> None:
+def test_a_plan_avoids_running_processes_and_lists_them(by_variable: bool) -> None:
     words = ("plan", "--json", *(() if by_variable else ("--avoid", "live")))
     environment = {"OMPAFFINITY_OPTIONS": "--avoid live"} if by_variable else {}
     with running(BUSY, CPUS[:1]) as pid:

@@ -183,7 +183,7 @@ def test_a_fork_beside_an_open_context_does_not_hang() -> None:
     thread.join(10)
 
 
-def test_a_global_rank_is_told_apart_from_the_local_one() -> None:
+def test_distinguishes_the_global_from_the_local_rank() -> None:
     with OMPProcessManager(live_plan()).configure_omp_envs(rank=5, local_rank=0) as placement:
         assert (placement.rank, placement.local_rank) == (5, 0)
         assert parse_placement(os.environ["OMPAFFINITY_PLACEMENT"]) == placement
@@ -198,7 +198,7 @@ def test_a_rank_that_is_not_in_the_plan(rank: int) -> None:
         pass
 
 
-def test_a_child_is_bound_from_birth() -> None:
+def test_a_child_is_bound_before_it_starts() -> None:
     code = "import os; print(sorted(os.sched_getaffinity(0)), os.environ['OMP_NUM_THREADS'])"
     plan = live_plan(reserve=0, cpus=(CPUS[-1],))
     with OMPProcessManager(plan).configure_omp_envs(0):
@@ -221,7 +221,7 @@ def test_the_resource_tracker_is_not_bound() -> None:
     assert done.stdout == "True\n"
 
 
-def test_cpus_that_are_not_to_be_had_leave_the_worker_unbound(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_worker_stays_unbound_if_its_cpus_are_not_available(caplog: pytest.LogCaptureFixture) -> None:
     plan = changed(live_plan(), affinity=(5000,))
     before, mask = dict(os.environ), os.sched_getaffinity(0)
     manager = OMPProcessManager(plan)

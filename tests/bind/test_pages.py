@@ -61,14 +61,14 @@ def test_a_refusal_to_move_is_an_error_of_its_own(
         migrate_process_pages([0], [1])
 
 
-def test_masks_of_unequal_length_are_told_to_the_kernel_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = []
+def test_passes_masks_of_unequal_length_to_the_kernel_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    reported = []
 
     class Library:
         def migrate_pages(self, pid: int, bits: Any, origin: Any, target: Any) -> int:
-            told.append((bits.value, list(origin), list(target)))
+            reported.append((bits.value, list(origin), list(target)))
             return 0
 
     monkeypatch.setattr(pages, "load_libnuma", Library)
     migrate_process_pages([0, 70], [1])
-    assert told == [(129, [1, 1 << 6], [2, 0])]
+    assert reported == [(129, [1, 1 << 6], [2, 0])]

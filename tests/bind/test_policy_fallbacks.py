@@ -128,7 +128,7 @@ BOUND = 'ompaffinity.OMPProcessManager(tensor_parallel_size=1, runtime="gomp", m
 
 @needs_libnuma
 class TestWhereTheKernelRefuses:
-    def test_the_probe_says_so(self) -> None:
+    def test_reports_what_the_probe_found(self) -> None:
         assert under_seccomp("import ompaffinity; print(ompaffinity.can_set_mempolicy())") == ["False"]
 
     def test_a_worker_is_bound_to_its_cpus_all_the_same(self) -> None:
@@ -146,7 +146,7 @@ class TestWhereTheKernelRefuses:
         assert "--cap-add SYS_NICE" in text
 
     def test_a_strict_manager_fails(self) -> None:
-        (said,) = under_seccomp(f"""
+        (reported,) = under_seccomp(f"""
             import ompaffinity
             manager = {BOUND.format(", strict=True")}
             try:
@@ -155,7 +155,7 @@ class TestWhereTheKernelRefuses:
             except ompaffinity.BindingError as error:
                 print(error.code)
         """)
-        assert said == "memory-policy-not-permitted"
+        assert reported == "memory-policy-not-permitted"
 
     def test_a_process_that_runs_is_bound_to_its_cpus_all_the_same(self) -> None:
         bound, codes = under_seccomp("""
@@ -200,7 +200,7 @@ def test_a_thread_that_cannot_be_started_accepts_nothing(monkeypatch: pytest.Mon
 
 
 @needs_libnuma
-def test_why_a_node_cannot_be_used_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_why_a_node_cannot_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mempolicy, "_known_nodes", lambda: ([0, 1, 2, 900], [0, 1, 900], (0, 900)))
     for node, reason in ((3, "has no node 3"), (2, "node 2 has no memory"), (1, "widen cpuset.mems")):
         with pytest.raises(MemoryPolicyError, match=reason):

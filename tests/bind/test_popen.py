@@ -136,7 +136,7 @@ def test_popen_of_a_refused_mask_starts_unbound_or_raises_under_strict() -> None
         OMPProcessManager(plan, strict=True).popen(0, COMMAND)
 
 
-def test_a_profile_says_what_is_set_and_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_profile_selects_what_is_set_and_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     profile = WorkerProfile(lambda plan, placement, environ: ({"MINE": environ["OMP_SCHEDULE"]}, ("KMP_AFFINITY",)), ())
     manager, fork = OMPProcessManager(live_plan(), profile=profile), os.fork
     environment = manager.environment(0)

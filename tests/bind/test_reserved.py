@@ -46,7 +46,7 @@ def test_nothing_reserved_leaves_it_unbound_with_a_warning_or_fails() -> None:
         pass
 
 
-def test_reserved_cpus_that_are_not_to_be_had_leave_it_unbound() -> None:
+def test_stays_unbound_if_the_reserved_cpus_are_not_available() -> None:
     manager, mask = OMPProcessManager(live_plan()._replace(reserved=(60000,))), os.sched_getaffinity(0)
     with manager.configure_reserved() as cpus:
         assert os.sched_getaffinity(0) == mask

@@ -192,7 +192,7 @@ def test_the_process_on_the_reserved_cpus_is_refused_a_forkserver_as_well() -> N
         process.start()
 
 
-def test_a_launcher_that_cannot_start_says_so_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_each_time_that_a_launcher_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(starter_thread, "_jobs", None)
 
     def refuse(_thread: threading.Thread) -> None:

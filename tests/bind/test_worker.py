@@ -93,7 +93,7 @@ def test_the_kernel_reports_the_places(
 
 
 @pytest.mark.parametrize(("runtime", "library"), RUNTIMES.values(), ids=RUNTIMES.keys())
-def test_a_brief_wait_is_heard(runtime: str, library: str) -> None:
+def test_the_runtime_obeys_a_brief_wait(runtime: str, library: str) -> None:
     plan = make_plan(load_topology(), PlacementRequest(runtime=runtime, wait_policy="brief"))
     with OMPProcessManager(plan).configure_omp_envs(0):
         done = subprocess.run(

@@ -102,7 +102,7 @@ def test_exports_each_memory_policy(policy: str, numactl: str, slurm: str, syste
 
 
 @pytest.mark.parametrize(("form", "has_note"), [("numactl", True), ("systemd", True), ("taskset", False)])
-def test_a_format_without_weights_says_so(form: str, has_note: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_reports_a_format_without_weights(form: str, has_note: bool, capsys: pytest.CaptureFixture[str]) -> None:
     machine = ["--synthetic", "package:1 numa:2 core:2 pu:1", "--memory-policy", "weighted-interleave"]
     assert main(["plan", *machine, "--format", form]) == 0
     assert ("[weights-not-exported]" in capsys.readouterr().err) is has_note

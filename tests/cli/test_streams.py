@@ -40,7 +40,7 @@ def test_starts_the_command_also_where_streams_are_closed(verb: str, streams: li
 
 @pytest.mark.parametrize("streams", [[2], [1], [1, 2]])
 @pytest.mark.parametrize("verb", ["run", "exec"])
-def test_the_status_says_that_a_command_is_missing_where_streams_are_closed(verb: str, streams: list[int]) -> None:
+def test_exits_with_127_for_a_missing_command_where_streams_are_closed(verb: str, streams: list[int]) -> None:
     assert with_closed(streams, verb, *FAST, "--", "/no/such").returncode == 127
 
 
@@ -103,8 +103,8 @@ def test_an_unforeseen_error_names_what_failed(
 
     monkeypatch.setattr("ompaffinity.cli.plan.run_plan", fail)
     assert cli.main(["plan", *FAST]) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("ompaffinity: error: ")
-    assert words in told
-    assert "cannot write the output" not in told
-    assert told.count("\n") == 1
+    reported = capsys.readouterr().err
+    assert reported.startswith("ompaffinity: error: ")
+    assert words in reported
+    assert "cannot write the output" not in reported
+    assert reported.count("\n") == 1

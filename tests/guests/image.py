@@ -149,8 +149,8 @@ def _require(*programs: str) -> None:
 
 
 def _release(program: str) -> tuple[int, int]:
-    said = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
-    found = re.search(r"version (\d+)\.(\d+)", said)
+    reported = subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    found = re.search(r"version (\d+)\.(\d+)", reported)
     return (int(found[1]), int(found[2])) if found else (0, 0)
 
 

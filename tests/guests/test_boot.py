@@ -16,7 +16,7 @@ from tests.guests.table import ARCHITECTURES, GUESTS, Guest, Node
 GUEST = Guest("small", "amd64", 1, 1, 1, tests=("detection",), seconds=20)
 
 
-def test_qemu_is_told_of_each_node_and_distance() -> None:
+def test_qemu_gets_each_node_and_distance() -> None:
     guest = Guest("two", "amd64", 2, 1, 2, (), {0: Node("0-1", 64), 2: Node("2-3", 0)}, ((10, 12), (12, 10)))
     words = guest.qemu_arguments()
     assert words[:4] == ["-smp", "4,sockets=2,cores=1,threads=2", "-m", "64"]
@@ -39,11 +39,11 @@ def fake_guest(code: str) -> list[str]:
 
 
 def test_the_status_and_the_lines_of_the_command_come_through() -> None:
-    said: list[str] = []
+    reported: list[str] = []
     code = f"print('console'); print('{BEGIN}'); print('one'); print('two{END} 3')"
-    outcome = boot._watch(GUEST, fake_guest(code), said.append)
+    outcome = boot._watch(GUEST, fake_guest(code), reported.append)
     assert outcome.status == 3
-    assert said == ["one", "two"]
+    assert reported == ["one", "two"]
     assert outcome.output == "one\ntwo"
 
 

@@ -90,7 +90,7 @@ def check_ranks(done: subprocess.CompletedProcess[str], ranks: int, folder: Path
 
 @needs_two_cpus
 @pytest.mark.parametrize("rank", [0, 1])
-def test_what_the_options_say(rank: int, folder: Path) -> None:
+def test_reads_the_options(rank: int, folder: Path) -> None:
     done = launch(*EXEC, "--local-rank", str(rank), "--local-world-size", "2", *WORKER)
     assert done.stderr == ""
     ((mask, threads, placement),) = reports(folder)

@@ -53,44 +53,44 @@ def processes(monkeypatch: pytest.MonkeyPatch) -> Any:
     return set_up
 
 
-TOLD = {"OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+REPORTED = {"OMPI_COMM_WORLD_LOCAL_RANK": "1"}
 
 
-def test_a_launcher_that_binds_nobody(processes: Any) -> None:
+def test_a_launcher_that_binds_no_rank(processes: Any) -> None:
     processes({0, 1, 2, 3}, {0, 1, 2, 3}, {})
-    assert mask_group_of(TOLD, place(1, 2)) == MaskGroup(1, (0, 1))
+    assert mask_group_of(REPORTED, place(1, 2)) == MaskGroup(1, (0, 1))
 
 
 def test_ranks_apart(processes: Any) -> None:
     processes({0, 1, 2, 3}, {1}, {0: {0}})
-    assert mask_group_of(TOLD, place(1, 2)) == MaskGroup(1, (1,))
+    assert mask_group_of(REPORTED, place(1, 2)) == MaskGroup(1, (1,))
 
 
 def test_ranks_on_two_sockets(processes: Any) -> None:
     # Rank 3 has bound itself already.
     processes({0, 1, 2, 3}, {2, 3}, {0: {0, 1}, 2: {0}, 3: {3}})
-    assert mask_group_of(TOLD, place(1, 4)) == MaskGroup(1, (1, 3))
+    assert mask_group_of(REPORTED, place(1, 4)) == MaskGroup(1, (1, 3))
 
 
 def test_one_mask_for_all(processes: Any) -> None:
     processes({0, 1, 2, 3}, {0, 1, 2}, {0: {0}, 2: {0, 1, 2}})
-    assert mask_group_of(TOLD, place(1, 3)) == MaskGroup(1, (0, 1, 2))
+    assert mask_group_of(REPORTED, place(1, 3)) == MaskGroup(1, (0, 1, 2))
 
 
-def test_who_is_not_seen_counts(processes: Any) -> None:
+def test_ranks_that_are_not_seen_count(processes: Any) -> None:
     processes({0, 1, 2, 3}, {0, 1}, {0: {0, 1, 2, 3}, 2: {2, 3}})
-    assert mask_group_of(TOLD, place(1, 4)) == MaskGroup(1, (0, 1, 3), certain=False)
+    assert mask_group_of(REPORTED, place(1, 4)) == MaskGroup(1, (0, 1, 3), certain=False)
 
 
-def test_who_is_not_seen_has_a_mask_of_its_own_where_there_is_room(processes: Any) -> None:
+def test_ranks_that_are_not_seen_have_masks_of_their_own_if_there_are_enough_cpus(processes: Any) -> None:
     processes({0, 1, 2, 3}, {1}, {0: {0, 1, 2, 3}})
-    assert mask_group_of(TOLD, place(1, 4)) == MaskGroup(1, (1,))
+    assert mask_group_of(REPORTED, place(1, 4)) == MaskGroup(1, (1,))
     # Who is seen to share does so.
     processes({0, 1, 2, 3}, {0, 1}, {0: {0}})
-    assert mask_group_of(TOLD, place(1, 2)) == MaskGroup(1, (0, 1))
+    assert mask_group_of(REPORTED, place(1, 2)) == MaskGroup(1, (0, 1))
 
 
-def test_only_the_options_say_which_rank_this_is(processes: Any) -> None:
+def test_only_the_options_name_the_rank(processes: Any) -> None:
     processes({0, 1, 2, 3}, {0, 1}, {})
     assert mask_group_of({}, place(1, 2, "the options")) == MaskGroup(1, (1,))
     assert mask_group_of({}, place(1, 3, "the options")) == MaskGroup(1, (0, 1, 2))
@@ -121,8 +121,8 @@ def test_the_masks_of_real_processes() -> None:
 
 
 def test_the_launcher_is_the_nearest_ancestor_without_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {10: {"RANK": "0"}, 9: {"RANK": "0"}, 8: {}, 7: {"RANK": "9"}}
+    reported = {10: {"RANK": "0"}, 9: {"RANK": "0"}, 8: {}, 7: {"RANK": "9"}}
     monkeypatch.setattr("os.getppid", lambda: 10)
-    monkeypatch.setattr(mask_groups, "_environment", told.__getitem__)
+    monkeypatch.setattr(mask_groups, "_environment", reported.__getitem__)
     monkeypatch.setattr(mask_groups, "parent_of", lambda pid: pid - 1)
     assert mask_groups._launcher("RANK") == 8

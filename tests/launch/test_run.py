@@ -88,7 +88,7 @@ def end(launcher: subprocess.Popen[str]) -> int:
     return launcher.returncode
 
 
-def test_each_rank_knows_who_it_is_and_is_bound() -> None:
+def test_each_rank_is_bound_and_has_the_variables_of_its_rank() -> None:
     code = """
 import json, os
 told = {name: os.environ[name] for name in os.environ if any(word in name for word in ("RANK", "WORLD", "MASTER"))}
@@ -291,7 +291,7 @@ def test_files_hold_what_the_ranks_wrote_and_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("status", [0, 3])
-def test_what_a_rank_has_started_may_print_for_ever(status: int) -> None:
+def test_a_process_that_a_rank_left_may_print_without_end(status: int) -> None:
     words = [*RUN, "--tp", "1", "--grace", "1", "--", "sh", "-c", f"yes & echo $!; sleep 0.3; exit {status}"]
     with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, cwd=ROOT) as launcher:
         assert launcher.stdout is not None
@@ -343,7 +343,7 @@ def test_drops_output_after_a_second_signal(tmp_path: Path) -> None:
         assert launcher.wait(30) == 128 + signal.SIGTERM
 
 
-def test_nobody_reads_any_more() -> None:
+def test_ends_when_its_reader_is_gone() -> None:
     code = "import time\nfor _ in range(3000): print('x', flush=True); time.sleep(0.01)"
     words = [*RUN, *TWO, "--grace", "1", *python(code)]
     with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=ROOT) as launcher:
@@ -370,9 +370,9 @@ def test_a_signal_while_ranks_are_started_reaches_them_all(tmp_path: Path) -> No
     with subprocess.Popen(words, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, cwd=ROOT) as launcher:
         wait_until(lambda: any(tmp_path.iterdir()))
         launcher.send_signal(signal.SIGTERM)
-        _, told = launcher.communicate(timeout=40)
+        _, reported = launcher.communicate(timeout=40)
         assert launcher.returncode == 128 + signal.SIGTERM
-    assert b"Traceback" not in told
+    assert b"Traceback" not in reported
 
 
 def test_no_child_of_a_rank_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:

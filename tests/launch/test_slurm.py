@@ -92,8 +92,8 @@ PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe
 
 
 def _idle(environment: dict[str, str]) -> bool:
-    told = subprocess.run(["sinfo", "-h", "-o", "%t"], capture_output=True, text=True, check=False, env=environment)
-    return told.stdout.strip() == "idle"
+    reported = subprocess.run(["sinfo", "-h", "-o", "%t"], capture_output=True, text=True, check=False, env=environment)
+    return reported.stdout.strip() == "idle"
 
 
 def _wait_for(condition: object, home: Path) -> None:

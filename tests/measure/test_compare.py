@@ -104,7 +104,7 @@ def test_the_time_and_the_figure_of_a_run() -> None:
     assert run.others >= 0
 
 
-def test_the_cpu_time_of_the_command_is_nobody_elses() -> None:
+def test_the_cpu_time_of_the_command_does_not_count_as_other_load() -> None:
     """It runs for a second on each CPU, itself and its child; only what is left of the time is others'."""
     code = """
 import os, sys, time
@@ -139,10 +139,10 @@ def test_a_command_that_fails(code: str, words: str) -> None:
         measure_run(manager(), [sys.executable, "-c", code], re.compile(r"rate: (\w+)"), 60)
 
 
-@pytest.mark.parametrize("said", ["inf", "1e400", "nan", "1,5", "1.234,5"])
-def test_a_figure_that_is_no_number(said: str) -> None:
+@pytest.mark.parametrize("reported", ["inf", "1e400", "nan", "1,5", "1.234,5"])
+def test_a_figure_that_is_no_number(printed: str) -> None:
     with pytest.raises(CommandFailedError, match="which is no number"):
-        measure_run(manager(), [sys.executable, "-c", f"print('rate: {said}')"], re.compile(r"rate: (\S+)"), 60)
+        measure_run(manager(), [sys.executable, "-c", f"print('rate: {reported}')"], re.compile(r"rate: (\S+)"), 60)
 
 
 def output_of(*parts: bytes, metric: str = r"rate: ([0-9.]+)") -> runs.RankOutput:
@@ -170,14 +170,14 @@ def test_a_number_that_a_long_line_cuts_does_not_count() -> None:
     assert output_of(b"rate: 6, " + long, long, b"\n").hit == "6"
 
 
-def test_a_rank_that_fails_is_told_though_another_one_waits_for_it() -> None:
+def test_reports_a_failing_rank_while_another_one_waits_for_it() -> None:
     code = "import os, sys, time; sys.exit('no GPU') if os.environ['RANK'] == '1' else time.sleep(300)"
     two = variant_manager(VARIANTS["none"], FAST | {"tensor_parallel_size": 2, "oversubscribe": True})
     with pytest.raises(CommandFailedError, match="rank 1 ended with status 1: no GPU"):
         measure_run(two, [sys.executable, "-c", code], None, 60)
 
 
-def test_the_usual_variants_that_cannot_be_had_are_left_out() -> None:
+def test_leaves_out_usual_variants_that_are_not_available() -> None:
     done = run_command("compare", "--runtime", "gomp", "--bind", str(CPUS[0]), "--budget", "12", "--json", *WORK)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)

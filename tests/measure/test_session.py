@@ -30,13 +30,13 @@ def rounds_of(others: dict[int, float] | None = None, **seconds: list[float]) ->
     ]
 
 
-def said(settings: Settings = SETTINGS, others: dict[int, float] | None = None, **seconds: list[float]) -> Any:
+def reported(settings: Settings = SETTINGS, others: dict[int, float] | None = None, **seconds: list[float]) -> Any:
     variants = [VARIANTS[name.replace("_", "-")] for name in seconds]
     return conclude(variants, rounds_of(others, **seconds), settings, {})
 
 
 def test_a_difference_is_one_only_where_the_interval_leaves_no_doubt() -> None:
-    found = said(none=[2.0] * 8, plan=[1.0] * 8, team=[2.0, 2.02, 1.98, 2.0, 2.05, 1.97, 2.0, 2.0], span=[4.0] * 8)
+    found = reported(none=[2.0] * 8, plan=[1.0] * 8, team=[2.0, 2.02, 1.98, 2.0, 2.05, 1.97, 2.0, 2.0], span=[4.0] * 8)
     assert [result.verdict for result in found.results] == ["no difference", "faster", "no difference", "slower"]
     assert found.results[1].speed == Interval(2.0, 2.0, 2.0)
     assert found.advice.variant == "plan"
@@ -45,35 +45,35 @@ def test_a_difference_is_one_only_where_the_interval_leaves_no_doubt() -> None:
 
 
 def test_a_larger_figure_is_better_or_a_smaller_one() -> None:
-    higher = said(SETTINGS._replace(lower=False), none=[2.0] * 6, plan=[1.0] * 6)
+    higher = reported(SETTINGS._replace(lower=False), none=[2.0] * 6, plan=[1.0] * 6)
     assert higher.results[1].verdict == "slower"
-    assert said(none=[2.0] * 6, plan=[1.0] * 6).results[1].verdict == "faster"
+    assert reported(none=[2.0] * 6, plan=[1.0] * 6).results[1].verdict == "faster"
 
 
 def test_the_plan_is_advised_unless_something_else_is_faster_beyond_doubt() -> None:
     noisy = [1.0, 1.02, 0.98, 1.01, 0.99, 1.0, 1.0, 1.0]
-    assert said(none=noisy, plan=noisy[::-1], team=noisy).advice.variant == "plan"
-    text = said(none=noisy, plan=noisy[::-1], team=noisy).advice.text
+    assert reported(none=noisy, plan=noisy[::-1], team=noisy).advice.variant == "plan"
+    text = reported(none=noisy, plan=noisy[::-1], team=noisy).advice.text
     assert "does not matter" in text
-    assert said(none=[1.0] * 8, plan=[1.5] * 8).advice.variant == "none"
-    team = said(none=[2.0] * 8, plan=[1.5] * 8, team=[1.0] * 8).advice
+    assert reported(none=[1.0] * 8, plan=[1.5] * 8).advice.variant == "none"
+    team = reported(none=[2.0] * 8, plan=[1.5] * 8, team=[1.0] * 8).advice
     assert team.variant == "team"
     assert "(--granularity team)" in team.text
     assert team.speeds["plan"].median == pytest.approx(1 / 1.5)
 
 
 def test_too_few_rounds_advise_nothing() -> None:
-    found = said(none=[2.0] * 5, plan=[1.0] * 5)
+    found = reported(none=[2.0] * 5, plan=[1.0] * 5)
     assert found.results[1].verdict == "unclear"
     assert found.advice.variant is None
     assert "raise --budget" in found.advice.text
 
 
 def test_rounds_in_which_others_were_busy_do_not_count_if_there_are_enough_others() -> None:
-    disturbed = said(others={0: 0.9, 7: 0.2}, none=[9.0, *[2.0] * 7], plan=[1.0] * 8)
+    disturbed = reported(others={0: 0.9, 7: 0.2}, none=[9.0, *[2.0] * 7], plan=[1.0] * 8)
     assert disturbed.counted == (1, 2, 3, 4, 5, 6)
     assert disturbed.quiet
-    busy = said(others=dict.fromkeys(range(5), 0.5), none=[2.0] * 8, plan=[1.0] * 8)
+    busy = reported(others=dict.fromkeys(range(5), 0.5), none=[2.0] * 8, plan=[1.0] * 8)
     assert busy.counted == tuple(range(8))
     assert not busy.quiet
 
@@ -184,21 +184,21 @@ def test_nothing_is_left_to_compare(monkeypatch: pytest.MonkeyPatch) -> None:
         compared(clock, "none", "plan", budget_seconds=100)
 
 
-def test_nothing_is_advised_that_the_figures_do_not_say() -> None:
+def test_advises_only_what_the_figures_show() -> None:
     wild = [1.0, 2.0, 0.5, 1.5, 0.7, 1.0, 1.0, 1.0]
-    unclear = said(none=[1.0] * 8, plan=wild)
+    unclear = reported(none=[1.0] * 8, plan=wild)
     assert unclear.advice.variant == "plan"
     assert "no verdict for" in unclear.advice.text
     assert "does not matter" not in unclear.advice.text
     # One that is faster beyond doubt is found, whoever has the best median.
-    team = said(none=[1.0] * 12, plan=[1.0] * 12, team=[0.9] * 12, smt=[*[0.5] * 7, *[2.0] * 5])
+    team = reported(none=[1.0] * 12, plan=[1.0] * 12, team=[0.9] * 12, smt=[*[0.5] * 7, *[2.0] * 5])
     assert team.advice.variant == "team"
     # A difference of nothing costs the plan nothing.
-    tiny = said(none=[1.0] * 8, plan=[1.001] * 8)
+    tiny = reported(none=[1.0] * 8, plan=[1.001] * 8)
     assert (tiny.results[1].verdict, tiny.advice.variant) == ("no difference", "plan")
 
 
-def test_a_command_that_fails_is_told_with_the_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_a_failing_command_with_its_variant(monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> Run:
         raise CommandFailedError("rank 0 ended with status 3: no model")
 
@@ -210,4 +210,4 @@ def test_a_command_that_fails_is_told_with_the_variant(monkeypatch: pytest.Monke
 
 def test_figures_of_nothing_are_refused() -> None:
     with pytest.raises(CommandFailedError, match="above 0"):
-        said(none=[1.0] * 6, plan=[0.0] * 6)
+        reported(none=[1.0] * 6, plan=[0.0] * 6)

@@ -53,7 +53,7 @@ def found(library: str) -> str:
 
 
 @needs_gomp
-def test_gnus_runtime_is_told_by_its_symbols(tmp_path: Path) -> None:
+def test_detects_gnus_runtime_by_its_symbols(tmp_path: Path) -> None:
     assert family_of_file(found(GOMP)) == "gomp"
     disguised = tmp_path / "libiomp5.so"
     shutil.copy(found(GOMP), disguised)
@@ -140,7 +140,7 @@ def test_what_is_expected_is_what_a_worker_loads() -> None:
     assert [library[:2] for library in probe_runtimes(["torch"], environment)] == [library[:2] for library in expected]
 
 
-def test_a_probe_that_fails_says_why() -> None:
+def test_reports_why_a_probe_fails() -> None:
     with pytest.raises(RequestError, match="ModuleNotFoundError: No module named 'missing_module'"):
         probe_runtimes(["missing_module"])
     with pytest.raises(RequestError, match="must be a name as in an import statement"):
@@ -224,7 +224,7 @@ def test_finds_the_runtime_that_pip_installed_with_mkl(tmp_path: Path, monkeypat
 
 
 @needs_torch
-def test_the_manager_probes_what_it_is_told_to() -> None:
+def test_the_manager_probes_the_given_modules() -> None:
     manager = OMPProcessManager(probe="torch")
     assert (manager.plan.runtime, manager.plan.granularity) == ("gomp", "thread")
     assert OMPProcessManager(probe=["json"]).plan.runtime == "omp"

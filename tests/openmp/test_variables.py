@@ -180,7 +180,7 @@ def test_waiting_is_left_alone_unless_asked() -> None:
     ("runtime", "names"),
     [("gomp", {"GOMP_SPINCOUNT"}), ("iomp", {"KMP_BLOCKTIME"}), ("omp", {"GOMP_SPINCOUNT", "KMP_BLOCKTIME"})],
 )
-def test_a_brief_wait_is_said_to_the_runtime_that_is_known(runtime: str, names: set[str]) -> None:
+def test_sets_the_brief_wait_of_a_known_runtime(runtime: str, names: set[str]) -> None:
     found = variables(runtime, [0], wait_policy="brief")
     assert {name for name in found if name in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "GOMP_SPINCOUNT")} == names
 

@@ -108,7 +108,7 @@ def test_left_out_and_joined_kinds_are_reported_with_their_figures() -> None:
     assert "efficiency-core" not in reasons(joined)
 
 
-def test_a_process_on_slow_cores_alone_uses_them_and_says_so() -> None:
+def test_uses_slow_cores_with_a_note_if_no_others_are_allowed() -> None:
     cpus = [cpu._replace(allowed=cpu.kind == E) for cpu in chip((P, 8, 5400), (E, 12, 4200))]
     plan = make_plan(topology_of(cpus), PlacementRequest(reserve=0))
     assert plan.ranks[0].cpus == tuple(range(8, 20))

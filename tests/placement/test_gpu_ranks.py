@@ -77,8 +77,8 @@ def test_each_rank_is_next_to_its_gpu_or_unbound(topology: Topology, data: st.Da
         if not home.nodes and len([node for node in topology.nodes if node.cpus]) > 1:
             assert not rank.bound
     unbound = [rank for rank in plan.ranks if not rank.bound]
-    told = {"device-node-unknown", "outside-binding", "device-cpus-unusable"} & set(warnings(plan))
-    assert bool(unbound) == bool(told)
+    reported = {"device-node-unknown", "outside-binding", "device-cpus-unusable"} & set(warnings(plan))
+    assert bool(unbound) == bool(reported)
     for rank in unbound:
         (about,) = {
             m.message for m in plan.messages if f"GPU {rank.gpu}," in m.message or f"GPU {rank.gpu}:" in m.message
@@ -91,7 +91,7 @@ def warnings(plan: Plan) -> list[str]:
 
 
 @given(topologies(), st.data())
-def test_cores_are_not_shared_unless_it_is_said(topology: Topology, data: st.DataObject) -> None:
+def test_cores_are_shared_with_a_message_only(topology: Topology, data: st.DataObject) -> None:
     request = data.draw(gpu_requests(topology, share=False))
     plan = make_plan(topology, request)
     if "ranks-share-cores" in codes(plan):
@@ -157,7 +157,7 @@ def test_what_is_unknown_stays_unbound_and_the_rest_does_not() -> None:
     assert "--numa-bind-nodes" in message.message
 
 
-def test_where_nobody_can_be_bound() -> None:
+def test_no_rank_can_be_bound() -> None:
     plan = plan_of(synthetic(TWO), None, None)
     assert [rank.bound for rank in plan.ranks] == [False, False]
     assert reasons(plan).keys() == {"unbound"}
@@ -199,7 +199,7 @@ def test_an_outside_mask_is_never_widened() -> None:
     assert warnings(cut) == ["outside-binding"] * 2
 
 
-def test_more_gpus_than_cores_share_and_say_so() -> None:
+def test_more_gpus_than_cores_share_with_a_message() -> None:
     topology = bound_to(synthetic(TWO), {0, 1, 2})
     plan = plan_of(topology, 0, 0, 0)
     assert [rank.affinity for rank in plan.ranks] == [(0,), (1,), (2,)]
@@ -209,7 +209,7 @@ def test_more_gpus_than_cores_share_and_say_so() -> None:
     assert warnings(crowded) == ["ranks-share-cores"]
 
 
-def test_what_cannot_be_had_is_told_with_its_cause() -> None:
+def test_reports_what_is_not_available_with_its_cause() -> None:
     topology = synthetic(TWO)
     isolated = topology._replace(cpus=tuple(cpu._replace(isolated=cpu.numa_node == 1) for cpu in topology.cpus))
     plan = plan_of(isolated, 0, 1)
@@ -244,7 +244,7 @@ def test_slow_cores_are_better_than_half_a_fast_one() -> None:
     assert set(plan.ranks[3].cpus) == {8, 9, 10, 11}
 
 
-def test_nobody_shares_a_core_for_the_sake_of_another_node() -> None:
+def test_ranks_share_no_core_to_stay_on_a_node() -> None:
     topology = bound_to(synthetic("package:1 numa:2 core:8 pu:1"), {*range(9)})
     plan = plan_of(topology, 0, 0, 0, 0, span="machine", reserve=0)
     assert [rank.affinity for rank in plan.ranks] == [(0, 1, 8), (2, 3), (4, 5), (6, 7)]
@@ -258,7 +258,7 @@ def test_nobody_shares_a_core_for_the_sake_of_another_node() -> None:
     assert [rank.affinity for rank in needy.ranks] == [(0, 1), (8,)]
 
 
-def test_a_quota_takes_threads_from_lists_and_says_so() -> None:
+def test_a_quota_takes_threads_from_lists_with_a_note() -> None:
     topology = synthetic(TWO)._replace(limits=Limits(cpu_quota=2.0))
     plan = make_plan(topology, PlacementRequest(tensor_parallel_size=2, numa_bind_cpus=("0-3", "8-11")))  # type: ignore[arg-type]
     assert [rank.cpus for rank in plan.ranks] == [(0,), (8,)]

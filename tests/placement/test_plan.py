@@ -55,7 +55,7 @@ def test_ranks_get_allowed_cpus_and_no_rank_is_empty(topology: Topology, request
 
 
 @given(topologies(), requests())
-def test_no_core_is_shared_unless_it_is_said(topology: Topology, request: PlacementRequest) -> None:
+def test_a_core_is_shared_with_a_message_only(topology: Topology, request: PlacementRequest) -> None:
     plan = try_plan(topology, request)
     owners = collections.defaultdict(set)
     for rank in plan.ranks:
@@ -284,7 +284,7 @@ def test_explicit_lists_keep_their_order() -> None:
         plan_for("core:8 pu:1", bind=((9,),))
 
 
-def test_no_binding_binds_nothing_and_says_so() -> None:
+def test_no_binding_binds_nothing_with_a_message() -> None:
     plan = plan_for("core:2 pu:1", 2, bind="none")
     assert [rank.bound for rank in plan.ranks] == [False, False]
     assert [(group.cpus, group.reason) for group in plan.left_out] == [((0, 1), "unbound")]
@@ -346,7 +346,7 @@ def test_siblings_on_two_nodes_are_reported() -> None:
     assert codes(plan)["ranks-share-cores"] == "warning"
 
 
-def test_cores_that_the_machine_does_not_report_are_said_to_be_unknown() -> None:
+def test_reports_unknown_cores() -> None:
     topology = synthetic("core:4 pu:1")
     cpus = tuple(cpu._replace(physical_core=UNKNOWN) for cpu in topology.cpus)
     assert "unknown-cores" in codes(make_plan(topology._replace(cpus=cpus), PlacementRequest()))
@@ -371,7 +371,7 @@ def test_offline_and_forbidden_cpus_are_named_so() -> None:
     assert [(group.cpus, group.reason) for group in plan.left_out] == [((3,), "offline"), ((2,), "not-allowed")]
 
 
-def test_a_mask_from_outside_is_said() -> None:
+def test_reports_an_inherited_mask() -> None:
     topology = synthetic("core:4 pu:1")
     bound = topology._replace(limits=Limits(affinity=(0, 1)))
     assert codes(make_plan(bound, PlacementRequest()))["outside-binding"] == "note"
@@ -390,7 +390,7 @@ def test_threads_stay_within_the_quota(quota: float, expected: list[tuple[int, .
     assert ("quota-below-cpus" in codes(plan)) == (quota < 8)
 
 
-def test_uneven_ranks_and_unused_nodes_are_said() -> None:
+def test_reports_uneven_ranks_and_unused_nodes() -> None:
     assert "uneven-ranks" in codes(plan_for("core:7 pu:1", 2, reserve=0))
     plan = plan_for("numa:4 core:2 pu:1", 3)
     assert [message.message for message in plan.messages if message.code == "nodes-unused"] == [

@@ -77,11 +77,11 @@ def test_all_of_a_total_is_reserved() -> None:
 
 
 @pytest.mark.parametrize(("reserve", "left"), [(0, (14, 15)), (1, (14,)), (2, ())])
-def test_idle_cores_that_nobody_wants_stay_left_out(reserve: int, left: tuple[int, ...]) -> None:
+def test_idle_cores_without_a_use_stay_left_out(reserve: int, left: tuple[int, ...]) -> None:
     assert reasons(plan_for("package:1 l3:2 core:8 pu:1", 3, reserve=reserve)).get("remainder", ()) == left
 
 
-def test_more_reserved_cores_than_there_are_is_said() -> None:
+def test_reports_more_reserved_cores_than_there_are() -> None:
     plan = plan_for("core:3 pu:1", 2, reserve=9)
     assert [len(rank.cpus) for rank in plan.ranks] == [1, 1]
     assert codes(plan)["reserve-impossible"] == "warning"

@@ -51,7 +51,7 @@ def test_cores_are_held_whole() -> None:
     assert reasons(plan)["not-allowed"] == (2, 3, 4, 5)
 
 
-def test_both_kinds_of_not_allowed_are_told_apart() -> None:
+def test_distinguishes_both_kinds_of_not_allowed() -> None:
     topology = synthetic("core:4 pu:1")
     narrow = topology._replace(cpus=tuple(cpu._replace(allowed=cpu.id > 0) for cpu in topology.cpus))
     plan = make_plan(narrow, PlacementRequest(avoid=(HeldCPUs("a", (1,)), HeldCPUs("b", (1, 2)))))

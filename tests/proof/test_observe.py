@@ -49,7 +49,7 @@ def test_a_zombie_has_ended() -> None:
     child.wait()
 
 
-def test_what_may_not_be_read_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_what_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: str, *arguments: object, **keywords: object) -> object:
         if str(path).rpartition("/")[2] in ("environ", "maps", "numa_maps"):
             raise PermissionError(13, "Permission denied", path)
@@ -62,7 +62,7 @@ def test_what_may_not_be_read_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all("Permission denied" in problem for problem in state.problems)
 
 
-def test_a_placement_that_cannot_be_read_is_said() -> None:
+def test_reports_an_unreadable_placement() -> None:
     environment = {**os.environ, "OMPAFFINITY_PLACEMENT": "broken"}
     command = [sys.executable, "-c", "print(flush=True); input()"]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as child:

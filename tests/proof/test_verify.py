@@ -180,12 +180,12 @@ def test_variables_that_are_set_too_late_are_the_cause() -> None:
 @needs_two_cpus
 def test_a_wrong_number_of_threads_is_the_cause() -> None:
     plan = live_plan(reserve=0)
-    heard, _ = worker_environment(plan, plan.ranks[0])
+    received, _ = worker_environment(plan, plan.ranks[0])
     with worker(GOMP, plan, OMP_NUM_THREADS="1") as (pid, team):
-        verdict = verdict_on(plan.ranks[0], pid, team, heard)
+        verdict = verdict_on(plan.ranks[0], pid, team, received)
     assert only_cause(verdict) == f"the process was started with OMP_NUM_THREADS=1, the plan requires {len(CPUS)}"
     with worker(GOMP, plan, before="ctypes.CDLL('libgomp.so.1').omp_set_num_threads(1)") as (pid, team):
-        verdict = verdict_on(plan.ranks[0], pid, team, heard)
+        verdict = verdict_on(plan.ranks[0], pid, team, received)
     assert verdict.differences[0].message == f"the team has 1 thread, the plan requires {len(CPUS)}"
     assert "the program set another number of threads" in only_cause(verdict)
     with worker(GOMP, plan, OMP_THREAD_LIMIT="1") as (pid, team):

@@ -91,7 +91,7 @@ def test_reads_kinds_by_core_type_or_frequency() -> None:
     assert [cpu.kind for cpu in read(body, tail=fast).cpus] == ["performance", "performance", "efficiency"]
 
 
-def test_reads_kinds_by_what_the_system_says_of_their_efficiency() -> None:
+def test_reads_kinds_by_the_efficiency_that_the_system_reports() -> None:
     tail = '<cpukind cpuset="0x1" forced_efficiency="0"/><cpukind cpuset="0x6" forced_efficiency="1"/>'
     cpus = read(core(0) + core(1) + core(2), tail=tail).cpus
     assert [(cpu.kind, cpu.speed) for cpu in cpus] == [("efficiency", 0.5), ("performance", 1.0), ("performance", 1.0)]

@@ -3,7 +3,7 @@
 Ray's workers are children of a raylet, not of the program that asks for them, so nothing is inherited. What reaches
 an actor before its interpreter starts is its runtime environment: `env_vars`, and `py_executable`, which here runs
 `bind_exec.py`. An actor whose start fails never returns, so this never fails: what cannot be bound runs unbound and
-says so in OMPAFFINITY_UNBOUND. Source: Ray's documentation (Environment Dependencies, Scheduling, Actors).
+has the reason in OMPAFFINITY_UNBOUND. Source: Ray's documentation (Environment Dependencies, Scheduling, Actors).
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def actor_options(
     strategy = scheduling_strategy or NodeAffinitySchedulingStrategy(chosen.node_id, soft=False)
     options = {"num_cpus": chosen.slots, "scheduling_strategy": strategy, "runtime_env": environment}
     if chosen.placement.gpu is not None:
-        # Ray says which GPU only inside of the actor: bind_actor() looks up what goes with it.
+        # Ray assigns the GPU inside of the actor only: bind_actor() finds its placement.
         rank_environment[GPU_VARIABLE] = gpu_table(host, chosen.node_id)
         environment["env_vars"] = {**rank_environment, **(environment.get("env_vars") or {})}
         return options | {"num_gpus": 1}
@@ -174,9 +174,9 @@ def bind_actor(placement: RankPlacement | None = None) -> ProcessBinding:
     """
     if (earlier := current_binding()) is not None:
         return earlier
-    said: tuple[Message, ...] = ()
+    more: tuple[Message, ...] = ()
     if placement is None:
-        placement, said = placement_of_rays_gpus() or (current_placement(), ())
+        placement, more = placement_of_rays_gpus() or (current_placement(), ())
     if placement is None:
         raise RequestError(
             "this actor has no placement; start it with Worker.options(**actor_options(plan, rank)), or give it one"
@@ -187,7 +187,7 @@ def bind_actor(placement: RankPlacement | None = None) -> ProcessBinding:
         binding = ProcessBinding()
         refused = REFUSALS[error.code](subject="this actor", consequence="it runs unbound", reason=error)
         binding.messages.append(refused)
-    binding.messages += said
+    binding.messages += more
     if binding.not_bound:
         reasons = "; ".join(sorted({thread.reason for thread in binding.not_bound}))
         count = len(binding.not_bound)

@@ -46,7 +46,7 @@ def gpu_table(host: HostPlan, node_id: str) -> str:
 def placement_of_rays_gpus() -> tuple[RankPlacement, tuple[Message, ...]] | None:
     """Return what goes with the GPUs that Ray gave this actor, and warnings; None where it gave none.
 
-    The plan of `actor_options` says it; without one each GPU of the machine has its part of the CPUs next to it. The
+    It comes from the plan of `actor_options`; without one each GPU has its part of the CPUs next to it. The
     placement is published in this process's environment, and the OpenMP team that torch will load floats within it.
 
     Raises:
@@ -68,8 +68,8 @@ def placement_of_rays_gpus() -> tuple[RankPlacement, tuple[Message, ...]] | None
     for number, device in enumerate(own):
         planned = table.get(device.address)
         if planned is None:
-            planned, said = _part(topology, device)
-            messages += said
+            planned, more = _part(topology, device)
+            messages += more
         else:
             messages += device.messages
         ranks.append(planned._replace(gpu=number))
@@ -86,7 +86,7 @@ def _own(given: Sequence[object], seen: Sequence[GPU]) -> list[GPU]:
 
 
 def _planned(text: str | None, node_id: str) -> dict[str, RankPlacement]:
-    """Return {PCI address: placement} of this node, nothing where no plan says any."""
+    """Return {PCI address: placement} of this node, nothing where there is no plan."""
     if text is None:
         return {}
     source = Source(GPU_VARIABLE, "does not hold placements", "unset it, or start the actor again with actor_options")

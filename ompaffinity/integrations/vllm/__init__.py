@@ -1,1 +1,1 @@
-"""The helpers that vLLM knows, under its names."""
+"""The helpers of vLLM, under the names that vLLM uses."""

@@ -61,8 +61,8 @@ def request_for(config: Any, environ: Mapping[str, str]) -> tuple[dict[str, Any]
     request |= {"tensor_parallel_size": tensor, "pipeline_parallel_size": max(1, local // tensor)}
     if dp_rank is None:
         return request, 0
-    told = environ.get(LOCAL_RANKS, "")
-    size = int(told) if told.isdecimal() else int(parallel.data_parallel_size_local or 1)
+    given = environ.get(LOCAL_RANKS, "")
+    size = int(given) if given.isdecimal() else int(parallel.data_parallel_size_local or 1)
     return request | {"data_parallel_size": max(size, dp_rank + 1)}, dp_rank * local
 
 

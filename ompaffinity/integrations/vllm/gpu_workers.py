@@ -108,7 +108,7 @@ def configure_subprocess(
 
 
 class _WantedGpus(NamedTuple):
-    """The GPUs of a process, and how many the server has here, None where the configuration does not say."""
+    """The GPUs of a process, and how many the server has here, None where the configuration has no number."""
 
     own: tuple[int, ...]
     of_server: int | None
@@ -173,7 +173,7 @@ def _plan(config: Any, topology: Topology, wanted: _WantedGpus) -> Plan:
             + "; look at CUDA_VISIBLE_DEVICES, and at the sizes and lists of the configuration"
         )
     own = list(wanted.own)
-    # The others are there to be left their part; what is wrong with them is for their own workers to say.
+    # The others keep their part; their own workers report what is wrong with them.
     homes = tuple(home if gpu in own else home._replace(messages=(), quiet=True) for gpu, home in enumerate(homes))
     request = request._replace(gpu_homes=homes)
     makers = {home.vendor for gpu, home in enumerate(homes) if gpu in own}

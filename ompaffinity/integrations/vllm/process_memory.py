@@ -120,7 +120,7 @@ def _migrate(nodes: tuple[int, ...]) -> tuple[int, int]:
 
 
 def _anonymous() -> dict[int, int]:
-    """Return where the process's own pages are, {node: bytes}; {} where the kernel does not tell."""
+    """Return where the process's own pages are, {node: bytes}; {} where the kernel does not report it."""
     with suppress(OSError):
         return mapped_memory().anonymous
     return {}

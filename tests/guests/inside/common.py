@@ -59,9 +59,9 @@ def in_child(work: Callable[[], object]) -> Any:
         text = file.read()
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     assert status == 0, f"the child ended with {status}"
-    said = json.loads(text)
-    assert "answer" in said, said["failed"]
-    return said["answer"]
+    reported = json.loads(text)
+    assert "answer" in reported, reported["failed"]
+    return reported["answer"]
 
 
 def in_new_python(code: str) -> Any:

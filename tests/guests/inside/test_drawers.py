@@ -25,7 +25,7 @@ def test_levels_are_as_they_were_made(guest: dict[str, Any]) -> None:
         assert groups(level) == chunks(guest["cpus"], SIZES[made])
 
 
-def test_lscpu_says_the_same() -> None:
+def test_lscpu_reports_the_same() -> None:
     topology = load_topology()
     for column, level in (("BOOK", "book"), ("DRAWER", "drawer"), ("SOCKET", "package"), ("CORE", "physical_core")):
         ours, theirs = defaultdict(set), defaultdict(set)
@@ -51,7 +51,7 @@ def test_ranks_are_cut_along_drawers_and_books(guest: dict[str, Any], ranks: int
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_team_is_where_its_plan_says(library: str, ranks: int) -> None:
+def test_a_team_runs_on_its_planned_cpus(library: str, ranks: int) -> None:
     assert ompaffinity("verify", "--tp", str(ranks), "--library", library, "--strict")["holds"]
 
 

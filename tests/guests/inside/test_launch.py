@@ -34,7 +34,7 @@ def test_the_standalone_file_binds_without_libnuma(guest: dict[str, Any]) -> Non
     assert "memory: bind rejected" in unbound
 
 
-def test_each_local_rank_becomes_its_command_bound(guest: dict[str, Any]) -> None:
+def test_each_local_rank_is_bound_and_execs_its_command(guest: dict[str, Any]) -> None:
     plan = ompaffinity("plan", "--tp", "4")
     for rank in plan["ranks"]:
         place = ("--local-rank", str(rank["rank"]), "--local-world-size", "4")

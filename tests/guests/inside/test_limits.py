@@ -78,15 +78,15 @@ def test_memory_comes_from_the_nodes_of_the_group(group: Path) -> None:
         plan = OMPProcessManager(tensor_parallel_size=1, runtime="gomp").plan
         try:
             init_cpu_memory_env([other])
-            said = ""
+            reported = ""
         except RequestError as error:
-            said = str(error)
-        return [get_memory_affinity(), plan.ranks[0].nodes, said]
+            reported = str(error)
+        return [get_memory_affinity(), plan.ranks[0].nodes, reported]
 
-    allowed, nodes, said = within(group, work)
+    allowed, nodes, reported = within(group, work)
     assert allowed == nodes == [mine]
-    assert f"may not use the memory of node {other}" in said
-    assert "cpuset.mems" in said
+    assert f"may not use the memory of node {other}" in reported
+    assert "cpuset.mems" in reported
 
 
 def test_a_quota_limits_the_threads(group: Path) -> None:

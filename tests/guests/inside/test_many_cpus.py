@@ -7,7 +7,7 @@ from typing import Any
 from tests.guests.inside.common import ompaffinity
 
 
-def test_a_large_team_is_where_its_plan_says(guest: dict[str, Any]) -> None:
+def test_a_large_team_runs_on_its_planned_cpus(guest: dict[str, Any]) -> None:
     # Threads that spin starve the others where few real CPUs emulate many.
     verdict = ompaffinity("verify", "--tp", "2", "--library", "libgomp.so.1", "--wait-policy", "passive")
     assert verdict["holds"]

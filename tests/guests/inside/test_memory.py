@@ -33,9 +33,9 @@ def test_pages_come_from_the_node_that_the_policy_names(policy: str) -> None:
             set_thread_policy(policy, [node])
             return [nodes_of(touched(4)), thread_policy().nodes]
 
-        pages, told = in_child(work)
+        pages, reported = in_child(work)
         assert list(pages) == [str(node)]
-        assert told == [node]
+        assert reported == [node]
 
 
 def test_interleaved_pages_are_spread_evenly() -> None:
@@ -61,7 +61,7 @@ def test_several_preferred_nodes_read_as_the_kernel_words_them() -> None:
 
 
 def test_a_node_that_cannot_be_used_is_refused_with_the_reason_and_nothing_crashes(guest: dict[str, Any]) -> None:
-    without = [node for node, told in guest["nodes"].items() if not told["mebibytes"]]
+    without = [node for node, reported in guest["nodes"].items() if not reported["mebibytes"]]
     for node in (*without, max(guest["nodes"]) + 1, 1000):
 
         def work(node: int = node) -> list[Any]:
@@ -129,7 +129,7 @@ def test_nothing_is_moved_into_a_node_without_room() -> None:
     assert answer == [0, ["memory-nearly-full"], "preferred"]
 
 
-def test_a_node_that_is_nearly_full_is_told_of_before_anybody_is_killed() -> None:
+def test_warns_of_a_nearly_full_node_before_the_kernel_kills() -> None:
     node = ompaffinity("plan", "--tp", "1", "--span", "node")["ranks"][0]["nodes"][0]
     holder = f"""
         import sys
@@ -155,7 +155,7 @@ def test_a_node_that_is_nearly_full_is_told_of_before_anybody_is_killed() -> Non
     assert "kills" in messages[0]
 
 
-def test_a_worker_is_born_with_its_memory(guest: dict[str, Any]) -> None:
+def test_a_worker_starts_with_its_memory_policy(guest: dict[str, Any]) -> None:
     ranks = min(4, guest["cpus"])
     answer = in_new_python(f"""
         import json, subprocess, sys
@@ -185,14 +185,14 @@ def test_the_caller_keeps_its_own_policy() -> None:
 
 
 @pytest.mark.parametrize("asked", ["bind", "preferred", "interleave"])
-def test_where_the_kernel_refuses_everybody_is_bound_and_told(asked: str) -> None:
+def test_binds_the_cpus_with_a_message_where_the_kernel_refuses_policies(asked: str) -> None:
     command = [sys.executable, "-m", "tests.bind.seccomp", sys.executable, "-m", "ompaffinity"]
     options = ["--tp", "1", "--memory-policy", asked, "--json"]
     plan = json.loads(run(*command, "plan", *options))
     assert plan["ranks"][0]["memory_policy"] == "none"
     assert plan["ranks"][0]["cpus"]
-    told = {message["code"]: message["message"] for message in plan["warnings"] if message["level"] == "warning"}
-    assert "--cap-add SYS_NICE" in told["memory-policy-not-permitted"]
+    reported = {message["code"]: message["message"] for message in plan["warnings"] if message["level"] == "warning"}
+    assert "--cap-add SYS_NICE" in reported["memory-policy-not-permitted"]
     verdict = json.loads(run(*command, "verify", *options))
     assert verdict["holds"]
 

@@ -10,7 +10,7 @@ from tests.guests.inside.common import nodes_with_memory, ompaffinity
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
-def test_a_team_is_where_its_plan_says(guest: dict[str, Any], library: str, ranks: int) -> None:
+def test_a_team_runs_on_its_planned_cpus(guest: dict[str, Any], library: str, ranks: int) -> None:
     verdict = ompaffinity("verify", "--tp", str(min(ranks, guest["cpus"])), "--library", library, "--strict")
     assert verdict["holds"]
     for rank in verdict["ranks"]:

@@ -9,7 +9,7 @@ import pytest
 
 from ompaffinity.topology.source import load_topology
 from tests.guests.inside.common import ompaffinity, run
-from tests.guests.inside.test_detection import test_lscpu_says_the_same as lscpu_says_the_same
+from tests.guests.inside.test_detection import test_lscpu_reports_the_same as lscpu_says_the_same
 
 
 @pytest.mark.parametrize("mode", [4, 2, 1, 8])

@@ -325,7 +325,7 @@ def what_goes_wrong() -> Any:
     same = verify_cluster(twice).to_document()["ranks"]
     swapped = verify_cluster(twice, plan).to_document()["ranks"][1:]
     missing = verify_cluster(twice[:1], plan).to_document()["ranks"][1:]
-    told = []
+    reported = []
     for attempt in (
         lambda: plan_cluster(2, timeout_seconds=0),
         lambda: plan_cluster(2, machines={"none": "x"}),
@@ -338,9 +338,9 @@ def what_goes_wrong() -> Any:
         try:
             attempt()
         except ompaffinity.OMPAffinityError as error:
-            told.append([type(error).__name__, str(error)])
+            reported.append([type(error).__name__, str(error)])
     differences = [rank["differences"] for rank in (*first, *second, *dead, *same, *swapped, *missing)]
-    return [differences, told]
+    return [differences, reported]
 
 
 def main(name: str, address: str, *arguments: str) -> None:

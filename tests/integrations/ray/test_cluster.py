@@ -70,7 +70,7 @@ def test_gpu_ranks_go_where_the_gpus_are() -> None:
     assert [rank.placement.local_world_size for rank in few.ranks] == [2, 2]
 
 
-def test_gpus_that_the_scheduler_counts_and_nobody_sees() -> None:
+def test_gpus_that_the_scheduler_counts_and_no_process_sees() -> None:
     plan = make_cluster_plan([with_gpus("a", 0, gpus=2)], PlacementRequest(tensor_parallel_size=2, numa_bind=True))
     assert [rank.placement.bound for rank in plan.ranks] == [True, False]
     assert "device-node-unknown" in [message.code for message in plan.all_messages]
@@ -106,7 +106,7 @@ def test_tensor_parallel_groups_stay_on_one_machine() -> None:
     assert "groups-span-nodes" not in [message.code for message in plan.messages]
 
 
-def test_a_group_that_no_machine_has_room_for_spans_machines_and_it_is_said() -> None:
+def test_reports_a_group_that_spans_machines() -> None:
     request = PlacementRequest(tensor_parallel_size=6)
     plan = make_cluster_plan([node("a", SMALL), node("b", SMALL)], request)
     assert counts(plan) == {"a-id": 3, "b-id": 3}
@@ -156,7 +156,7 @@ def test_each_machine_hears_its_own_runtime() -> None:
     assert {(host.plan.runtime, host.plan.granularity) for host in plan.hosts} == {("omp", "thread")}
 
 
-def test_uneven_machines_are_told_of() -> None:
+def test_reports_uneven_machines() -> None:
     plan = make_cluster_plan([node("small", SMALL), node("large", LARGE)], PlacementRequest(data_parallel_size=4))
     assert counts(plan) == {"small-id": 1, "large-id": 3}
     assert [message.code for message in plan.messages] == ["uneven-ranks"]

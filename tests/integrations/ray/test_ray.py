@@ -40,8 +40,8 @@ def gpu_cluster(driver: dict[str, Path], tmp_path: Path) -> Iterator[str]:
     """The address of a cluster of one node with two GPUs of a stand-in driver."""
     lines = "".join(f"gpu bus=00000000:{16 + at:02X}:00.0 uuid=GPU-{at} memory=1 cpu=ff\n" for at in range(2))
     (tmp_path / "plan").write_text(lines)
-    told = {"LD_LIBRARY_PATH": str(driver["new"]), "OMPAFFINITY_NVML_PLAN": str(tmp_path / "plan")}
-    yield from started_cluster(told, "2")
+    reported = {"LD_LIBRARY_PATH": str(driver["new"]), "OMPAFFINITY_NVML_PLAN": str(tmp_path / "plan")}
+    yield from started_cluster(reported, "2")
 
 
 def started_cluster(variables: dict[str, str], *arguments: str) -> Iterator[str]:
@@ -83,7 +83,7 @@ def inside(masks: list[list[int]], affinity: list[int]) -> bool:
 
 
 @needs_ray
-def test_every_thread_of_every_actor_is_bound_from_birth(cluster: str) -> None:
+def test_every_thread_of_every_actor_is_bound_before_it_starts(cluster: str) -> None:
     placements, teams, states, verdict, alone = program("bound_from_birth", cluster)
     assert len({node for *_, node in placements}) == RANKS
     for number, ((affinity, policy, nodes, node), team, state) in enumerate(zip(placements, teams, states)):
@@ -94,16 +94,16 @@ def test_every_thread_of_every_actor_is_bound_from_birth(cluster: str) -> None:
             assert policy == "bind"
             assert state["policies"] == [f"bind:{','.join(map(str, nodes))}"]
         assert state["node"] == node
-        told = state["environment"]
-        assert int(told["OMP_NUM_THREADS"]) == team
+        reported = state["environment"]
+        assert int(reported["OMP_NUM_THREADS"]) == team
         # One of the two: libgomp ignores GOMP_CPU_AFFINITY, which names single CPUs, beside OMP_PLACES.
-        assert bool(told["OMP_PLACES"]) != bool(told["GOMP_CPU_AFFINITY"])
-        assert told["KMP_AFFINITY"] is None
-        assert told["OMPAFFINITY_UNBOUND"] is None
-        assert (told["RANK"], told["LOCAL_RANK"]) == (str(number), str(number))
-        assert (told["WORLD_SIZE"], told["LOCAL_WORLD_SIZE"]) == (str(RANKS), str(RANKS))
-        assert told["MASTER_ADDR"]
-        assert 0 < int(told["MASTER_PORT"]) < 65536
+        assert bool(reported["OMP_PLACES"]) != bool(reported["GOMP_CPU_AFFINITY"])
+        assert reported["KMP_AFFINITY"] is None
+        assert reported["OMPAFFINITY_UNBOUND"] is None
+        assert (reported["RANK"], reported["LOCAL_RANK"]) == (str(number), str(number))
+        assert (reported["WORLD_SIZE"], reported["LOCAL_WORLD_SIZE"]) == (str(RANKS), str(RANKS))
+        assert reported["MASTER_ADDR"]
+        assert 0 < int(reported["MASTER_PORT"]) < 65536
     assert len({state["environment"]["MASTER_PORT"] for state in states}) == 1
     assert verdict["holds"], verdict
     assert [rank["rank"] for rank in verdict["ranks"]] == list(range(RANKS))
@@ -131,7 +131,7 @@ def test_threaded_and_asynchronous_actors_and_placement_groups(cluster: str) -> 
 
 
 @needs_ray
-def test_what_cannot_be_bound_runs_and_says_so(cluster: str) -> None:
+def test_runs_unbound_with_a_message_what_cannot_be_bound(cluster: str) -> None:
     here, counts, affinity, team, state, verdict = program("other_machines", cluster)
     assert sum(counts) == 4
     assert counts[0] > counts[1]
@@ -245,8 +245,8 @@ def test_actors_with_gpus_take_the_cpus_of_the_one_that_ray_gives(gpu_cluster: s
 
 
 @needs_ray
-def test_what_goes_wrong_is_said(cluster: str) -> None:
-    differences, told = program("what_goes_wrong", cluster)
+def test_reports_what_goes_wrong(cluster: str) -> None:
+    differences, reported = program("what_goes_wrong", cluster)
     busy, without, dead, first, second, swapped, missing = differences
     assert "does not answer within 1 seconds" in busy[0]["message"]
     assert "has no placement" in without[0]["message"]
@@ -255,7 +255,7 @@ def test_what_goes_wrong_is_said(cluster: str) -> None:
     assert "another one was started as rank 0, too" in second[0]["message"]
     assert "it was started as rank 0, and stands here as rank 1" in swapped[0]["message"]
     assert "there is no actor of this rank" in missing[0]["message"]
-    kinds, texts = zip(*told)
+    kinds, texts = zip(*reported)
     assert kinds == ("TopologyError", *["RequestError"] * 6)
     assert "no reply within 0 seconds" in texts[0]
     assert "which is not in the cluster" in texts[1]
@@ -335,7 +335,7 @@ def test_what_listens_there_is_no_cluster() -> None:
 
 
 @needs_ray
-def test_a_program_that_is_not_connected_is_told() -> None:
+def test_rejects_a_program_that_is_not_connected() -> None:
     with pytest.raises(RequestError, match="not connected to a Ray cluster"):
         ours.plan_cluster(2)
 
@@ -363,7 +363,7 @@ def test_the_command_of_an_actor_survives_the_shell_that_ray_pastes_it_into() ->
     assert words[words.index("--unset") + 1] == "KMP_AFFINITY"
 
 
-def test_nodes_that_overlap_are_told_of() -> None:
+def test_reports_nodes_that_overlap() -> None:
     topology = load_topology(synthetic="numa:1 core:4 pu:1", architecture="x86_64")
     half = topology._replace(cpus=tuple(cpu._replace(allowed=cpu.id < 2) for cpu in topology.cpus))
     nodes = [ClusterNode("a", "a", topology, 4, "boot:0-3"), ClusterNode("b", "b", half, 4, "boot:0-1")]

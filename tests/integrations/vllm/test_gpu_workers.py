@@ -55,9 +55,9 @@ def seen(*nodes: int | None) -> GPUList:
     for number, node in enumerate(nodes):
         label = f"0000:{16 + number:02x}:00.0"
         unknown = DEVICE_NODE_UNKNOWN(gpu=f"GPU {number} ({label})", reason="no source reports it")
-        told = () if node is not None else (unknown,)
+        reported = () if node is not None else (unknown,)
         near = () if node is None else (node,)
-        found.append(GPU(number, label, "nvidia", "", "", near, "sysfs", None, (), told))
+        found.append(GPU(number, label, "nvidia", "", "", near, "sysfs", None, (), reported))
     return GPUList.of(found)
 
 
@@ -148,14 +148,14 @@ def test_workers_share_a_node_exclusively(machine: Any) -> None:
     assert len(masks[3]) == 16
 
 
-def test_a_server_that_says_how_many_it_has_gets_it_all(machine: Any) -> None:
+def test_a_server_that_names_its_gpus_gets_all_of_them(machine: Any) -> None:
     topology = machine(synthetic(TWO), 0, 0, 0, 0)
     (first, _) = planned(topology, config(data_parallel_size_local=1), 0).ranks
     assert len(first.affinity) == 8
     assert len(planned(topology, config(), 0).ranks) == 4
 
 
-def test_only_what_is_wrong_with_its_own_gpu_is_told(machine: Any) -> None:
+def test_reports_only_the_problems_of_its_own_gpu(machine: Any) -> None:
     topology = machine(synthetic(TWO), 0, None, 1)
     assert [message.code for message in planned(topology, config(), 0).messages if message.level == "warning"] == []
     plan = planned(topology, config(), 1)
@@ -244,14 +244,14 @@ def test_ranks_that_share_a_gpu_divide_its_part(machine: Any, monkeypatch: pytes
     assert sum(map(len, found)) == len(set().union(*found)) == 16
 
 
-def test_more_ranks_than_gpus_and_nobody_says_who_has_which(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_more_ranks_than_gpus_without_a_gpu_per_rank(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpus, "environments_of_ranks", lambda place, names: None)
     found = []
     for rank in range(2):
         machine(synthetic(TWO), 0, visible=(0,), hidden=True)
         place = LauncherRank("nobody", rank, 2, rank, 2)
-        given, number, told = options_of_group({"numa_bind": True}, MaskGroup(rank, (0, 1)), place)
-        assert [message.code for message in told] == ["gpu-sharing-unknown"]
+        given, number, reported = options_of_group({"numa_bind": True}, MaskGroup(rank, (0, 1)), place)
+        assert [message.code for message in reported] == ["gpu-sharing-unknown"]
         plan = make_plan(synthetic(TWO), PlacementRequest(**given))
         found.append(set(plan.ranks[number].affinity))
     assert not found[0] & found[1]
@@ -333,7 +333,7 @@ if __name__ == "__main__":
 def started(folder: Path, driver_folder: Path, calls: list[Any], lines: str = LINES, **environ: str) -> Any:
     (folder / "gpu_starts.py").write_text(STARTS)
     (folder / "plan").write_text(lines)
-    told = {
+    reported = {
         "LD_LIBRARY_PATH": str(driver_folder),
         "OMPAFFINITY_NVML_PLAN": str(folder / "plan"),
         "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}",
@@ -344,7 +344,7 @@ def started(folder: Path, driver_folder: Path, calls: list[Any], lines: str = LI
         capture_output=True,
         text=True,
         check=False,
-        env=kept | told | environ,
+        env=kept | reported | environ,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
@@ -353,7 +353,7 @@ def started(folder: Path, driver_folder: Path, calls: list[Any], lines: str = LI
 
 @needs_nvml
 @needs_two_cpus
-def test_workers_of_any_start_method_are_bound_from_birth(tmp_path: Path, driver: dict[str, Path]) -> None:
+def test_workers_of_any_start_method_are_bound_before_they_start(tmp_path: Path, driver: dict[str, Path]) -> None:
     calls = [["spawn", 0], ["spawn", 1], ["fork", 0], ["fork", 1], ["popen", 0], ["popen", 1]]
     found = started(tmp_path, driver["new"], calls)
     for first, second in zip(found[::2], found[1::2], strict=True):
@@ -432,12 +432,12 @@ EXEC = [sys.executable, "-m", "ompaffinity", "exec", "--numa-bind", *WORKER]
 def test_ranks_of_mpirun_share_no_cpu(tmp_path: Path, driver: dict[str, Path], script: str) -> None:
     (tmp_path / "plan").write_text(LINES)
     (tmp_path / "reports").mkdir()
-    told = {
+    reported = {
         "REPORTS": str(tmp_path / "reports"),
         "LD_LIBRARY_PATH": str(driver["new"]),
         "OMPAFFINITY_NVML_PLAN": str(tmp_path / "plan"),
     }
-    done = launch(*OPEN_MPI, "--bind-to", "none", "-n", "2", "sh", "-c", script, "sh", *EXEC, ranks=2, **told)
+    done = launch(*OPEN_MPI, "--bind-to", "none", "-n", "2", "sh", "-c", script, "sh", *EXEC, ranks=2, **reported)
     assert done.returncode == 0, done.stderr
     found = reports(tmp_path / "reports")
     masks = [set(report[0]) for report in found]

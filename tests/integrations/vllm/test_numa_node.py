@@ -55,7 +55,7 @@ def test_every_thread_is_bound_and_unbound(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @needs_two_cpus
-def test_nothing_is_widened_and_who_has_nothing_there_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_widens_no_mask_and_keeps_those_without_allowed_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     halves(monkeypatch)
     os.sched_setaffinity(0, {CPUS[0]})
     try:

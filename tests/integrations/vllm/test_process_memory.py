@@ -140,7 +140,7 @@ def test_a_full_node_is_not_filled_further(monkeypatch: pytest.MonkeyPatch) -> N
         process_memory._migrate((1,))
 
 
-def test_pages_that_stay_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_pages_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(process_memory, "_migrate", lambda nodes: (0, 2**30))
     monkeypatch.setattr(process_memory, "why_unusable", lambda nodes: None)
     binding = in_thread(lambda: init_cpu_memory_env([0], policy="none"))
@@ -163,7 +163,7 @@ def test_no_policy_is_the_kernels_default() -> None:
 
 
 @needs_libnuma
-def test_a_node_that_is_nearly_full_is_told_of_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warns_of_a_nearly_full_node_in_every_path(monkeypatch: pytest.MonkeyPatch) -> None:
     from ompaffinity.bind.mempolicy import AcceptedPolicy
     from ompaffinity.bind.process import bind_current_process
 
@@ -221,7 +221,7 @@ class TestWhatThePlanSays:
             plan_for("package:2 [numa(memory=64GiB)] core:4 pu:1", 2, utilization=1.0)
         )
 
-    def test_nodes_and_budgets_stay_and_each_refusal_is_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_reports_each_refusal_and_keeps_nodes_and_budgets(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from ompaffinity.bind.mempolicy import AcceptedPolicy, MemoryPolicyError
 
         def accept(policy: str, nodes: Any) -> AcceptedPolicy:
@@ -233,18 +233,18 @@ class TestWhatThePlanSays:
             ((0,), (1,), 64 * 2**30),
             ((1,), (1,), 64 * 2**30),
         ]
-        told = [message.message for message in plan.messages if message.code == "memory-policy-not-permitted"]
-        assert told == [
+        reported = [message.message for message in plan.messages if message.code == "memory-policy-not-permitted"]
+        assert reported == [
             "rank 0: memory policy none instead of bind 0, because refused",
             "rank 1: memory policy preferred 1 instead of bind 1, because refused",
         ]
 
-    def test_one_reason_for_all_is_told_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_reports_one_reason_for_all_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         from ompaffinity.bind.mempolicy import AcceptedPolicy, MemoryPolicyError
 
         plan = self.plan(monkeypatch, lambda policy, nodes: AcceptedPolicy("none", (), MemoryPolicyError("refused")))
-        told = [message.message for message in plan.messages if message.code == "memory-policy-not-permitted"]
-        assert told == ["rank 0-1: memory policy none instead of bind 0, because refused"]
+        reported = [message.message for message in plan.messages if message.code == "memory-policy-not-permitted"]
+        assert reported == ["rank 0-1: memory policy none instead of bind 0, because refused"]
 
 
 def test_a_worker_whose_cpus_are_refused_still_shares_its_node(monkeypatch: pytest.MonkeyPatch) -> None:
