@@ -16,7 +16,7 @@ def test_records_are_frozen() -> None:
 
 
 HEAVY = {"numpy", "rich", "psutil", "numa", "torch", "ray", "subprocess", "asyncio"}
-DEPENDENCIES = HEAVY | {"amdsmi", "defusedxml", "drawsvg", "elftools", "pynvml", "vllm"}
+DEPENDENCIES = HEAVY | {"amdsmi", "defusedxml", "drawsvg", "elftools", "pynvml", "resvg_py", "vllm"}
 """What the package loads only when it is used."""
 
 

@@ -48,6 +48,10 @@ VERBOSITY_OPTIONS = (
     Option("--verbose", "verbose", "flag", "also print what is read and decided"),
 )
 """Options of every verb."""
+PICTURE_OPTIONS = (
+    Option("--map", "map", "flag", "print a map of the machine above the table: a letter per CPU"),
+    Option("--svg", "svg", "text", "draw the machine in this file (.svg, or .png)", metavar="FILE"),
+)
 TOPOLOGY_OPTIONS = (
     Option(
         "--capture",
@@ -69,8 +73,7 @@ PLAN_OUTPUT_OPTIONS = (
         FORMATS,
         metavar="FORM",
     ),
-    Option("--map", "map", "flag", "print a map of the machine and the ranks above the table"),
-    Option("--svg", "svg", "text", "draw the machine and the ranks in this file", metavar="FILE"),
+    *PICTURE_OPTIONS,
     Option("--rank", "rank", "number", "print this rank only (default: all)", metavar="R"),
     Option("--strict", "strict", "flag", "exit with status 1 if there is a warning"),
 )
@@ -197,7 +200,7 @@ VERBS: dict[str, tuple[Option, ...]] = {
     verb: (*options, *VERBOSITY_OPTIONS)
     for verb, options in {
         "plan": (*PLAN_OPTIONS, *MACHINE_OPTIONS, *PLAN_OUTPUT_OPTIONS),
-        "topology": (*MACHINE_OPTIONS, *TOPOLOGY_OPTIONS, *OUTPUT_OPTIONS),
+        "topology": (*MACHINE_OPTIONS, *TOPOLOGY_OPTIONS, *OUTPUT_OPTIONS, *PICTURE_OPTIONS),
         "devices": DEVICES_OPTIONS,
         "verify": (*PLAN_OPTIONS, *VERIFY_OPTIONS),
         "inspect": INSPECT_OPTIONS,

@@ -54,6 +54,8 @@ def parse_command_line(arguments: list[str]) -> tuple[str, dict[str, Any]]:
 def _unknown(verb: str, words: list[str]) -> str:
     """Return the error for words that are no options of a verb."""
     word = words[0][:MAX_SHOWN]
+    if word == "--":
+        return f"{verb} starts no command; leave -- out, or use one of {', '.join(WITH_COMMAND)}"
     if not word.startswith("-"):
         if verb in WITH_COMMAND:
             return f"{word!r} is no option; write -- in front of the command: ompaffinity {verb} ... -- {word} ..."

@@ -1,70 +1,84 @@
-"""The picture of a plan: the machine in the style of lstopo, one colour per rank, drawn with drawsvg (extra [svg]).
+"""The picture of a machine and its plan in the style of lstopo, drawn with drawsvg (the extra [svg]).
 
-The boxes are nested: packages, NUMA nodes, L3 caches, cores, CPUs. The colours are those of Okabe and Ito, which
-colour-blind readers can distinguish; with more ranks than colours each CPU shows the number of its rank. Helper CPUs
-are hatched. CPUs left out are grey, with the reason as tooltip. Above `MAX_CPUS` CPUs, one box represents all CPUs of a
-cache with the same use.
+The boxes are nested: packages, NUMA nodes, L3 caches, kinds of cores, cores, CPUs. Each rank has a colour of Okabe and
+Ito's palette, which colour-blind readers can distinguish; with more ranks than colours each CPU shows the number of its
+rank. Helper CPUs have a hatched edge, CPUs that are left out a pattern for their reason. Above `MAX_CPUS` CPUs, one box
+represents all CPUs of a cache with the same use.
 """
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, NamedTuple
 
+from ompaffinity.cli.boxes import GAP, Box, beside, flow, groups_of, rows_of
 from ompaffinity.errors import RequestError
 from ompaffinity.files import write_whole
-from ompaffinity.ids import format_id_list
+from ompaffinity.ids import format_folded_id_list, format_id_list
 from ompaffinity.interpreter import install_command
+from ompaffinity.messages import counted
 from ompaffinity.topology.model import UNKNOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Sequence
     from typing import Any
 
-    from ompaffinity.placement.model import Plan
+    from ompaffinity.placement.model import Plan, RankPlacement
     from ompaffinity.topology.model import LogicalCPUInfo, MemoryNodeInfo, Topology
 
 COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#999933")
 DARK_COLOURS = ("#0072b2", "#d55e00")
 """The colours that need white letters."""
-MAX_CPUS, MAX_DISTANCES = 512, 8
-CELL, GAP, HEAD, LETTER = 22, 4, 16, 6.2
-WIDE, MAX_LETTERS = 2.0, 24
+MAX_CPUS, MAX_DISTANCES = 256, 8
+CELL, TALL_CELL, HEAD, LETTER, SMALL_LETTER, EDGE = 22, 32, 16, 6.2, 5.2, 5
+FREE, SIBLING, IDLE, BARRED, OFFLINE = "free", "sibling", "idle", "barred", "off"
+"""How a CPU without a rank is drawn: allowed (without a plan), next to an OpenMP thread, idle, not usable, offline."""
+STATES = {"smt-sibling": SIBLING, "unused-node": IDLE, "remainder": IDLE, "quota": IDLE, "efficiency-core": IDLE}
+"""{reason: how it is drawn}; the other reasons bar a CPU from use."""
+FONTS = {
+    "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf": "DejaVu Sans",
+    "/usr/share/fonts/dejavu-sans-fonts/DejaVuSans.ttf": "DejaVu Sans",
+    "/usr/share/fonts/TTF/DejaVuSans.ttf": "DejaVu Sans",
+    "/usr/share/fonts/truetype/liberation/LiberationSans-Regular.ttf": "Liberation Sans",
+    "/usr/share/fonts/google-noto/NotoSans-Regular.ttf": "Noto Sans",
+}
+"""{file: family} of the fonts in PNG pictures, as Debian, Fedora and Arch Linux install them."""
 STYLE = """
 .ground { fill: #ffffff } .word { fill: #222222; font: 11px sans-serif } .small { font-size: 9px }
 .package { fill: #f2f2f2; stroke: #888888 } .node { fill: #ffffff; stroke: #666666 }
-.l3 { fill: #f7f7f7; stroke: #aaaaaa }
-.core { fill: none; stroke: #bbbbbb } .out { fill: #d9d9d9 } .off { fill: #f2f2f2; stroke: #cccccc }
+.l3 { fill: #f7f7f7; stroke: #aaaaaa } .gpu { fill: #ffffff; stroke: #666666 }
+.core { fill: none; stroke: #bbbbbb } .free { fill: #cfe3f5 } .sibling { fill: #d9d9d9 }
+.idle { fill: #ffffff; stroke: #888888; stroke-dasharray: 2 2 } .barred { fill: #bdbdbd }
+.off { fill: #f2f2f2; stroke: #cccccc } .stroke { stroke: #777777; stroke-width: 1.2 } .helper { fill: #ffffff }
 .on { fill: #111111; font: 9px sans-serif } .light { fill: #ffffff; font: 9px sans-serif }
 @media (prefers-color-scheme: dark) {
 .ground { fill: #1a1a1a } .word { fill: #eeeeee } .package { fill: #262626; stroke: #777777 }
 .node { fill: #1a1a1a; stroke: #999999 } .l3 { fill: #222222; stroke: #666666 } .core { stroke: #555555 }
-.out { fill: #4d4d4d } .off { fill: #262626; stroke: #444444 } .grey { fill: #eeeeee }
+.gpu { fill: #1a1a1a; stroke: #999999 } .free { fill: #28435c } .sibling { fill: #4d4d4d }
+.idle { fill: #1a1a1a; stroke: #888888 } .barred { fill: #5e5e5e } .off { fill: #262626; stroke: #444444 }
+.grey { fill: #eeeeee }
 }
 """
 
 
-class Box(NamedTuple):
-    """A size in pixels, and the function that draws it: called with (drawing, x, y)."""
-
-    width: float
-    height: float
-    draw: Callable[[Any, float, float], None]
-
-
 class Use(NamedTuple):
-    """The use of a CPU: its rank (None: left out), whether as helper CPU, a description, and other ranks on it."""
+    """The use of a CPU: its rank (None: left out), whether as helper CPU, a description, and other ranks on it.
+
+    `state` is how a CPU without a rank is drawn.
+    """
 
     rank: int | None
     helper: bool
     text: str
     others: tuple[int, ...] = ()
+    state: str = SIBLING
 
 
-def write_picture(topology: Topology, plan: Plan, path: str) -> None:
-    """Draw a plan on its machine.
+def write_picture(topology: Topology, plan: Plan | None, path: str) -> None:
+    """Draw a machine, with a plan on it if there is one; a name that ends in ``.png`` gets a PNG picture.
 
     Raises:
-        RequestError: drawsvg is not installed, or the file cannot be written.
+        RequestError: drawsvg is not installed (for PNG: resvg-py), or the file cannot be written.
     """
     try:
         import drawsvg as svg
@@ -72,7 +86,7 @@ def write_picture(topology: Topology, plan: Plan, path: str) -> None:
         raise RequestError(f"--svg requires drawsvg; install it with: {install_command('ompaffinity[svg]')}") from None
     painter = _Painter(svg, topology, plan)
     machine, legend = painter.machine(), painter.legend()
-    title = f"{topology.machine} ({topology.architecture})"
+    title = _title(topology)
     width = max(machine.width, legend.width, LETTER * len(title)) + 2 * GAP
     height = HEAD + machine.height + legend.height + 4 * GAP
     drawing = svg.Drawing(round(width, 1), round(height, 1))
@@ -83,19 +97,50 @@ def write_picture(topology: Topology, plan: Plan, path: str) -> None:
     drawing.append(svg.Text(title, 11, GAP, HEAD - 3, class_="word", font_weight="bold"))
     machine.draw(drawing, GAP, HEAD + GAP)
     legend.draw(drawing, GAP, HEAD + machine.height + 3 * GAP)
+    text = drawing.as_svg()
+    content = _png(text) if path.lower().endswith(".png") else text.encode()
     try:
-        write_whole(path, drawing.as_svg().encode())
+        write_whole(path, content)
     except OSError as error:
         raise RequestError(
             f"--svg {path} cannot be written ({error.strerror}); name a file in a writable folder"
         ) from None
 
 
-def uses(plan: Plan) -> dict[int, Use]:
-    """Return {cpu: its use} of a plan."""
+def _png(text: str) -> bytes:
+    try:
+        import resvg_py
+    except ImportError:
+        command = install_command("ompaffinity[png]")
+        raise RequestError(
+            f"a PNG picture requires resvg-py; install it with: {command}, or write an SVG file"
+        ) from None
+    # Without a font, resvg leaves all texts out.
+    found = next(((path, family) for path, family in FONTS.items() if os.path.exists(path)), None)
+    if found is None:
+        raise RequestError("a PNG picture requires a font; install the package fonts-dejavu-core, or write an SVG file")
+    path, family = found
+    return bytes(
+        resvg_py.svg_to_bytes(
+            svg_string=text,
+            # Letters of 9 pixels are hard to read.
+            zoom=2,
+            sans_serif_family=family,
+            font_files=[path],
+            skip_system_fonts=True,
+        )
+    )
+
+
+def uses(topology: Topology, plan: Plan | None) -> dict[int, Use]:
+    """Return {cpu: its use} of a plan, or of a machine without one."""
+    if plan is None:
+        return {cpu.id: Use(None, False, *_state_of(cpu)) for cpu in topology.cpus}
+    offline = {cpu.id for cpu in topology.cpus if not cpu.online}
     use_of: dict[int, Use] = {}
     for group in plan.left_out:
-        use_of.update(dict.fromkeys(group.cpus, Use(None, False, f"{group.reason}: {group.detail}")))
+        text, state = f"{group.reason}: {group.detail}", STATES.get(group.reason, BARRED)
+        use_of |= {cpu: Use(None, False, text, (), OFFLINE if cpu in offline else state) for cpu in group.cpus}
     for placement in plan.ranks:
         own = [(cpu, True, f"rank {placement.rank}, helper threads") for cpu in placement.helper_cpus]
         own += [(cpu, False, f"rank {placement.rank}, thread {thread}") for thread, cpu in enumerate(placement.cpus)]
@@ -109,41 +154,62 @@ def uses(plan: Plan) -> dict[int, Use]:
     return use_of
 
 
+def _state_of(cpu: LogicalCPUInfo) -> tuple[str, tuple[int, ...], str]:
+    """Return the description of a CPU without a plan, no ranks, and how it is drawn."""
+    if not cpu.online:
+        return ("offline", (), OFFLINE)
+    if not cpu.allowed:
+        return ("not allowed", (), BARRED)
+    return ("isolated", (), IDLE) if cpu.isolated else ("allowed", (), FREE)
+
+
 class _Painter:
     """Creates the boxes of one picture."""
 
-    def __init__(self, svg: Any, topology: Topology, plan: Plan) -> None:
+    def __init__(self, svg: Any, topology: Topology, plan: Plan | None) -> None:
         self._svg, self._topology, self._plan = svg, topology, plan
-        self._uses = uses(plan)
-        self._numbered = len(plan.ranks) > len(COLOURS) and len(topology.cpus) <= MAX_CPUS
+        self._ranks: tuple[RankPlacement, ...] = () if plan is None else plan.ranks
+        self._uses = uses(topology, plan)
         self._folded = len(topology.cpus) > MAX_CPUS
+        shared = any(use.others for use in self._uses.values())
+        self._numbered = (len(self._ranks) > len(COLOURS) or shared) and not self._folded
+        self._height = TALL_CELL if self._numbered else CELL
+        self._width = max(CELL, SMALL_LETTER * self._longest_label() + 6)
         self.patterns: list[Any] = []
-        self._hatched: dict[int, Any] = {}
+        self._hatched: dict[str, Any] = {}
+
+    def _longest_label(self) -> int:
+        if self._folded:
+            return max(len(text) for _, members in self._folds() for text in self._labels(members).values())
+        labels = [str(cpu.id) for cpu in self._topology.cpus]
+        return max(map(len, [*labels, *map(_rank_label, self._uses.values() if self._numbered else ())]))
 
     def machine(self) -> Box:
         boxes = [self._level(self._topology.cpus, self._levels())]
         without_cpus = [node for node in self._topology.nodes if not node.cpus]
         if without_cpus:
-            boxes.append(_flow([self._node(self._line(""), node) for node in without_cpus]))
-        return _flow(boxes)
+            boxes.append(flow([self._node(self._line(""), node) for node in without_cpus]))
+        return flow(boxes)
 
     def legend(self) -> Box:
         rows = []
-        for placement in self._plan.ranks:
-            threads = "not bound"
-            if placement.bound:
-                helpers = f", helpers {format_id_list(placement.helper_cpus)}" if placement.helper_cpus else ""
-                count = len(placement.cpus)
-                threads = f"{count} {'thread' if count == 1 else 'threads'}{helpers}"
-            memory = f", memory {placement.memory_policy} {format_id_list(placement.nodes)}" if placement.nodes else ""
-            gpu = f", GPU {placement.gpu}" if placement.gpu is not None else ""
+        for placement in self._ranks:
             mark = self._cell(str(placement.rank), Use(placement.rank, False, ""), CELL)
-            rows.append(_beside([mark, self._line(f"rank {placement.rank}{gpu}: {threads}{memory}")]))
-        for group in self._plan.left_out:
-            use = Use(None, False, group.detail)
-            text = f"{group.reason}: {len(group.cpus)} {'CPU' if len(group.cpus) == 1 else 'CPUs'}"
-            rows.append(_beside([self._cell("", use, CELL), self._line(text)]))
-        return _flow(rows, wide=4.0) if rows else self._line("")
+            rows.append(self._row(mark, _rank_line(placement)))
+        helpers = [placement.rank for placement in self._ranks if placement.helper_cpus]
+        if helpers:
+            mark = self._cell("", Use(helpers[0], True, "helper CPUs"), CELL)
+            rows.append(self._row(mark, "helper CPUs: no OpenMP threads, for the other threads of the rank"))
+        if self._plan is None:
+            shown = {use.text: use for use in self._uses.values()}
+            rows += [self._row(self._cell("", use, CELL), text) for text, use in shown.items()]
+        for group in () if self._plan is None else self._plan.left_out:
+            use = self._uses[group.cpus[0]]
+            text = f"{group.reason}: CPU {format_folded_id_list(group.cpus)}"
+            if len(text) > MAX_LEGEND_LETTERS:
+                text = f"{group.reason}: {counted(len(group.cpus), 'CPU')}"
+            rows.append(self._row(self._cell("", use, CELL), text))
+        return flow(rows, wide=4.0) if rows else self._line("")
 
     def _levels(self) -> tuple[str, ...]:
         """Return the levels above the caches, outermost first: nodes come before a level that they have several of."""
@@ -161,51 +227,85 @@ class _Painter:
         if not levels:
             return self._caches(members)
         boxes = []
-        for number, group in _groups(members, lambda cpu: getattr(cpu, levels[0])):
+        for number, group in groups_of(members, lambda cpu: getattr(cpu, levels[0])):
             inside = self._level(group, levels[1:])
             if number != UNKNOWN and levels[0] == "numa_node":
                 inside = self._node(inside, self._topology.node(number))
             elif number != UNKNOWN:
                 inside = self._framed(inside, f"{levels[0]} {number}", "package")
             boxes.append(inside)
-        return _flow(boxes)
+        return flow(boxes)
 
     def _node(self, inside: Box, node: MemoryNodeInfo) -> Box:
-        """Return the frame of a node, with its distances as tooltip, and as text if there are at most MAX_DISTANCES."""
+        """Return the frame of a node with its GPUs, its distances as tooltip, and as text if there are few."""
         if node.distances and 1 < len(node.distances) <= MAX_DISTANCES:
             distances = self._line(f"distances {' '.join(map(str, node.distances.values()))}", small=True)
-            inside = _rows([distances, inside], 1, 0)
+            inside = rows_of([distances, inside], 1, 0)
+        gpus = [self._gpu(rank) for rank in self._ranks if rank.gpu is not None and rank.nodes[:1] == (node.id,)]
+        if gpus:
+            inside = rows_of([inside, flow(gpus)], 1, GAP)
         return self._framed(inside, _node_title(node), "node", _distances(node))
+
+    def _gpu(self, placement: RankPlacement) -> Box:
+        mark = self._cell(str(placement.rank), Use(placement.rank, False, ""), CELL)
+        return self._framed(self._row(mark, f"GPU {placement.gpu}"), "", "gpu")
 
     def _caches(self, members: Sequence[LogicalCPUInfo]) -> Box:
         boxes = []
-        for number, group in _groups(members, lambda cpu: cpu.l3):
+        for number, group in groups_of(members, lambda cpu: cpu.l3):
+            inside = self._kinds(group)
+            boxes.append(inside if number == UNKNOWN else self._framed(inside, self._l3_title(number), "l3"))
+        return flow(boxes)
+
+    def _l3_title(self, number: int) -> str:
+        sizes = self._topology.l3_bytes
+        size = sizes[number] if number < len(sizes) else UNKNOWN
+        return "L3" if size == UNKNOWN else f"L3, {size / 2**20:g} MiB"
+
+    def _kinds(self, members: Sequence[LogicalCPUInfo]) -> Box:
+        """Return the cores, those of each kind below its name on a chip with several kinds."""
+        kinds: dict[str | None, list[LogicalCPUInfo]] = {}
+        for cpu in members:
+            kinds.setdefault(cpu.kind, []).append(cpu)
+        boxes = []
+        for kind, group in kinds.items():
             inside = self._folded_cores(group) if self._folded else self._cores(group)
-            boxes.append(inside if number == UNKNOWN else self._framed(inside, "L3", "l3"))
-        return _flow(boxes)
+            boxes.append(inside if kind is None else rows_of([self._line(kind, small=True), inside], 1, 0))
+        return flow(boxes)
 
     def _cores(self, members: Sequence[LogicalCPUInfo]) -> Box:
         def core(cpu: LogicalCPUInfo) -> int:
             return cpu.physical_core if cpu.physical_core != UNKNOWN else UNKNOWN - 1 - cpu.id
 
         boxes = []
-        for _, siblings in _groups(members, core):
-            cells = [self._cell(str(cpu.id), self._use(cpu), CELL, off=not cpu.online) for cpu in siblings]
-            boxes.append(self._outlined(_rows(cells, min(len(cells), 4), 1), "core"))
-        return _flow(boxes)
+        for _, siblings in groups_of(members, core):
+            cells = [self._cell(str(cpu.id), self._use(cpu), self._width, of_cpu=True) for cpu in siblings]
+            boxes.append(self._outlined(rows_of(cells, min(len(cells), 4), 1), "core"))
+        return flow(boxes)
 
-    def _folded_cores(self, members: Sequence[LogicalCPUInfo]) -> Box:
+    def _folds(self) -> list[tuple[tuple[int, int, int], list[LogicalCPUInfo]]]:
+        """Return the CPUs of each box that is folded: those of one cache."""
+        folds: dict[tuple[int, int, int], list[LogicalCPUInfo]] = {}
+        for cpu in self._topology.cpus:
+            folds.setdefault((cpu.package, cpu.numa_node, cpu.l3), []).append(cpu)
+        return [*folds.items()]
+
+    def _labels(self, members: Sequence[LogicalCPUInfo]) -> dict[Use, str]:
+        """Return {use: the CPUs with it} of a folded box."""
         by_use: dict[Use, list[int]] = {}
         for cpu in members:
             by_use.setdefault(self._folded_use(cpu), []).append(cpu.id)
-        boxes = []
+        labels = {}
         for use, cpus in by_use.items():
-            text = format_id_list(cpus)
+            text = format_folded_id_list(cpus)
             if len(text) > MAX_LETTERS:
                 text = f"{len(cpus)} CPUs, {cpus[0]} to {cpus[-1]}"
-            label = text if use.rank is None else f"r{use.rank}: {text}"
-            boxes.append(self._cell(label, use, LETTER * len(label) + 2 * GAP))
-        return _rows(boxes, 1, 2)
+            labels[use] = text if use.rank is None else f"{_rank_label(use)}: {text}"
+        return labels
+
+    def _folded_cores(self, members: Sequence[LogicalCPUInfo]) -> Box:
+        labels = self._labels(members)
+        return rows_of([self._cell(label, use, self._width, of_cpu=True) for use, label in labels.items()], 1, 2)
 
     def _use(self, cpu: LogicalCPUInfo) -> Use:
         return self._uses.get(cpu.id, Use(None, False, "not used"))
@@ -216,43 +316,72 @@ class _Painter:
         text = f"rank {use.rank}{', helpers' * use.helper}"
         return use if use.rank is None else Use(use.rank, use.helper, text, use.others)
 
-    def _cell(self, label: str, use: Use, width: float, *, off: bool = False) -> Box:
-        svg = self._svg
+    def _cell(self, label: str, use: Use, width: float, *, of_cpu: bool = False) -> Box:
+        # With more ranks than colours each cell shows the number of its rank, too.
+        height = self._height if of_cpu else CELL
+        lines = [label, _rank_label(use)] if height == TALL_CELL and use.rank is not None else [label]
 
         def draw(drawing: Any, x: float, y: float) -> None:
-            if use.rank is None:
-                shape = svg.Rectangle(round(x, 1), round(y, 1), width, CELL, class_="off" if off else "out")
-            else:
-                fill = self._hatching(use.rank) if use.helper else COLOURS[use.rank % len(COLOURS)]
-                shape = svg.Rectangle(round(x, 1), round(y, 1), width, CELL, fill=fill)
-            shape.append_title(f"CPU {label}: {use.text}" if use.text else label)
-            drawing.append(shape)
-            style = "on" if use.rank is None or use.helper or not _is_dark(use.rank) else "light"
-            style += " grey" if use.rank is None else ""
-            # With more ranks than colours each cell shows the number of its rank.
-            lines = [label]
-            if use.rank is not None and (self._numbered or use.others):
-                lines.append(
-                    f"r{','.join(map(str, (use.rank, *use.others)[:2]))}{'...' if len(use.others) > 1 else ''}"
-                )
+            place = (round(x, 1), round(y, 1), round(width, 1), height)
+            frame = self._svg.Rectangle(*place, **self._fill(use))
+            frame.append_title(f"CPU {label}: {use.text}" if use.text else label)
+            drawing.append(frame)
+            if use.helper and use.rank is not None:
+                edge = (round(x + 1, 1), round(y + height - EDGE - 1, 1), round(width - 2, 1), EDGE)
+                drawing.append(self._svg.Rectangle(*edge, fill=self._hatching(use.rank), pointer_events="none"))
+            elif use.rank is None and use.state == BARRED:
+                drawing.append(self._svg.Rectangle(*place, fill=self._stripes(), pointer_events="none"))
             for index, line in enumerate(lines):
-                down = y + CELL / 2 + 3 if len(lines) == 1 else y + 9 + 10 * index
+                middle_line = y + (height - EDGE * use.helper) / 2 + 3
+                down = middle_line + 5.5 * (2 * index + 1 - len(lines))
                 middle = (round(x + width / 2, 1), round(down, 1))
-                drawing.append(svg.Text(line, 9, *middle, text_anchor="middle", class_=style, pointer_events="none"))
+                style = self._letter_style(use)
+                drawing.append(
+                    self._svg.Text(line, 9, *middle, text_anchor="middle", class_=style, pointer_events="none")
+                )
 
-        return Box(width, CELL, draw)
+        return Box(width, height, draw)
+
+    def _fill(self, use: Use) -> dict[str, Any]:
+        """Return the attributes of a CPU's rectangle."""
+        if use.rank is None:
+            return {"class_": use.state}
+        colour = COLOURS[use.rank % len(COLOURS)]
+        if use.helper:
+            return {"class_": "helper", "stroke": colour, "stroke_width": 1.5}
+        return {"fill": colour}
+
+    def _letter_style(self, use: Use) -> str:
+        if use.rank is None:
+            return "on grey"
+        return "light" if COLOURS[use.rank % len(COLOURS)] in DARK_COLOURS and not use.helper else "on"
 
     def _hatching(self, rank: int) -> Any:
-        if rank not in self._hatched:
+        """Return the pattern at the edge of the helper CPUs of a rank."""
+        return self._pattern(f"helper{rank}", COLOURS[rank % len(COLOURS)], 3)
+
+    def _stripes(self) -> Any:
+        """Return the pattern over CPUs that may not be used."""
+        return self._pattern("barred", "#777777", 6)
+
+    def _pattern(self, name: str, colour: str, size: int) -> Any:
+        if name not in self._hatched:
             svg = self._svg
-            pattern = svg.Pattern(
-                6, 6, patternUnits="userSpaceOnUse", patternTransform="rotate(45)", id=f"helper{rank}"
-            )
-            pattern.append(svg.Rectangle(0, 0, 6, 6, fill="#ffffff"))
-            pattern.append(svg.Rectangle(0, 0, 1.8, 6, fill=COLOURS[rank % len(COLOURS)]))
+            turned = {"patternUnits": "userSpaceOnUse", "patternTransform": "rotate(45)", "id": name}
+            pattern = svg.Pattern(size, size, **turned)
+            pattern.append(svg.Rectangle(0, 0, 1.5 if size < HEAD / 4 else 1, size, fill=colour))
             self.patterns.append(pattern)
-            self._hatched[rank] = pattern
-        return self._hatched[rank]
+            self._hatched[name] = pattern
+        return self._hatched[name]
+
+    def _row(self, mark: Box, text: str) -> Box:
+        """Return a mark with a text beside it."""
+        line = self._line(text)
+
+        def draw(drawing: Any, x: float, y: float) -> None:
+            line.draw(drawing, x, y + (CELL - HEAD) / 2)
+
+        return beside([mark, Box(line.width, CELL, draw)])
 
     def _line(self, text: str, *, small: bool = False) -> Box:
         style = "word small" if small else "word"
@@ -288,8 +417,33 @@ class _Painter:
         return Box(inside.width + 2, inside.height + 2, draw)
 
 
-def _is_dark(rank: int) -> bool:
-    return COLOURS[rank % len(COLOURS)] in DARK_COLOURS
+MAX_LETTERS, MAX_LEGEND_LETTERS = 24, 60
+
+
+def _title(topology: Topology) -> str:
+    """Return the name of a machine, its architecture and its memory."""
+    memory = sum(max(node.total_memory, 0) for node in topology.nodes) or max(topology.total_memory, 0)
+    size = f", {memory / 2**30:.0f} GiB" if memory else ""
+    return f"{topology.machine} ({topology.architecture}){size}"
+
+
+def _rank_label(use: Use) -> str:
+    """Return the ranks of a CPU: ``r3``, ``r0,1``, ``r0,1...``; nothing for none."""
+    if use.rank is None:
+        return ""
+    return f"r{','.join(map(str, (use.rank, *use.others)[:2]))}{'...' if len(use.others) > 1 else ''}"
+
+
+def _rank_line(placement: RankPlacement) -> str:
+    """Return the row of a rank in the legend: what its row of the table has."""
+    gpu = f", GPU {placement.gpu}" if placement.gpu is not None else ""
+    if not placement.bound:
+        return f"rank {placement.rank}{gpu}: not bound"
+    cpus = format_folded_id_list(placement.cpus)
+    threads = f"{counted(len(placement.cpus), 'thread')}" + (f" on CPU {cpus}" if len(cpus) <= MAX_LETTERS else "")
+    helpers = f", helper CPUs {format_folded_id_list(placement.helper_cpus)}" if placement.helper_cpus else ""
+    memory = f", memory {placement.memory_policy} {format_id_list(placement.nodes)}" if placement.nodes else ""
+    return f"rank {placement.rank}{gpu}: {threads}{helpers}{memory}"
 
 
 def _node_title(node: MemoryNodeInfo) -> str:
@@ -303,41 +457,3 @@ def _distances(node: MemoryNodeInfo) -> str:
         return f"node {node.id}: distances unknown"
     distances = ", ".join(f"{distance} to node {other}" for other, distance in node.distances.items())
     return f"node {node.id}: {distances}"
-
-
-def _groups(
-    cpus: Iterable[LogicalCPUInfo], key: Callable[[LogicalCPUInfo], int]
-) -> list[tuple[int, list[LogicalCPUInfo]]]:
-    """Return (number, CPUs) of each group, by first CPU, the unknown one last."""
-    groups: dict[int, list[LogicalCPUInfo]] = {}
-    for cpu in cpus:
-        groups.setdefault(key(cpu), []).append(cpu)
-    return sorted(groups.items(), key=lambda item: (item[0] == UNKNOWN, item[1][0].id))
-
-
-def _beside(boxes: Sequence[Box]) -> Box:
-    return _rows(boxes, len(boxes), GAP)
-
-
-def _flow(boxes: Sequence[Box], wide: float = WIDE) -> Box:
-    """Arrange boxes in rows so that the result is about `wide` times as wide as high."""
-    candidates = (_rows(boxes, columns, GAP) for columns in range(1, len(boxes) + 1))
-    return min(candidates, key=lambda box: abs(box.width / max(box.height, 1) - wide))
-
-
-def _rows(boxes: Sequence[Box], columns: int, gap: float) -> Box:
-    """Arrange boxes in `columns` columns, each as wide as its widest box."""
-    rows = [boxes[start : start + columns] for start in range(0, len(boxes), columns)]
-    widths = [max(row[column].width for row in rows if column < len(row)) for column in range(len(rows[0]))]
-    heights = [max(box.height for box in row) for row in rows]
-
-    def draw(drawing: Any, x: float, y: float) -> None:
-        down = y
-        for row, height in zip(rows, heights):
-            across = x
-            for box, width in zip(row, widths):
-                box.draw(drawing, across, down)
-                across += width + gap
-            down += height + gap
-
-    return Box(sum(widths) + gap * (len(widths) - 1), sum(heights) + gap * (len(heights) - 1), draw)

@@ -124,6 +124,7 @@ class _TopologyFields(NamedTuple):
     messages: tuple[Message, ...] = ()
     total_memory: int = UNKNOWN
     live: bool = False
+    l3_bytes: tuple[int, ...] = ()
 
 
 class Topology(_TopologyFields):
@@ -132,7 +133,8 @@ class Topology(_TopologyFields):
     `architecture` is the name in ``uname -m``, ``"unknown"`` if not recorded;
     `source` names the reader; `machine` is a label, never a path. `total_memory` is in bytes, and set
     only for a machine without nodes. `live`: it is the machine that this process runs on; False for one that is
-    recorded or synthetic. It is not part of the document, so a capture is never live.
+    recorded or synthetic. It is not part of the document, so a capture is never live. `l3_bytes` are the sizes of the
+    L3 caches by their group numbers, -1 where unknown; empty where the source does not report them.
     """
 
     @cached_property
@@ -210,6 +212,7 @@ class Topology(_TopologyFields):
             "cpus": [_cpu_document(cpu) for cpu in self.cpus],
             "nodes": [_node_document(node) for node in self.nodes],
             "total_bytes": None if self.total_memory == UNKNOWN else self.total_memory,
+            "l3_bytes": [None if size == UNKNOWN else size for size in self.l3_bytes],
             "limits": _limits_document(self.limits),
             "devices": [],
             "warnings": [message._asdict() for message in self.messages],

@@ -58,6 +58,7 @@ def parse_capture(document: dict[str, Any]) -> Topology:
             _limits(document["limits"]),
             tuple(_message(row) for row in document.get("warnings", [])),
             _count(document.get("total_bytes"), UNKNOWN),
+            l3_bytes=tuple(_count(size, UNKNOWN) for size in document.get("l3_bytes", [])),
         )
     except (KeyError, TypeError, AttributeError, ValueError, IDListError) as error:
         raise TopologyError(f"this capture is invalid ({type(error).__name__}: {error})") from None

@@ -18,7 +18,15 @@ from ompaffinity.topology.kinds import CPU_ROOT, UNIFORM, read_kinds
 from ompaffinity.topology.limits import limit_messages, read_limits
 from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, Topology
 from ompaffinity.topology.nodes import read_nodes, whole_memory
-from ompaffinity.topology.text import ids_in, numbered, read_id_list, read_mask, read_number, read_text
+from ompaffinity.topology.text import (
+    ids_in,
+    numbered,
+    plain_number,
+    read_id_list,
+    read_mask,
+    read_number,
+    read_text,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -62,7 +70,17 @@ def read_sysfs(tree: Tree, *, architecture: str, machine: str, affinity: tuple[i
     fields = ([found.kind for found in of_cpus], *flags, *classes, map(hidden.__contains__, present))
     cpus = tuple(map(LogicalCPUInfo._make, zip(present, *columns, *fields)))
     messages = limit_messages(limits)
-    return Topology(architecture, "sysfs", machine, cpus, nodes, limits, messages, whole_memory(tree, nodes))
+    return Topology(
+        architecture,
+        "sysfs",
+        machine,
+        cpus,
+        nodes,
+        limits,
+        messages,
+        whole_memory(tree, nodes),
+        l3_bytes=tuple(levels.l3_bytes),
+    )
 
 
 def _really_online(
@@ -141,6 +159,7 @@ class _Levels:
         self._ids_left = MAX_IDS_PER_CPU * max(len(online), MIN_COUNTED)
         self.core = self._number(self._siblings, "core_cpus", "thread_siblings")
         self._on_core = _members(self.core)
+        self.l3_bytes: list[int] = []
         self.l3 = self._number(self._l3_siblings)
         # Only s390x has books and drawers. There book_id may be 0 for all books, but the lists are correct.
         s390 = architecture in ("s390x", "s390", "unknown")
@@ -266,8 +285,15 @@ class _Levels:
             if is_usual or read_text(self._tree, f"{cache}/{index}/level") == "3":
                 # The map is empty on Itanium, where each core has its own L3.
                 shared = self._group_with(cpu, f"cache/{index}/shared_cpu_map")
+                self.l3_bytes.append(_size(read_text(self._tree, f"{cache}/{index}/size") or ""))
                 return shared or self._on_core.get(self.core.get(cpu, UNKNOWN), [cpu])
         return None
+
+
+def _size(text: str) -> int:
+    """Return the bytes of a cache size (``8192K``), -1 for any other text."""
+    number = plain_number(text.removesuffix("K"))
+    return UNKNOWN if number is None or not text.endswith("K") else number * 1024
 
 
 def _members(labels: dict[int, int]) -> dict[int, list[int]]:

@@ -198,7 +198,7 @@ def test_budgets_never_add_up_to_more_than_there_is(
 
 
 @pytest.mark.parametrize(
-    ("available", "told"), [(255 * 2**20, True), (257 * 2**20, False), (GIB, False), (100 * GIB, False)]
+    ("available", "reported"), [(255 * 2**20, True), (257 * 2**20, False), (GIB, False), (100 * GIB, False)]
 )
 def test_nearly_full_nodes(machine: Any, available: int, reported: bool) -> None:
     machine(MachineMemory({3: 4 * GIB}, {3: available}, None, None))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from collections import Counter
 from pathlib import Path
@@ -10,7 +11,8 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given
 
-from ompaffinity.cli.picture import COLOURS, uses, write_picture
+from ompaffinity.bind.live_plan import with_gpu_homes
+from ompaffinity.cli.picture import BARRED, COLOURS, FONTS, MAX_CPUS, OFFLINE, uses, write_picture
 from ompaffinity.cli.terminal_map import LETTERS, print_map
 from ompaffinity.errors import PlacementError, RequestError
 from ompaffinity.placement.model import Plan
@@ -52,6 +54,12 @@ def cells(root: ElementTree.Element) -> dict[int, ElementTree.Element]:
     return found
 
 
+def title_of(rectangle: ElementTree.Element) -> str:
+    """Return the tooltip of a rectangle, empty for none."""
+    title = rectangle.find(f"{SVG}title")
+    return "" if title is None else title.text or ""
+
+
 def tooltip(rectangle: ElementTree.Element) -> str:
     title = rectangle.find(f"{SVG}title")
     assert title is not None
@@ -66,14 +74,17 @@ def test_draws_every_cpu_in_the_colour_of_its_rank(tmp_path: Path) -> None:
     assert found.keys() == {cpu.id for cpu in topology.cpus}
     assert (found[1].get("fill"), tooltip(found[1])) == (COLOURS[0], "CPU 1: rank 0, thread 0")
     assert (found[9].get("fill"), tooltip(found[9])) == (COLOURS[1], "CPU 9: rank 1, thread 0")
-    assert found[6].get("fill") == found[7].get("fill") == "url(#helper0)"
+    assert found[6].get("class") == found[7].get("class") == "helper"
+    assert found[6].get("stroke") == COLOURS[0]
+    # The edge of each helper CPU, and of the mark in the legend.
+    assert len(root.findall(f".//{SVG}rect[@fill='url(#helper0)']")) == 3
     assert root.find(f".//{SVG}pattern[@id='helper0']") is not None
-    assert found[0].get("fill") is None
+    assert found[0].get("class") == "sibling"
     assert "smt-sibling: one thread per core" in tooltip(found[0])
     texts = [text.text for text in root.iter(f"{SVG}text")]
     assert "package 0" in texts
     assert "node 1, 1 GiB" in texts
-    assert "rank 0: 3 threads, helpers 6-7, memory bind 0" in texts
+    assert "rank 0: 3 threads on CPU 1-5:2, helper CPUs 6-7, memory bind 0" in texts
     style = "".join(element.text or "" for element in root.iter(f"{SVG}style"))
     assert "prefers-color-scheme: dark" in style
 
@@ -84,7 +95,8 @@ def test_draws_every_recorded_machine_within_the_picture(name: str, recorded_mac
     topology = load_topology(machine=str(recorded_machines / "sysfs" / f"{name}.tar.gz"))
     plan = planned(topology, 4)
     root = drawn(topology, plan, tmp_path)
-    assert cells(root).keys() == {cpu.id for cpu in topology.cpus}
+    if len(topology.cpus) <= MAX_CPUS:
+        assert cells(root).keys() == {cpu.id for cpu in topology.cpus}
     width, height = (float(root.get(side) or 0) for side in ("width", "height"))
     for rectangle in root.iter(f"{SVG}rect"):
         place = [float(rectangle.get(name) or 0) for name in ("x", "y", "width", "height")]
@@ -99,7 +111,7 @@ def test_folds_large_machines(tmp_path: Path) -> None:
     shapes = len([*root.iter(f"{SVG}rect")])
     assert shapes < 400
     texts = [text.text for text in root.iter(f"{SVG}text")]
-    assert "r0: 16 CPUs, 1 to 31" in texts
+    assert "r0: 1-31:2" in texts
 
 
 @needs_drawsvg
@@ -107,8 +119,53 @@ def test_shows_rank_numbers_with_more_ranks_than_colours(tmp_path: Path) -> None
     topology = synthetic("package:12 numa:1 core:2 pu:1")
     root = drawn(topology, planned(topology, 12), tmp_path)
     texts = Counter(text.text for text in root.iter(f"{SVG}text"))
-    # The label is on the two cores of the rank and in the legend.
-    assert texts["r11"] == 3
+    # The label is on the two cores of the rank.
+    assert texts["r11"] == 2
+
+
+def states(root: ElementTree.Element) -> dict[int, str | None]:
+    return {cpu: rectangle.get("class") for cpu, rectangle in cells(root).items()}
+
+
+@needs_drawsvg
+def test_distinguishes_why_a_cpu_has_no_rank(tmp_path: Path) -> None:
+    topology = synthetic("package:4 numa:1 core:1 pu:2")
+    off = topology.cpus[7]._replace(online=False, allowed=False)
+    topology = topology._replace(cpus=(*topology.cpus[:7], off))
+    plan = make_plan(topology, PlacementRequest(cpus=(0, 1, 2, 3), span="node"))
+    shown = states(drawn(topology, plan, tmp_path))
+    assert (shown[0], shown[2], shown[4], shown[7]) == ("sibling", "idle", "barred", "off")
+
+
+@needs_drawsvg
+def test_draws_gpus_next_to_their_node(tmp_path: Path) -> None:
+    request = PlacementRequest(tensor_parallel_size=2, numa_bind_nodes=(1, 1))
+    topology = synthetic("package:2 numa:1 core:4 pu:1")
+    request = with_gpu_homes(request, topology, synthetic=True)
+    root = drawn(topology, make_plan(topology, request), tmp_path)
+    frame = next(box for box in root.iter(f"{SVG}rect") if "node 1" in title_of(box) and box.get("class") == "node")
+    for box in root.iter(f"{SVG}rect"):
+        if box.get("class") == "gpu":
+            assert all(float(frame.get(side) or 0) <= float(box.get(side) or 0) for side in ("x", "y"))
+    assert {"GPU 0", "GPU 1"} <= {text.text for text in root.iter(f"{SVG}text")}
+
+
+@needs_drawsvg
+def test_draws_a_machine_without_a_plan(tmp_path: Path) -> None:
+    topology = synthetic("package:1 numa:2 core:2 pu:1")
+    isolated = topology.cpus[3]._replace(isolated=True)
+    write_picture(topology._replace(cpus=(*topology.cpus[:3], isolated)), None, str(tmp_path / "machine.svg"))
+    root = ElementTree.parse(tmp_path / "machine.svg").getroot()  # noqa: S314
+    assert states(root) == {0: "free", 1: "free", 2: "free", 3: "idle"}
+
+
+@needs_drawsvg
+@pytest.mark.skipif(importlib.util.find_spec("resvg_py") is None, reason="resvg-py is not installed (the extra [png])")
+@pytest.mark.skipif(not any(Path(path).exists() for path in FONTS), reason="no font is installed")
+def test_draws_png(tmp_path: Path) -> None:
+    done = run_command("topology", "--synthetic", "core:2 pu:1", "--svg", str(tmp_path / "machine.png"), "--map")
+    assert (done.returncode, "o o" in done.stdout) == (0, True), done.stderr
+    assert (tmp_path / "machine.png").read_bytes().startswith(b"\x89PNG")
 
 
 @needs_drawsvg
@@ -140,11 +197,11 @@ def test_the_map_has_a_letter_for_every_cpu(topology: Topology, request: Placeme
     rows = text.getvalue().splitlines()[2:]
     end = next(number for number, row in enumerate(rows) if row.startswith("0 to 9"))
     letters = Counter("".join(row[17:] for row in rows[:end]))
-    known = uses(plan)
+    known = uses(topology, plan)
     expected = Counter(
         "*"
         if known[cpu.id].others
-        else ("-" if not cpu.online else ".")
+        else {BARRED: "x", OFFLINE: "-"}.get(known[cpu.id].state, ".")
         if known[cpu.id].rank is None
         else "+"
         if known[cpu.id].helper
@@ -157,7 +214,7 @@ def test_the_map_has_a_letter_for_every_cpu(topology: Topology, request: Placeme
 def test_marks_cpus_of_several_ranks() -> None:
     done = run_command("plan", "--synthetic", "core:2 pu:1", "--tp", "5", "--oversubscribe", "--map")
     assert "0   * *" in done.stdout
-    found = uses(plan_for("core:2 pu:1", 5, oversubscribe=True))
+    found = uses(synthetic("core:2 pu:1"), plan_for("core:2 pu:1", 5, oversubscribe=True))
     assert (found[0].rank, found[0].others) == (0, (1, 2))
     assert found[0].text == "rank 0, thread 0; rank 1, thread 0; rank 2, thread 0"
 

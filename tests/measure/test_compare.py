@@ -84,7 +84,7 @@ def test_variants_of_ones_own() -> None:
         (["plan", "plan"], "twice"),
         (["plan=--reserve 0"], "use a new name"),
         (["=--reserve 0"], "use a new name"),
-        (["mine=--nonsense 0"], "mine: unrecognized arguments"),
+        (["mine=--nonsense 0"], "mine: there is no option --nonsense"),
         (["mine=--reserve 'x"], "mine: No closing quotation"),
         (["mine=--pid 1"], "not a planning option"),
     ):
@@ -139,10 +139,10 @@ def test_a_command_that_fails(code: str, words: str) -> None:
         measure_run(manager(), [sys.executable, "-c", code], re.compile(r"rate: (\w+)"), 60)
 
 
-@pytest.mark.parametrize("reported", ["inf", "1e400", "nan", "1,5", "1.234,5"])
+@pytest.mark.parametrize("printed", ["inf", "1e400", "nan", "1,5", "1.234,5"])
 def test_a_figure_that_is_no_number(printed: str) -> None:
     with pytest.raises(CommandFailedError, match="which is no number"):
-        measure_run(manager(), [sys.executable, "-c", f"print('rate: {reported}')"], re.compile(r"rate: (\S+)"), 60)
+        measure_run(manager(), [sys.executable, "-c", f"print('rate: {printed}')"], re.compile(r"rate: (\S+)"), 60)
 
 
 def output_of(*parts: bytes, metric: str = r"rate: ([0-9.]+)") -> runs.RankOutput:

@@ -191,7 +191,7 @@ def test_the_command_line() -> None:
         (["verify", "--seconds", "5"], "--seconds requires a command or --pid"),
         (["verify", "--library", "x", "--", "true"], "--library cannot be combined with a command"),
         (["verify", "--pid", "1", "--", "true"], "--pid checks live workers and cannot be combined with -- COMMAND"),
-        (["plan", "--", "true"], "unrecognized arguments"),
+        (["plan", "--", "true"], "plan starts no command; leave -- out"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(arguments: list[str], match: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from ompaffinity.errors import TopologyError
 from ompaffinity.topology.archive import ArchiveTree
 from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, Topology
+from ompaffinity.topology.snapshot import parse_capture
 from ompaffinity.topology.synthetic import parse_synthetic
 from ompaffinity.topology.sysfs import read_sysfs
 from tests.machines import CPU_ROOT, NODE_ROOT, sysfs_files
@@ -359,3 +360,13 @@ def test_rejects_more_nodes_than_linux_has() -> None:
     files = small_machine() | {f"{NODE_ROOT}/node{node}/cpulist": b"\n" for node in range(1025)}
     with pytest.raises(TopologyError, match="1025 NUMA nodes"):
         read(files)
+
+
+@pytest.mark.parametrize(("text", "size"), [("8192K", 8 * 2**20), ("", UNKNOWN), ("8M", UNKNOWN), ("-1K", UNKNOWN)])
+def test_reads_the_size_of_each_l3(text: str, size: int) -> None:
+    files = sysfs_files(parse_synthetic("package:1 l3:2 core:2 pu:1", "x86_64"))
+    for path in [path for path in files if path.endswith("index3/level")]:
+        files[path.replace("level", "size")] = f"{text}\n".encode()
+    topology = read(files)
+    assert topology.l3_bytes == (size, size)
+    assert parse_capture(topology.to_document()).l3_bytes == topology.l3_bytes
