@@ -10,3 +10,6 @@ html_theme = "furo"
 exclude_patterns = ["_build"]
 autodoc_member_order = "bysource"
 nitpicky = False
+man_pages = [
+    ("reference", "ompaffinity", "plan, bind and verify the CPUs and the memory of inference workers", author, 1)
+]

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 
     from ompaffinity.placement.model import RankPlacement
 
-SILENCE_SECONDS = 5.0
-"""So long a pipe may give nothing."""
-READ_SECONDS = 30.0
+READ_SECONDS = 5.0
+"""So long a pipe may take."""
 BLOCK_BYTES = 2**20
 # Without O_NONBLOCK the opening of a FIFO waits for a writer without limit.
 OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
@@ -102,17 +101,16 @@ def _blocks(descriptor: int) -> Iterator[bytes]:
     """Yield what a file or pipe holds, one block more than a plan may have at most.
 
     Raises:
-        OSError: it cannot be read, or a pipe gives nothing for five seconds or has not ended after thirty.
+        OSError: it cannot be read, or a pipe has not ended after `READ_SECONDS`.
     """
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     deadline = time.monotonic() + READ_SECONDS
     left = MAX_DOCUMENT_BYTES + 1
     while left > 0:
-        if time.monotonic() > deadline:
+        remaining = deadline - time.monotonic()
+        if remaining < 0 or not poll.poll(1000 * remaining):
             raise TimeoutError(errno.ETIMEDOUT, f"the data did not end within {READ_SECONDS:.0f} seconds")
-        if not poll.poll(1000 * SILENCE_SECONDS):
-            raise TimeoutError(errno.ETIMEDOUT, f"no data for {SILENCE_SECONDS:.0f} seconds")
         try:
             block = os.read(descriptor, min(BLOCK_BYTES, left))
         except BlockingIOError:

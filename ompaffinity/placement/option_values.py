@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from ompaffinity.placement.options import Option
 
 
+MAX_DIGITS = 9
+"""Of the value of an option: far more than a machine has of anything."""
+
+
 def option_value(option: Option, text: Any) -> Any:
     """Return the value of an option's text (a list of texts for the kinds ``"files"`` and `SEVERAL_VALUES`).
 
@@ -44,7 +48,9 @@ def option_value(option: Option, text: Any) -> Any:
 
         return ALL
     digits = text.removeprefix("-")
-    if not (digits.isascii() and digits.isdigit() and len(digits) < 10):
+    if digits.isascii() and digits.isdigit() and len(digits) > MAX_DIGITS:
+        raise RequestError(f"{option.flag} has {len(digits)} digits; the largest number is {10**MAX_DIGITS - 1}")
+    if not (digits.isascii() and digits.isdigit()):
         words = {"threads": "auto, all or a number", "auto-number": "auto or a number"}.get(option.kind, "a number")
         raise RequestError(f"{option.flag} is {text!r}; it must be {words}")
     return int(text)

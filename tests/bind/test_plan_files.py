@@ -57,14 +57,18 @@ def test_reads_a_plan_from_a_pipe(content: bytes) -> None:
 
 
 def test_refuses_a_pipe_that_gives_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(plan_files, "SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(plan_files, "READ_SECONDS", 0.1)
     fifo = tmp_path / "plan.json"
     os.mkfifo(fifo)
-    with pytest.raises(RequestError, match=r"--avoid .*plan\.json cannot be read: no data for 0 seconds"):
+    with pytest.raises(
+        RequestError, match=r"--avoid .*plan\.json cannot be read: the data did not end within 0 seconds"
+    ):
         held_by_plans([fifo])
     reader, writer = os.pipe()
     try:
-        with pytest.raises(RequestError, match=r"--plan /dev/fd/\d+ cannot be read: no data for 0 seconds"):
+        with pytest.raises(
+            RequestError, match=r"--plan /dev/fd/\d+ cannot be read: the data did not end within 0 seconds"
+        ):
             saved_placements(f"/dev/fd/{reader}")
     finally:
         os.close(reader)

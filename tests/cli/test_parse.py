@@ -49,6 +49,7 @@ def test_accepts_options_with_space_and_with_equals_sign() -> None:
         (["plan", "--tp"], "expected one argument"),
         (["plan", "--tp", "two"], "--tp is 'two'; it must be a number"),
         (["plan", "--tp", "٣"], "must be a number"),
+        (["plan", "--tp", "1000000000"], "--tp has 10 digits; the largest number is 999999999"),
         (["plan", "--reserve", "some"], "auto or a number"),
         (["plan", "--threads-per-core", "some"], "auto, all or a number"),
         (["plan", "--runtime", "tbb"], "one of auto, gomp, iomp, omp"),
