@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ompaffinity.bind.capacity import full_nodes
 from ompaffinity.bind.mempolicy import accepted_policy
 from ompaffinity.ids import format_id_list
-from ompaffinity.messages import MEMORY_NEARLY_FULL, REFUSALS
+from ompaffinity.messages import MEMORY_NEARLY_FULL, REFUSALS, log_debug
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +29,7 @@ def with_accepted_memory(plan: Plan, *, replace: bool = True) -> Plan:
         asked = (rank.memory_policy, rank.nodes)
         if rank.memory_policy != "none" and rank.nodes and asked not in found:
             found[asked] = accepted_policy(*asked)
+            log_debug("memory policy %s of nodes %s: the kernel accepts %s", *asked, found[asked].policy)
         ranks.append(with_memory_policy(rank, found[asked]) if replace and asked in found else rank)
     new = [message for message in _messages(plan, found) if message not in plan.messages]
     return plan._replace(ranks=tuple(ranks), messages=(*plan.messages, *new))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.errors import RequestError
 from ompaffinity.interpreter import child_command
+from ompaffinity.messages import log_debug
 from ompaffinity.openmp.elf import ELFError, SharedLibrary
 from ompaffinity.openmp.library_path import find_library, library_path, preloaded_files
 from ompaffinity.proc import mapped_files, open_mapped_file, open_regular
@@ -86,7 +87,9 @@ def expected_runtimes(environ: Mapping[str, str]) -> tuple[RuntimeLibrary, ...]:
     # A library that is loaded under the name that torch needs is not loaded again.
     names = {_soname(library.path) for library in preloaded}
     found = [RuntimeLibrary(path, "", "torch's") for name, path in _needed_by_torch(environ) if name not in names]
-    return _classified([*preloaded, *found]) or _classified(_installed_with_mkl())
+    runtimes = _classified([*preloaded, *found]) or _classified(_installed_with_mkl())
+    log_debug("OpenMP runtimes of the workers: %s", ", ".join(map(str, runtimes)) or "none found")
+    return runtimes
 
 
 def _installed_with_mkl() -> list[RuntimeLibrary]:

@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ompaffinity.errors import TopologyError
-from ompaffinity.messages import LSCPU_UNUSABLE
+from ompaffinity.messages import LSCPU_UNUSABLE, log_debug
 from ompaffinity.topology.model import UNKNOWN, UNKNOWN_ARCHITECTURE, Limits, LogicalCPUInfo, Topology
 from ompaffinity.topology.reconcile import completed, read_by_lscpu
 from ompaffinity.topology.record import opened, refuse_lscpu
@@ -48,13 +48,20 @@ def load_topology(
         from ompaffinity.topology.synthetic import parse_synthetic
 
         refuse_lscpu(source, "a synthetic machine")
-        return parse_synthetic(synthetic, architecture or UNKNOWN_ARCHITECTURE)
+        return _logged(parse_synthetic(synthetic, architecture or UNKNOWN_ARCHITECTURE))
     with opened(machine) as recording:
         topology = _live(source)._replace(live=True) if recording is None else recording.topology(architecture, source)
     if architecture not in (None, topology.architecture):
         raise TopologyError(
             f"--arch {architecture} contradicts the machine, which reports {topology.architecture}; leave --arch out"
         )
+    return _logged(topology)
+
+
+def _logged(topology: Topology) -> Topology:
+    allowed, nodes = len(topology.allowed_cpus), len(topology.nodes)
+    text = "read %d CPUs (%d allowed) and %d nodes from %s; limits: %s"
+    log_debug(text, len(topology.cpus), allowed, nodes, topology.source, topology.limits)
     return topology
 
 

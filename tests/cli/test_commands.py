@@ -252,3 +252,20 @@ def test_a_closed_pipe_is_no_error() -> None:
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(30) == 0
+
+
+def test_quiet_prints_no_messages_and_verbose_the_log() -> None:
+    machine = ("plan", "--synthetic", "core:2 pu:1", "--tp", "2")
+    plain, quiet, verbose = (run_command(*machine, *more) for more in ((), ("--quiet",), ("--verbose",)))
+    assert "note: " in plain.stderr
+    assert quiet.stderr == ""
+    assert plain.stdout == quiet.stdout == verbose.stdout
+    assert set(plain.stderr.splitlines()) < set(verbose.stderr.splitlines())
+    assert "ompaffinity: read 2 CPUs (2 allowed)" in verbose.stderr
+
+
+@pytest.mark.parametrize("verb", ["run", "exec"])
+def test_quiet_commands_print_no_warning(verb: str) -> None:
+    place = ("--local-rank", "0", "--local-world-size", "1") if verb == "exec" else ()
+    done = run_command(verb, "--quiet", *place, "--", "true", OMP_NUM_THREADS="7")
+    assert (done.returncode, done.stderr) == (0, "")
