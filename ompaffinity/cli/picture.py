@@ -8,10 +8,10 @@ represents all CPUs of a cache with the same use.
 
 from __future__ import annotations
 
-import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.cli.boxes import GAP, Box, beside, flow, groups_of, rows_of
+from ompaffinity.cli.uses import BARRED, Use, rank_label, uses
 from ompaffinity.errors import RequestError
 from ompaffinity.files import write_whole
 from ompaffinity.ids import format_folded_id_list, format_id_list
@@ -31,18 +31,6 @@ DARK_COLOURS = ("#0072b2", "#d55e00")
 """The colours that need white letters."""
 MAX_CPUS, MAX_DISTANCES = 256, 8
 CELL, TALL_CELL, HEAD, LETTER, SMALL_LETTER, EDGE = 22, 32, 16, 6.2, 5.2, 5
-FREE, SIBLING, IDLE, BARRED, OFFLINE = "free", "sibling", "idle", "barred", "off"
-"""How a CPU without a rank is drawn: allowed (without a plan), next to an OpenMP thread, idle, not usable, offline."""
-STATES = {"smt-sibling": SIBLING, "unused-node": IDLE, "remainder": IDLE, "quota": IDLE, "efficiency-core": IDLE}
-"""{reason: how it is drawn}; the other reasons bar a CPU from use."""
-FONTS = {
-    "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf": "DejaVu Sans",
-    "/usr/share/fonts/dejavu-sans-fonts/DejaVuSans.ttf": "DejaVu Sans",
-    "/usr/share/fonts/TTF/DejaVuSans.ttf": "DejaVu Sans",
-    "/usr/share/fonts/truetype/liberation/LiberationSans-Regular.ttf": "Liberation Sans",
-    "/usr/share/fonts/google-noto/NotoSans-Regular.ttf": "Noto Sans",
-}
-"""{file: family} of the fonts in PNG pictures, as Debian, Fedora and Arch Linux install them."""
 STYLE = """
 .ground { fill: #ffffff } .word { fill: #222222; font: 11px sans-serif } .small { font-size: 9px }
 .package { fill: #f2f2f2; stroke: #888888 } .node { fill: #ffffff; stroke: #666666 }
@@ -59,19 +47,6 @@ STYLE = """
 .grey { fill: #eeeeee }
 }
 """
-
-
-class Use(NamedTuple):
-    """The use of a CPU: its rank (None: left out), whether as helper CPU, a description, and other ranks on it.
-
-    `state` is how a CPU without a rank is drawn.
-    """
-
-    rank: int | None
-    helper: bool
-    text: str
-    others: tuple[int, ...] = ()
-    state: str = SIBLING
 
 
 def write_picture(topology: Topology, plan: Plan | None, path: str) -> None:
@@ -97,70 +72,17 @@ def write_picture(topology: Topology, plan: Plan | None, path: str) -> None:
     drawing.append(svg.Text(title, 11, GAP, HEAD - 3, class_="word", font_weight="bold"))
     machine.draw(drawing, GAP, HEAD + GAP)
     legend.draw(drawing, GAP, HEAD + machine.height + 3 * GAP)
-    text = drawing.as_svg()
-    content = _png(text) if path.lower().endswith(".png") else text.encode()
+    content = drawing.as_svg().encode()
+    if path.lower().endswith(".png"):
+        from ompaffinity.cli.png import png_of
+
+        content = png_of(drawing.as_svg())
     try:
         write_whole(path, content)
     except OSError as error:
         raise RequestError(
             f"--svg {path} cannot be written ({error.strerror}); name a file in a writable folder"
         ) from None
-
-
-def _png(text: str) -> bytes:
-    try:
-        import resvg_py
-    except ImportError:
-        command = install_command("ompaffinity[png]")
-        raise RequestError(
-            f"a PNG picture requires resvg-py; install it with: {command}, or write an SVG file"
-        ) from None
-    # Without a font, resvg leaves all texts out.
-    found = next(((path, family) for path, family in FONTS.items() if os.path.exists(path)), None)
-    if found is None:
-        raise RequestError("a PNG picture requires a font; install the package fonts-dejavu-core, or write an SVG file")
-    path, family = found
-    return bytes(
-        resvg_py.svg_to_bytes(
-            svg_string=text,
-            # Letters of 9 pixels are hard to read.
-            zoom=2,
-            sans_serif_family=family,
-            font_files=[path],
-            skip_system_fonts=True,
-        )
-    )
-
-
-def uses(topology: Topology, plan: Plan | None) -> dict[int, Use]:
-    """Return {cpu: its use} of a plan, or of a machine without one."""
-    if plan is None:
-        return {cpu.id: Use(None, False, *_state_of(cpu)) for cpu in topology.cpus}
-    offline = {cpu.id for cpu in topology.cpus if not cpu.online}
-    use_of: dict[int, Use] = {}
-    for group in plan.left_out:
-        text, state = f"{group.reason}: {group.detail}", STATES.get(group.reason, BARRED)
-        use_of |= {cpu: Use(None, False, text, (), OFFLINE if cpu in offline else state) for cpu in group.cpus}
-    for placement in plan.ranks:
-        own = [(cpu, True, f"rank {placement.rank}, helper threads") for cpu in placement.helper_cpus]
-        own += [(cpu, False, f"rank {placement.rank}, thread {thread}") for thread, cpu in enumerate(placement.cpus)]
-        for cpu, helper, text in own:
-            first = use_of.get(cpu)
-            if first is None or first.rank is None:
-                use_of[cpu] = Use(placement.rank, helper, text)
-            else:
-                others = (*first.others, placement.rank)
-                use_of[cpu] = Use(first.rank, first.helper and helper, f"{first.text}; {text}", others)
-    return use_of
-
-
-def _state_of(cpu: LogicalCPUInfo) -> tuple[str, tuple[int, ...], str]:
-    """Return the description of a CPU without a plan, no ranks, and how it is drawn."""
-    if not cpu.online:
-        return ("offline", (), OFFLINE)
-    if not cpu.allowed:
-        return ("not allowed", (), BARRED)
-    return ("isolated", (), IDLE) if cpu.isolated else ("allowed", (), FREE)
 
 
 class _Painter:
@@ -182,7 +104,7 @@ class _Painter:
         if self._folded:
             return max(len(text) for _, members in self._folds() for text in self._labels(members).values())
         labels = [str(cpu.id) for cpu in self._topology.cpus]
-        return max(map(len, [*labels, *map(_rank_label, self._uses.values() if self._numbered else ())]))
+        return max(map(len, [*labels, *map(rank_label, self._uses.values() if self._numbered else ())]))
 
     def machine(self) -> Box:
         boxes = [self._level(self._topology.cpus, self._levels())]
@@ -300,7 +222,7 @@ class _Painter:
             text = format_folded_id_list(cpus)
             if len(text) > MAX_LETTERS:
                 text = f"{len(cpus)} CPUs, {cpus[0]} to {cpus[-1]}"
-            labels[use] = text if use.rank is None else f"{_rank_label(use)}: {text}"
+            labels[use] = text if use.rank is None else f"{rank_label(use)}: {text}"
         return labels
 
     def _folded_cores(self, members: Sequence[LogicalCPUInfo]) -> Box:
@@ -319,7 +241,7 @@ class _Painter:
     def _cell(self, label: str, use: Use, width: float, *, of_cpu: bool = False) -> Box:
         # With more ranks than colours each cell shows the number of its rank, too.
         height = self._height if of_cpu else CELL
-        lines = [label, _rank_label(use)] if height == TALL_CELL and use.rank is not None else [label]
+        lines = [label, rank_label(use)] if height == TALL_CELL and use.rank is not None else [label]
 
         def draw(drawing: Any, x: float, y: float) -> None:
             place = (round(x, 1), round(y, 1), round(width, 1), height)
@@ -425,13 +347,6 @@ def _title(topology: Topology) -> str:
     memory = sum(max(node.total_memory, 0) for node in topology.nodes) or max(topology.total_memory, 0)
     size = f", {memory / 2**30:.0f} GiB" if memory else ""
     return f"{topology.machine} ({topology.architecture}){size}"
-
-
-def _rank_label(use: Use) -> str:
-    """Return the ranks of a CPU: ``r3``, ``r0,1``, ``r0,1...``; nothing for none."""
-    if use.rank is None:
-        return ""
-    return f"r{','.join(map(str, (use.rank, *use.others)[:2]))}{'...' if len(use.others) > 1 else ''}"
 
 
 def _rank_line(placement: RankPlacement) -> str:

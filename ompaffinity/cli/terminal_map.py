@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from ompaffinity.cli.console import new_console, new_table
-from ompaffinity.cli.picture import BARRED, FREE, OFFLINE, uses
+from ompaffinity.cli.uses import BARRED, FREE, OFFLINE, uses
 from ompaffinity.topology.model import UNKNOWN
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ompaffinity.cli.picture import Use
+    from ompaffinity.cli.uses import Use
     from ompaffinity.placement.model import Plan
     from ompaffinity.topology.model import LogicalCPUInfo, Topology
 

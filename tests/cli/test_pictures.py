@@ -12,8 +12,10 @@ import pytest
 from hypothesis import given
 
 from ompaffinity.bind.live_plan import with_gpu_homes
-from ompaffinity.cli.picture import BARRED, COLOURS, FONTS, MAX_CPUS, OFFLINE, uses, write_picture
+from ompaffinity.cli.picture import COLOURS, MAX_CPUS, write_picture
+from ompaffinity.cli.png import FONTS
 from ompaffinity.cli.terminal_map import LETTERS, print_map
+from ompaffinity.cli.uses import BARRED, OFFLINE, uses
 from ompaffinity.errors import PlacementError, RequestError
 from ompaffinity.placement.model import Plan
 from ompaffinity.placement.plan import make_plan
