@@ -32,9 +32,9 @@ def install_command(requirement: str) -> str:
     # Loaded for an error only.
     from importlib.util import find_spec
 
-    if "/pipx/venvs/" in sys.prefix:
+    if os.path.exists(os.path.join(sys.prefix, "pipx_metadata.json")):
         return f"pipx install --force '{requirement}'"
-    if "/uv/tools/" in sys.prefix:
+    if os.path.exists(os.path.join(sys.prefix, "uv-receipt.toml")):
         return f"uv tool install '{requirement}'"
     if sys.prefix == sys.base_prefix and _is_externally_managed():
         return f"python3 -m venv .venv && .venv/bin/pip install '{requirement}'"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ompaffinity.interpreter import child_command
+from tests.conftest import ROOT
 from tests.openmp.libraries import GOMP, needs_gomp
 
 SHADOWED = ("ctypes", "importlib", "json", "mmap", "ompaffinity", "struct")
@@ -26,6 +27,28 @@ def test_a_child_imports_nothing_from_the_current_directory(hostile: Path) -> No
     program = f"import {', '.join(SHADOWED)}\nprint(sys.argv[1:], ompaffinity.__version__)"
     done = subprocess.run(child_command(program, "a", "b"), cwd=hostile, capture_output=True, text=True, check=False)
     assert done.stdout.startswith("['a', 'b'] "), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("marker", "command"),
+    [
+        ("pipx_metadata.json", "pipx install --force 'x'"),
+        ("uv-receipt.toml", "uv tool install 'x'"),
+        (None, "python3 -m pip --python {prefix}/bin/python install 'x'"),
+    ],
+)
+def test_installs_packages_by_the_tool_that_made_the_environment(
+    marker: str | None, command: str, tmp_path: Path
+) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path], check=True)
+    if marker is not None:
+        (tmp_path / marker).touch()
+    program = f"import sys; sys.path.insert(0, {str(ROOT)!r}); from ompaffinity.interpreter import install_command"
+    python = tmp_path / "bin" / "python"
+    done = subprocess.run(
+        [python, "-c", f"{program}; print(install_command('x'))"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == command.format(prefix=tmp_path)
 
 
 @needs_gomp

@@ -10,6 +10,7 @@ from ompaffinity.errors import RequestError
 from ompaffinity.interpreter import child_command
 from ompaffinity.openmp.detect import GOMP, IOMP, expected_runtimes, family_of_file
 from ompaffinity.openmp.library_path import find_library
+from ompaffinity.placement.request import AUTO
 from ompaffinity.proof.compare import not_found, verdict_of_team
 from ompaffinity.proof.observe import observe_process, require_proc
 from ompaffinity.proof.report import VARIABLES, other_output, with_runtime_report
@@ -61,8 +62,9 @@ def library_to_probe(runtime: str, environ: Mapping[str, str], library: str | No
             path = find_library(name, environ, origins)
             if path is not None:
                 return family, path
+    kind = "" if runtime == AUTO else f" for --runtime {runtime}"
     raise RequestError(
-        f"no OpenMP runtime of the kind {runtime} is installed here; name one with --library,"
+        f"no OpenMP runtime{kind} is installed here; name one with --library,"
         " or install libgomp1, libomp5 (Debian) or intel-openmp (PyPI)"
     )
 
