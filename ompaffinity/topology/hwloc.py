@@ -28,6 +28,7 @@ from ompaffinity.topology.kinds import (
 )
 from ompaffinity.topology.model import UNKNOWN, UNKNOWN_ARCHITECTURE, Limits, LogicalCPUInfo, MemoryNodeInfo, Topology
 from ompaffinity.topology.nodes import MAX_LISTED
+from ompaffinity.topology.text import plain_number
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,7 +101,15 @@ def exported_topology(export: Export, machine: str) -> Topology:
     )
     vendors = {item.get("value") for item in top.iter("info") if item.get("name") == "CPUVendor"}
     name = info.get("Architecture") or ("x86_64" if vendors & X86_VENDORS else UNKNOWN_ARCHITECTURE)
-    return Topology(name, "hwloc", machine, cpus, nodes, limits, tuple(_messages(top)))
+    messages = tuple(_messages(top))
+    return Topology(name, "hwloc", machine, cpus, nodes, limits, messages, l3_bytes=tuple(_l3_bytes(top)))
+
+
+def _l3_bytes(top: Element) -> Iterator[int]:
+    """Yield the size of each L3 cache in document order, as `_levels` numbers them; -1 where it is unknown."""
+    for element in top.iter("object"):
+        if element.get("type") == "L3Cache":
+            yield plain_number(element.get("cache_size", "")) or UNKNOWN
 
 
 def _group_of(top: Element) -> str:

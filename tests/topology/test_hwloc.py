@@ -41,7 +41,10 @@ def read(body: str, attributes: str = "", tail: str = "") -> Topology:
 def test_reads_levels_nodes_and_limits() -> None:
     body = (
         '<info name="Architecture" value="ppc64le"/>'
-        '<object type="Package"><object type="L3Cache">' + numa(0, "0x3", 4096) + core(0, 1) + "</object></object>"
+        '<object type="Package"><object type="L3Cache" cache_size="8388608">'
+        + numa(0, "0x3", 4096)
+        + core(0, 1)
+        + "</object></object>"
         '<object type="Package">' + numa(8, "0x300", 0) + core(8) + core(9) + "</object>"
     )
     matrix = (
@@ -51,6 +54,7 @@ def test_reads_levels_nodes_and_limits() -> None:
     sets = 'complete_cpuset="0x703" allowed_cpuset="0x103" allowed_nodeset="0x00000001"'
     topology = read(body, sets, matrix)
     assert topology.architecture == "ppc64le"
+    assert topology.l3_bytes == (8 * 2**20,)
     assert [(cpu.id, cpu.physical_core, cpu.package, cpu.l3, cpu.numa_node) for cpu in topology.cpus] == [
         (0, 0, 0, 0, 0),
         (1, 0, 0, 0, 0),
