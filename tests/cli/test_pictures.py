@@ -243,5 +243,5 @@ def test_names_the_extra_if_drawsvg_is_missing(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setitem(sys.modules, "drawsvg", None)
     topology = synthetic("core:2 pu:1")
-    with pytest.raises(RequestError, match=r"pip install 'ompaffinity\[svg\]'"):
+    with pytest.raises(RequestError, match=r"install 'ompaffinity\[svg\]'"):
         write_picture(topology, planned(topology, 1), str(tmp_path / "plan.svg"))

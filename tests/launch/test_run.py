@@ -155,7 +155,11 @@ def test_a_terminal_shows_the_ranks_in_colours() -> None:
     ) as launcher:
         assert launcher.wait(60) == 0
     os.close(inner)
-    text = os.read(outer, CHUNK).decode()
+    text = ""
+    # One read may return one line alone; without a writer left a terminal gives EIO.
+    with suppress(OSError):
+        while block := os.read(outer, CHUNK):
+            text += block.decode()
     os.close(outer)
     assert "\x1b[36m[rank 0] \x1b[0mhi" in text
     assert "\x1b[33m[rank 1] \x1b[0mhi" in text

@@ -485,7 +485,7 @@ def test_which_library_is_probed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert library_to_probe("auto", {}) == ("iomp", "/x/libiomp5.so")
     monkeypatch.setattr(verify_module, "expected_runtimes", lambda _environ: ())
     monkeypatch.setattr(verify_module, "find_library", lambda *_arguments: None)
-    with pytest.raises(RequestError, match="no OpenMP runtime of the kind gomp is installed here"):
+    with pytest.raises(RequestError, match="no OpenMP runtime for --runtime gomp is installed here"):
         library_to_probe("gomp", {})
     broken = tmp_path / "libgomp.so.1"
     broken.write_bytes(b"")
