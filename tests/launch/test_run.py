@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import pty
@@ -7,10 +8,11 @@ import re
 import signal
 import subprocess
 import sys
+import termios
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import pytest
 
@@ -335,11 +337,26 @@ def test_ends_ranks_also_while_the_reader_does_not_read() -> None:
         assert launcher.wait(30) == 7
 
 
+def is_full(pipe: IO[bytes] | None) -> bool:
+    """Return whether a pipe holds much, and no more than a moment ago."""
+    assert pipe is not None
+    before = bytes_in(pipe)
+    time.sleep(0.1)
+    return before > 2**15 and bytes_in(pipe) == before
+
+
+def bytes_in(pipe: IO[bytes]) -> int:
+    """Return the number of bytes that a pipe holds (pipe(7), FIONREAD)."""
+    return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+
 def test_drops_output_after_a_second_signal(tmp_path: Path) -> None:
     code = f"open({str(tmp_path / 'up')!r}, 'w')\nwhile True: print('x' * 1000)"
     words = [*RUN, "--tp", "1", *python(code)]
     with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=ROOT) as launcher:
         wait_until((tmp_path / "up").exists)
+        # Only what no longer fits into the pipe is left to be dropped.
+        wait_until(lambda: is_full(launcher.stdout))
         launcher.terminate()
         wait_until(lambda: len(running_children(launcher.pid)) == 1)
         assert launcher.poll() is None
