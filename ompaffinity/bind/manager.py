@@ -250,7 +250,7 @@ class OMPProcessManager:
         """Return the variables of a worker; `accepted` is what the kernel accepts of the planned placement."""
         variables, removed = self.profile.variables(self.plan, accepted, environ)
         if planned.bound and not accepted.bound:
-            # Refused: it runs unbound, and not as an inherited variable reports.
+            # The kernel rejected the mask: the worker runs unbound, so inherited binding variables are removed.
             removed = (*BINDING_VARIABLES, *TEAM_BREAKERS)
         return variables, removed
 

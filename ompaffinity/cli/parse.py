@@ -11,6 +11,7 @@ from ompaffinity.cli.options import GROUPS, VERBS, WITH_COMMAND
 from ompaffinity.errors import RequestError
 from ompaffinity.placement.option_values import option_value
 from ompaffinity.placement.options import SEVERAL_VALUES
+from ompaffinity.shown import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -39,7 +40,7 @@ def parse_command_line(arguments: list[str]) -> tuple[str, dict[str, Any]]:
             raise RequestError(f"no command follows --; write ompaffinity {arguments[0]} -- python worker.py")
     if arguments and not arguments[0].startswith("-") and arguments[0] not in VERBS:
         raise RequestError(
-            f"there is no verb {arguments[0][:MAX_SHOWN]!r}{_similar(arguments[0], VERBS)}; see ompaffinity --help"
+            f"there is no verb {arguments[0][:MAX_SHOWN]!r}{did_you_mean(arguments[0], VERBS)}; see ompaffinity --help"
         )
     parsed, unknown = make_parser(arguments[:1]).parse_known_args(arguments)
     texts = vars(parsed)
@@ -65,16 +66,7 @@ def _unknown(verb: str, words: list[str]) -> str:
     others = [other for other, options in VERBS.items() if any(option.flag == flag for option in options)]
     if others:
         return f"{flag} is an option of {', '.join(others)}, not of {verb}; see ompaffinity {verb} --help"
-    return f"there is no option {flag}{_similar(flag, flags)}; see ompaffinity {verb} --help"
-
-
-def _similar(word: str, known: Collection[str]) -> str:
-    """Return the question whether one of the known words is meant."""
-    # Loaded for an error only.
-    from difflib import get_close_matches
-
-    found = get_close_matches(word[:MAX_SHOWN], list(known), 1)
-    return f"; did you mean {found[0]}?" if found else ""
+    return f"there is no option {flag}{did_you_mean(flag, flags)}; see ompaffinity {verb} --help"
 
 
 class _Parser(argparse.ArgumentParser):

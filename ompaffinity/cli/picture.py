@@ -20,7 +20,7 @@ from ompaffinity.messages import counted
 from ompaffinity.topology.model import UNKNOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
     from ompaffinity.placement.model import Plan, RankPlacement
@@ -66,8 +66,6 @@ def write_picture(topology: Topology, plan: Plan | None, path: str) -> None:
     height = HEAD + machine.height + legend.height + 4 * GAP
     drawing = svg.Drawing(round(width, 1), round(height, 1))
     drawing.append_css(STYLE)
-    for pattern in painter.patterns:
-        drawing.append_def(pattern)
     drawing.append(svg.Rectangle(0, 0, round(width, 1), round(height, 1), class_="ground"))
     drawing.append(svg.Text(title, 11, GAP, HEAD - 3, class_="word", font_weight="bold"))
     machine.draw(drawing, GAP, HEAD + GAP)
@@ -97,12 +95,11 @@ class _Painter:
         self._numbered = (len(self._ranks) > len(COLOURS) or shared) and not self._folded
         self._height = TALL_CELL if self._numbered else CELL
         self._width = max(CELL, SMALL_LETTER * self._longest_label() + 6)
-        self.patterns: list[Any] = []
         self._hatched: dict[str, Any] = {}
 
     def _longest_label(self) -> int:
         if self._folded:
-            return max(len(text) for _, members in self._folds() for text in self._labels(members).values())
+            return max(len(text) for members in self._folds() for text in self._labels(members).values())
         labels = [str(cpu.id) for cpu in self._topology.cpus]
         return max(map(len, [*labels, *map(rank_label, self._uses.values() if self._numbered else ())]))
 
@@ -201,16 +198,16 @@ class _Painter:
 
         boxes = []
         for _, siblings in groups_of(members, core):
-            cells = [self._cell(str(cpu.id), self._use(cpu), self._width, of_cpu=True) for cpu in siblings]
+            cells = [self._cell(str(cpu.id), self._uses[cpu.id], self._width, of_cpu=True) for cpu in siblings]
             boxes.append(self._outlined(rows_of(cells, min(len(cells), 4), 1), "core"))
         return flow(boxes)
 
-    def _folds(self) -> list[tuple[tuple[int, int, int], list[LogicalCPUInfo]]]:
+    def _folds(self) -> Iterable[list[LogicalCPUInfo]]:
         """Return the CPUs of each box that is folded: those of one cache."""
         folds: dict[tuple[int, int, int], list[LogicalCPUInfo]] = {}
         for cpu in self._topology.cpus:
             folds.setdefault((cpu.package, cpu.numa_node, cpu.l3), []).append(cpu)
-        return [*folds.items()]
+        return folds.values()
 
     def _labels(self, members: Sequence[LogicalCPUInfo]) -> dict[Use, str]:
         """Return {use: the CPUs with it} of a folded box."""
@@ -229,12 +226,9 @@ class _Painter:
         labels = self._labels(members)
         return rows_of([self._cell(label, use, self._width, of_cpu=True) for use, label in labels.items()], 1, 2)
 
-    def _use(self, cpu: LogicalCPUInfo) -> Use:
-        return self._uses.get(cpu.id, Use(None, False, "not used"))
-
     def _folded_use(self, cpu: LogicalCPUInfo) -> Use:
         """Return the use of a CPU without its thread number, equal for all CPUs of a box."""
-        use = self._use(cpu)
+        use = self._uses[cpu.id]
         text = f"rank {use.rank}{', helpers' * use.helper}"
         return use if use.rank is None else Use(use.rank, use.helper, text, use.others)
 
@@ -292,7 +286,6 @@ class _Painter:
             turned = {"patternUnits": "userSpaceOnUse", "patternTransform": "rotate(45)", "id": name}
             pattern = svg.Pattern(size, size, **turned)
             pattern.append(svg.Rectangle(0, 0, 1.5 if size < HEAD / 4 else 1, size, fill=colour))
-            self.patterns.append(pattern)
             self._hatched[name] = pattern
         return self._hatched[name]
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from ompaffinity.errors import IDListError, RequestError
 from ompaffinity.ids import parse_ordered_id_list
 from ompaffinity.placement.request import parse_bind
+from ompaffinity.shown import did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,7 +30,8 @@ def option_value(option: Option, text: Any) -> Any:
         return text
     if option.kind == "choice":
         if text not in option.choices:
-            raise RequestError(_wrong_choice(option, text))
+            meant = did_you_mean(text, option.choices)
+            raise RequestError(f"{option.flag} is {text[:100]!r}{meant}; it must be one of {', '.join(option.choices)}")
         return text
     if option.kind == "ids":
         try:
@@ -54,16 +56,6 @@ def option_value(option: Option, text: Any) -> Any:
         words = {"threads": "auto, all or a number", "auto-number": "auto or a number"}.get(option.kind, "a number")
         raise RequestError(f"{option.flag} is {text!r}; it must be {words}")
     return int(text)
-
-
-def _wrong_choice(option: Option, text: str) -> str:
-    """Return the error for a value that is none of the choices, with the most similar one."""
-    # Loaded for an error only.
-    from difflib import get_close_matches
-
-    found = get_close_matches(text[:100], option.choices, 1)
-    meant = f"did you mean {found[0]}? " if found else ""
-    return f"{option.flag} is {text[:100]!r}; {meant}it must be one of {', '.join(option.choices)}"
 
 
 def _fraction(option: Option, text: str) -> float:

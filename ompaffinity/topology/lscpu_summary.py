@@ -1,7 +1,7 @@
 """Reader: the summary that ``lscpu`` and ``lscpu -J`` print without ``-e``: counts, and the CPUs of each node.
 
 It does not report which CPUs share a core, a package or an L3. These are assumed in the order in which Linux usually
-numbers CPUs, and a message reports it. Where the counts do not match the CPUs (chips with several kinds of cores), the
+numbers CPUs, with a message. Where the counts do not match the CPUs (chips with several kinds of cores), the
 cores stay unknown. Source: lscpu(1) and outputs of util-linux 2.30 to 2.42.
 """
 
