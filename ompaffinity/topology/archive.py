@@ -6,6 +6,7 @@ import bz2
 import gzip
 import lzma
 import os
+import re
 import tarfile
 import zlib
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
@@ -14,7 +15,7 @@ from ompaffinity.errors import TopologyError
 from ompaffinity.topology.tree import MAX_FILE_BYTES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from ompaffinity.topology.tree import Tree
 
@@ -36,6 +37,9 @@ MAX_STEPS = 256
 BLOCK = 512
 PLAIN_KINDS = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.DIRTYPE, tarfile.SYMTYPE)
 MAGIC_BYTES = 6
+BUFFER_BYTES = 2**18
+ADLER_MODULUS = 65521
+UNUSUAL_NAME = re.compile(r"//|/\.|/$")
 
 _OPENERS: dict[bytes, Callable[..., Any]] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 
@@ -123,7 +127,7 @@ class _Below:
 
 
 class _Stream:
-    """An archive's bytes, uncompressed, within limits: tarfile reads headers of any size."""
+    """An archive's bytes, uncompressed and buffered, within limits: tarfile reads headers of any size."""
 
     def __init__(self, file: IO[bytes], name: str) -> None:
         self._name = name
@@ -134,7 +138,9 @@ class _Stream:
         file.seek(0)
         opener = next((opener for magic, opener in _OPENERS.items() if start.startswith(magic)), None)
         self._file: IO[bytes] = file if opener is None else opener(file, "rb")
-        self._position = 0
+        self._buffer = b""
+        self._start = self._position = 0
+        """Where the buffer starts in the archive, and where the next read does."""
 
     def read(self, size: int) -> bytes:
         if size < 0:
@@ -143,49 +149,83 @@ class _Stream:
             self._header_bytes += size
             if size > MAX_HEADER_BYTES or self._header_bytes > MAX_HEADERS_BYTES:
                 raise TopologyError(f"{self._name} has larger headers than the record of a machine needs")
-        data = self._file.read(size)
+        first = self._position - self._start
+        if first + size > len(self._buffer):
+            # The block before stays, because tarfile reads its last byte again.
+            kept = self._buffer[max(0, first - BLOCK) :]
+            self._start = self._position - min(first, BLOCK)
+            first = min(first, BLOCK)
+            self._buffer = kept + self._file.read(max(size, BUFFER_BYTES))
+        data = self._buffer[first : first + size]
         self._position += len(data)
         return data
+
+    def block_at(self, place: int) -> bytes:
+        """Return the block at a place, and stay behind it."""
+        first = place - self._start
+        if 0 <= first <= len(self._buffer) - BLOCK:
+            self._position = place + BLOCK
+            return self._buffer[first : first + BLOCK]
+        self.seek(place)
+        return self.read(BLOCK)
 
     def seek(self, place: int) -> int:
         if place > 2 * MAX_ARCHIVE_BYTES:
             raise _too_large(self._name)
-        # The readers of compressed files take microseconds to seek to where they are.
-        if place != self._position:
-            self._position = self._file.seek(place)
+        if not self._start <= place <= self._start + len(self._buffer):
+            self._file.seek(place)
+            self._buffer, self._start = b"", self._file.tell()
+            place = self._start
+        self._position = place
         return place
 
     def tell(self) -> int:
         return self._position
 
 
+class _Plain(NamedTuple):
+    """The fields of a plain member's header that a record needs."""
+
+    name: str
+    kind: bytes
+    size: int
+    target: str = ""
+
+
+def _plain_header(block: bytes) -> _Plain | None:
+    """Return the header of a plain member (POSIX.1-2008, pax, "ustar"), None where only tarfile can read the block."""
+    kind = block[156:157]
+    try:
+        size, checksum = int(block[124:135], 8), int(block[148:154], 8)
+    except ValueError:
+        return None
+    # The checksum is the sum of all bytes, with blanks in its own place. Adler-32 has the sum, too (RFC 1950).
+    total = checksum - 8 * 32 + sum(block[148:156])
+    is_intact = zlib.adler32(block) & 0xFFFF == (total + 1) % ADLER_MODULUS
+    if kind not in PLAIN_KINDS or len(block) != BLOCK or size < 0 or not is_intact:
+        return None
+    name, prefix = _text(block[:100]), _text(block[345:500])
+    if kind == tarfile.AREGTYPE and name.endswith("/"):
+        kind = tarfile.DIRTYPE
+    target = _text(block[157:257]) if kind == tarfile.SYMTYPE else ""
+    return _Plain(f"{prefix}/{name}" if prefix else name, kind, size, target)
+
+
+def _text(field: bytes) -> str:
+    return field.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
 class _Header(tarfile.TarInfo):
-    """The header of a member; of plain ones only the fields that a record needs are read, which is much faster."""
+    """The header of a member behind an extended one; plain ones are read faster than tarfile does."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
-        """Return the header in a block of 512 bytes (POSIX.1-2008, pax, "ustar"); tarfile reads rare ones."""
-        kind = bytes(buf[156:157])
-        try:
-            size, checksum = int(buf[124:135], 8), int(buf[148:154], 8)
-        except ValueError:
+        """Return the header in a block of 512 bytes."""
+        plain = _plain_header(bytes(buf))
+        if plain is None:
             return super().frombuf(buf, encoding, errors)
-        if (
-            len(buf) != BLOCK
-            or size < 0
-            or kind not in PLAIN_KINDS
-            or sum(buf) - sum(buf[148:156]) + 8 * 32 != checksum
-        ):
-            return super().frombuf(buf, encoding, errors)
-        name, prefix = (bytes(part).partition(b"\0")[0].decode(encoding, errors) for part in (buf[:100], buf[345:500]))
-        if kind == tarfile.AREGTYPE and name.endswith("/"):
-            kind = tarfile.DIRTYPE
-        if kind == tarfile.DIRTYPE:
-            name = name.rstrip("/")
-        member = cls(f"{prefix}/{name}" if prefix else name)
-        member.type, member.size = kind, size
-        if kind == tarfile.SYMTYPE:
-            member.linkname = bytes(buf[157:257]).partition(b"\0")[0].decode(encoding, errors)
+        member = cls(plain.name.rstrip("/") if plain.kind == tarfile.DIRTYPE else plain.name)
+        member.type, member.size, member.linkname = plain.kind, plain.size, plain.target
         return member
 
 
@@ -218,9 +258,7 @@ def read_archive(file: IO[bytes], name: str) -> ArchiveTree:
     try:
         stream = _Stream(file, name)
         with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="r:", tarinfo=_Header) as archive:
-            while (member := archive.next()) is not None:
-                # tarfile keeps the header of every member.
-                archive.members.clear()  # type: ignore[attr-defined]
+            for member in _members(archive, stream):
                 count += 1
                 total += max(member.size, 0)
                 if count > MAX_ARCHIVE_MEMBERS:
@@ -228,7 +266,10 @@ def read_archive(file: IO[bytes], name: str) -> ArchiveTree:
                         f"{name} has more than {MAX_ARCHIVE_MEMBERS} files; record the machine's /sys alone"
                     )
                 stream.in_member = True
-                kept += _keep(archive, member, content, stream)
+                if isinstance(member, _Plain):
+                    kept += _keep(member, content, stream)
+                else:
+                    kept += _keep_rare(archive, member, content, stream)
                 stream.in_member = False
                 if total > MAX_ARCHIVE_BYTES or kept > MAX_KEPT_BYTES:
                     raise _too_large(name)
@@ -254,22 +295,55 @@ class _Content(NamedTuple):
 
 
 def _under(members: dict[str, Value], root: str) -> dict[str, Value]:
+    if not root:
+        return members
     return {name.removeprefix(root): value for name, value in members.items() if name.startswith(root)}
 
 
-def _keep(archive: tarfile.TarFile, member: tarfile.TarInfo, content: _Content, stream: _Stream) -> int:
-    """Keep a member, and return how many bytes that takes."""
+def _members(archive: tarfile.TarFile, stream: _Stream) -> Iterator[_Plain | tarfile.TarInfo]:
+    """Return the members of an archive, one after the other; the stream is at the content of a plain one.
+
+    Raises:
+        tarfile.TarError: the archive is damaged.
+    """
+    member = archive.next()
+    while member is not None:
+        # tarfile keeps the header of every member.
+        archive.members.clear()  # type: ignore[attr-defined]
+        yield member
+        # Headers for all members may change what a plain one has.
+        while not archive.pax_headers:
+            plain = _plain_header(stream.block_at(archive.offset))
+            if plain is None:
+                # Where the content before is cut, there is nothing here either.
+                stream.seek(archive.offset - 1)
+                if not stream.read(1):
+                    raise tarfile.ReadError("unexpected end of data")
+                break
+            # A link or a folder has no content, whatever its size is.
+            size = plain.size if plain.kind in (tarfile.REGTYPE, tarfile.AREGTYPE) else 0
+            archive.offset += BLOCK + -(-size // BLOCK) * BLOCK
+            yield plain
+        member = archive.next()
+
+
+def _keep(member: _Plain, content: _Content, stream: _Stream) -> int:
+    """Keep a plain member, and return how many bytes that takes."""
+    if member.kind == tarfile.DIRTYPE:
+        _member_name(member.name)
+        return 0
+    if member.kind == tarfile.SYMTYPE:
+        return _keep_link(member.name, member.target, content.links)
+    return _keep_file(member.name, member.size, content, stream)
+
+
+def _keep_rare(archive: tarfile.TarFile, member: tarfile.TarInfo, content: _Content, stream: _Stream) -> int:
+    """Keep a member that tarfile has read, and return how many bytes that takes."""
+    if member.issym():
+        return _keep_link(member.name, member.linkname, content.links)
+    if member.islnk():
+        return _keep_link(member.name, _member_name(member.linkname), content.hard_links)
     name = _member_name(member.name)
-    if member.issym() or member.islnk():
-        if len(member.linkname) > MAX_TARGET:
-            raise TopologyError(
-                f"the link {member.name[:60]!r} in the archive has a target of {len(member.linkname)} bytes"
-            )
-        if member.issym():
-            content.links[name] = member.linkname
-        else:
-            content.hard_links[name] = _member_name(member.linkname)
-        return len(member.linkname)
     if member.isdir():
         return 0
     if not member.isreg():
@@ -277,15 +351,35 @@ def _keep(archive: tarfile.TarFile, member: tarfile.TarInfo, content: _Content, 
     if member.issparse():
         file = archive.extractfile(member)
         content.files[name] = b"" if file is None else file.read(MAX_FILE_BYTES)
-    else:
-        stream.seek(member.offset_data)
-        content.files[name] = stream.read(min(member.size, MAX_FILE_BYTES))
-        if len(content.files[name]) < min(member.size, MAX_FILE_BYTES):
-            raise tarfile.ReadError("unexpected end of data")
-    return len(name) + len(content.files[name])
+        return len(name) + len(content.files[name])
+    stream.seek(member.offset_data)
+    return _keep_file(name, member.size, content, stream)
+
+
+def _keep_link(name: str, target: str, links: dict[str, str]) -> int:
+    if len(target) > MAX_TARGET:
+        raise TopologyError(f"the link {name[:60]!r} in the archive has a target of {len(target)} bytes")
+    links[_member_name(name)] = target
+    return len(target)
+
+
+def _keep_file(name: str, size: int, content: _Content, stream: _Stream) -> int:
+    kept = min(size, MAX_FILE_BYTES)
+    data = stream.read(kept)
+    if len(data) < kept:
+        raise tarfile.ReadError("unexpected end of data")
+    content.files[_member_name(name)] = data
+    return len(name) + kept
 
 
 def _member_name(name: str) -> str:
+    """Return a member's path in the archive, without empty parts.
+
+    Raises:
+        TopologyError: it leads out of the archive, or is too deep.
+    """
+    if name.startswith(("sys/", "proc/")) and not UNUSUAL_NAME.search(name) and name.count("/") < MAX_DEPTH:
+        return name
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts:
         raise TopologyError(f"the archive member {name[:60]!r} leads outside the archive; such a file is not read")

@@ -160,7 +160,10 @@ class _Levels:
         self.core = self._number(self._siblings, "core_cpus", "thread_siblings")
         self._on_core = _members(self.core)
         self.l3_bytes: list[int] = []
-        self.l3 = self._number(self._l3_siblings)
+        # Some records have the topology without the caches.
+        ends = (online[0], online[-1])
+        has_caches = any(tree.names(f"cpu{cpu}/cache") for cpu in ends)
+        self.l3 = self._number(self._l3_siblings) if has_caches else {}
         # Only s390x has books and drawers. There book_id may be 0 for all books, but the lists are correct.
         s390 = architecture in ("s390x", "s390", "unknown")
         self.book = self._number(self._siblings, "book_siblings") if s390 else {}

@@ -21,9 +21,14 @@ from tests.topology.test_source import SMALL, write_machine
 ONLINE = "sys/devices/system/cpu/online"
 
 
-@pytest.fixture
-def record(tmp_path: Path) -> Path:
-    """A recorded machine, and beside it a file that is none of its own."""
+NO_SUCH_CALL = 99999
+
+
+@pytest.fixture(params=["openat2", "walk"])
+def record(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A recorded machine, and beside it a file that is none of its own; kernels before Linux 5.6 have no openat2."""
+    if request.param == "walk":
+        monkeypatch.setattr("ompaffinity.topology.directory_record.OPENAT2", NO_SUCH_CALL)
     (tmp_path / "secret").write_text("0-1\n")
     return write_machine(tmp_path / "box")
 

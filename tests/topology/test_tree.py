@@ -133,6 +133,23 @@ def test_rejects_a_truncated_archive(tmp_path: Path) -> None:
         open_archive(str(path))
 
 
+@pytest.mark.parametrize("size", [700, 3 * 2**20])
+def test_rejects_a_tar_file_that_ends_within_a_file(tmp_path: Path, size: int) -> None:
+    # Of a file of three megabytes only the first one is kept.
+    path = Path(make_tar(tmp_path / "m.tar", {"sys/first": b"1", "sys/last": b"7" * size}, mode="w"))
+    path.write_bytes(path.read_bytes()[: 3 * 512 + size - 100])
+    with pytest.raises(TopologyError, match="cannot read"):
+        open_archive(str(path))
+
+
+def test_a_damaged_header_ends_the_archive_or_is_rejected(tmp_path: Path) -> None:
+    path = Path(make_tar(tmp_path / "m.tar", {"sys/first": b"1", "sys/second": b"2"}, mode="w"))
+    content = bytearray(path.read_bytes())
+    content[1024 + 5] ^= 1
+    path.write_bytes(content)
+    assert open_archive(str(path)).names("sys") == ["first"]
+
+
 def test_rejects_an_archive_without_a_machine(tmp_path: Path) -> None:
     with pytest.raises(TopologyError, match="no recorded machine"):
         open_archive(make_tar(tmp_path / "m.tar.gz", {"a/b/sys/x": b"1"}))
