@@ -346,6 +346,26 @@ PAGES_NOT_MOVED = Template(
     "{mebibytes:.0f} MiB of this process stayed on their nodes: pages that other processes share do not move, nor do"
     " pages move into a full node; bind before the pages are touched",
 )
+RUNNING_NOT_BOUND = Template(
+    "affinity-not-permitted", WARNING, "{count} of process {pid} keep the CPUs that they have: {reason}"
+)
+TEAM_UNKNOWN = Template(
+    "team-unknown",
+    WARNING,
+    "rank {rank}, process {pid}: {busy} seen, the plan has {planned}, so all its threads share CPU {cpus}; bind it"
+    " while it computes, with options that plan a CPU for each of its threads (--reserve 0, --cpus)",
+)
+POLICY_NOT_SET = Template(
+    "memory-policy-not-set",
+    NOTE,
+    "process {pid}: {moved:.0f} MiB moved to node {nodes}, {left:.0f} MiB stay elsewhere; its memory policy is its own"
+    " and stays as it is, so new pages go to the node of the thread that touches them",
+)
+PAGES_OF_PROCESS_STAY = Template(
+    "pages-not-moved",
+    WARNING,
+    "the pages of process {pid} stay where they are, instead of node {nodes}: {reason}",
+)
 NODE_OUTSIDE_MASK = Template(
     "outside-binding",
     WARNING,

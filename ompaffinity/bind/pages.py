@@ -88,8 +88,8 @@ def mapped_memory(pid: int | str = "self", seconds: float | None = None) -> Mapp
     return parse_numa_maps(in_time())._replace(complete=complete)
 
 
-def migrate_process_pages(sources: Iterable[int], targets: Iterable[int]) -> int:
-    """Move the pages of this process from some nodes to others; return how many could not be moved.
+def migrate_process_pages(sources: Iterable[int], targets: Iterable[int], pid: int = 0) -> int:
+    """Move the pages of a process (0: this one) from some nodes to others; return how many could not be moved.
 
     Pages that other processes map as well (for example of libraries) stay.
 
@@ -106,7 +106,7 @@ def migrate_process_pages(sources: Iterable[int], targets: Iterable[int]) -> int
         origin = (ctypes.c_ulong * words)(*origin)
         target = (ctypes.c_ulong * words)(*target)
     migrate = load_libnuma().migrate_pages
-    left = migrate(os.getpid(), ctypes.c_ulong(max(origin_bits, target_bits)), origin, target)
+    left = migrate(pid or os.getpid(), ctypes.c_ulong(max(origin_bits, target_bits)), origin, target)
     if left < 0:
         code = ctypes.get_errno()
         reason = os.strerror(code)

@@ -71,6 +71,15 @@ def saved_placements(path: str | os.PathLike[str]) -> tuple[RankPlacement, ...]:
     return plan_ranks_from_document(_read(path, source), source)
 
 
+def saved_document(path: str | os.PathLike[str], source: Source) -> object:
+    """Return the value of a JSON file or pipe, within the limits of a plan.
+
+    Raises:
+        RequestError: it cannot be read, or is not JSON.
+    """
+    return _read(path, source)
+
+
 def _held_by_file(path: str | os.PathLike[str]) -> HeldCPUs:
     source = _source("--avoid", path)
     return held_cpus_from_document(_read(path, source), os.path.basename(path), source)

@@ -8,6 +8,7 @@ SUMMARIES = {
     "devices": "show the visible GPUs and their NUMA nodes, with the source of each answer",
     "verify": "check a plan against the kernel's data: start an OpenMP team per rank, or check live workers",
     "inspect": "show where the threads and pages of live processes are, and report misplacements",
+    "bind": "bind processes that run already, with all their threads, or restore what they had before",
     "compare": "measure the gain of the plan: run a command with and without it, interleaved",
     "doctor": "check what prevents or weakens binding on this machine, and show the fix",
     "completion": "print a completion script for a shell",
@@ -15,6 +16,12 @@ SUMMARIES = {
     "run": "start the command after -- once per rank on this machine, each rank bound before it starts",
 }
 EXAMPLES = {
+    "bind": """examples:
+  ompaffinity bind --pid 4711
+  ompaffinity bind --pid 4711 4712 --tp 2 --save undo.json
+  ompaffinity bind --pid 4711 --plan plan.json
+  ompaffinity bind --undo undo.json
+""",
     "devices": """examples:
   ompaffinity devices
   CUDA_VISIBLE_DEVICES=2,3 ompaffinity devices --json

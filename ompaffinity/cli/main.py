@@ -24,6 +24,7 @@ RUNNERS = {
     "devices": ("devices", "run_devices"),
     "verify": ("verify", "run_verify"),
     "inspect": ("inspect", "run_inspect"),
+    "bind": ("bind", "run_bind"),
     "compare": ("compare", "run_compare"),
     "doctor": ("doctor", "run_doctor"),
     "completion": ("completion", "run_completion"),

@@ -131,6 +131,22 @@ INSPECT_OPTIONS = (
     Option("--strict", "strict", "flag", "exit with status 1 if there is a finding"),
 )
 
+BIND_OPTIONS = (
+    Option(
+        "--pid",
+        "pids",
+        "pids",
+        "bind these processes and all below them: one server, or the worker of each rank in the order of the ranks",
+        metavar="PID",
+    ),
+    Option("--plan", "plan", "text", "bind as in this plan (plan --json), instead of planning options", metavar="FILE"),
+    Option("--seconds", "seconds", "number", "length of the window in which the teams are observed (default 1)"),
+    Option("--save", "save", "text", "write what was changed to this file, for --undo", metavar="FILE"),
+    Option("--undo", "undo", "text", "restore the CPUs that the threads in this file had before", metavar="FILE"),
+    *OUTPUT_OPTIONS,
+    Option("--strict", "strict", "flag", "exit with status 1 if there is a warning, such as a refused thread"),
+)
+
 EXEC_OPTIONS = (
     PROBE_OPTION,
     Option("--local-rank", "local_rank", "number", "rank of this process on this machine (default: from the launcher)"),
@@ -204,6 +220,7 @@ VERBS: dict[str, tuple[Option, ...]] = {
         "devices": DEVICES_OPTIONS,
         "verify": (*PLAN_OPTIONS, *VERIFY_OPTIONS),
         "inspect": INSPECT_OPTIONS,
+        "bind": (*PLAN_OPTIONS, *BIND_OPTIONS),
         "compare": (*PLAN_OPTIONS, *COMPARE_OPTIONS),
         "doctor": DOCTOR_OPTIONS,
         "completion": COMPLETION_OPTIONS,
@@ -228,7 +245,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "memory": ("memory_policy", "utilization"),
     "GPUs": ("numa_bind", "numa_bind_nodes", "numa_bind_cpus", "gpus", "share"),
     "machine": ("machine", "synthetic", "architecture", "source", "capture", "label", "python"),
-    "processes": ("pids", "named_pids", "all", "seconds", "plan", "as", "grace"),
+    "processes": ("pids", "named_pids", "all", "seconds", "plan", "as", "save", "undo", "grace"),
     "measurement": ("variants", "metric", "lower", "budget", "precision"),
     "output": ("json", "format", "map", "svg", "full_command", "log_dir", "shell", "strict", "quiet", "verbose"),
 }

@@ -106,6 +106,8 @@ def make_parser(with_options: Collection[str] = tuple(VERBS)) -> argparse.Argume
 
 def _usage(verb: str) -> str:
     """Return the usage of a verb behind its name."""
+    if verb == "bind":
+        return "[OPTION ...] --pid PID ... | --undo FILE"
     if verb == "inspect":
         return "[OPTION ...] PID ... | --all"
     if verb == "verify":

@@ -106,6 +106,19 @@ def _run_cluster_plan(values: dict[str, Any]) -> int:
 
 
 def plan_from_values(values: dict[str, Any]) -> tuple[Topology, Plan]:
+    """Return the machine and the plan that the options ask for, with what keeps workers here from following it."""
+    topology, plan = planned(values)
+    is_live = not values.keys() & {"machine", "synthetic"}
+    if is_live and any(rank.bound for rank in plan.ranks):
+        plan = plan._replace(messages=(*plan.messages, *environment_messages(os.environ, plan)))
+        if any(rank.memory_policy != "none" for rank in plan.ranks):
+            from ompaffinity.bind.memory_fallbacks import with_accepted_memory
+
+            plan = with_accepted_memory(plan)
+    return topology, plan
+
+
+def planned(values: dict[str, Any]) -> tuple[Topology, Plan]:
     """Return the machine and the plan that the options ask for; options win over the environment."""
     machine = {name: values[name] for name in ("machine", "synthetic", "architecture", "source") if name in values}
     given = {name: values[name] for name in PlacementRequest._fields if name in values}
@@ -122,11 +135,4 @@ def plan_from_values(values: dict[str, Any]) -> tuple[Topology, Plan]:
             from ompaffinity.bind.live_plan import with_gpu_homes
 
             request = with_gpu_homes(request, topology, machine=recording, synthetic="synthetic" in machine)
-    plan = make_plan(topology, request)
-    if request.bind != "none" and not machine.keys() & {"machine", "synthetic"}:
-        plan = plan._replace(messages=(*plan.messages, *environment_messages(os.environ, plan)))
-        if any(rank.memory_policy != "none" for rank in plan.ranks):
-            from ompaffinity.bind.memory_fallbacks import with_accepted_memory
-
-            plan = with_accepted_memory(plan)
-    return topology, plan
+    return topology, make_plan(topology, request)

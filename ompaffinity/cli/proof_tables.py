@@ -9,9 +9,11 @@ from rich.text import Text
 from ompaffinity.cli.console import ids_cell, new_console, new_table, print_messages
 from ompaffinity.ids import format_id_list
 from ompaffinity.messages import counted
+from ompaffinity.shown import shown
 
 if TYPE_CHECKING:
     from ompaffinity.doctor.check import Diagnosis
+    from ompaffinity.proof.adopt import Adoption
     from ompaffinity.proof.inspect import Inspection
     from ompaffinity.proof.verdict import RankVerdict, Verdict
 
@@ -114,6 +116,34 @@ def print_inspection(inspection: Inspection) -> None:
         console.print(Text("No process could be observed.", style="bold yellow"))
     elif not inspection.findings:
         console.print(Text(f"No problem found in {inspection.seconds:.1f} seconds.", style="bold green"))
+
+
+def print_adoption(adoption: Adoption, *, undone: bool) -> None:
+    """Print one row per thread that got other CPUs, the messages, and how many threads were bound or restored."""
+    console = new_console()
+    ranks = {rank.pid: str(rank.placement.rank) for rank in adoption.ranks}
+    teams = {number: at for rank in adoption.ranks for at, number in enumerate(rank.team)}
+    right = ("rank", "pid", "thread id", "OpenMP")
+    table = new_table("rank", "pid", "thread id", "name", "OpenMP", "before", "now", right=right)
+    for change in adoption.binding.changes:
+        table.add_row(
+            ranks.get(change.pid, ""),
+            str(change.pid),
+            str(change.thread_id),
+            shown(change.name),
+            str(teams.get(change.thread_id, "")),
+            ids_cell(change.before),
+            ids_cell(change.cpus),
+        )
+    if adoption.binding.changes:
+        console.print(table)
+        console.print()
+    print_messages(adoption.messages)
+    count = counted(len(adoption.binding.changes), "thread")
+    verb = "got back the CPUs that they had before" if undone else "got other CPUs"
+    refused = f", {len(adoption.binding.refused)} refused" if adoption.binding.refused else ""
+    style = "bold yellow" if adoption.binding.refused else "bold green"
+    console.print(Text(f"{count} {verb}{refused}.", style=style))
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:

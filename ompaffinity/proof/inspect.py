@@ -10,6 +10,7 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.errors import ProcessEndedError, RequestError
+from ompaffinity.ids import format_id_list
 from ompaffinity.proc import process_ids, processes_below
 from ompaffinity.proof.activity import Activity, activity_between
 from ompaffinity.proof.findings import (
@@ -112,6 +113,41 @@ def inspect_all(topology: Topology, seconds: float = WINDOW_SECONDS) -> Inspecti
     return found._replace(hidden=hidden)
 
 
+class SampledProcess(NamedTuple):
+    """A process after a window: the kernel ids of the threads that were busy in both halves, and its CPU time there."""
+
+    state: ProcessState
+    busy: tuple[int, ...]
+    cpu_seconds: float
+
+
+def sampled_processes(pids: Iterable[int], seconds: float = WINDOW_SECONDS) -> dict[int, SampledProcess]:
+    """Observe these processes and all those below them for a window; return them by their ids.
+
+    Raises:
+        RequestError: one of them, or one below, may not be seen, or there is no such process.
+    """
+    require_proc()
+    roots = tuple(dict.fromkeys(pids))
+    first = {pid: observe_threads(pid) for pid in roots}
+    samples, unseen = _sampled(
+        lambda: (*roots, *(pid for pid in processes_below(*roots) if pid != os.getpid())), seconds, first
+    )
+    if unseen:
+        raise RequestError(f"process {format_id_list(unseen)} may not be seen; run as its user, or as root")
+    for pid in roots:
+        if pid not in samples[-1]:
+            raise ProcessEndedError(f"process {pid} has ended meanwhile")
+    found = {}
+    for pid in samples[-1]:
+        halves = _halves(pid, samples)
+        busy = [{thread.thread_id for thread in half.busy} for half in halves]
+        state = _details(samples[-1][pid], with_memory=False)
+        ran = sum(thread.run_seconds for half in halves for thread in half.threads)
+        found[pid] = SampledProcess(state, tuple(sorted(set.intersection(*busy))) if busy else (), ran)
+    return found
+
+
 Samples = list[dict[int, ProcessState]]
 
 
@@ -152,10 +188,10 @@ def _competes(pid: int, samples: Samples, cpus: set[int]) -> bool:
     return bool(halves) and all(any(cpus & {*thread.cpus} for thread in half.busy) for half in halves)
 
 
-def _details(state: ProcessState) -> ProcessState:
+def _details(state: ProcessState, *, with_memory: bool = True) -> ProcessState:
     """Return the state with all that is known of the process, or as it is if it has ended meanwhile."""
     try:
-        return observe_process(state.pid)
+        return observe_process(state.pid, with_memory=with_memory)
     except RequestError:
         return state
 

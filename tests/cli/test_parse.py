@@ -56,7 +56,7 @@ def test_accepts_options_with_space_and_with_equals_sign() -> None:
         (["plan", "--cpus", "3-1"], "--cpus: the range"),
         (["plan", "--nodes", ""], "--nodes is empty; omit it"),
         (["plan", "--bind", "0-3|x"], "--bind"),
-        (["topology", "--tp", "2"], "--tp is an option of plan, verify, compare, exec, run, not of topology"),
+        (["topology", "--tp", "2"], "--tp is an option of plan, verify, bind, compare, exec, run, not of topology"),
         (["plna", "--tp", "2"], "there is no verb 'plna'; did you mean plan"),
         (["plan", "--runtme", "gomp"], "there is no option --runtme; did you mean --runtime"),
         (["plan", "--runtime", "gmop"], "did you mean gomp"),

@@ -22,6 +22,7 @@ from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.topology.model import Topology
 from ompaffinity.topology.source import load_topology
 from tests.conftest import ROOT, recorded_names, run_command
+from tests.guests.inside.computing import started_program
 from tests.integrations.ray.test_cluster import LARGE, node
 from tests.openmp.libraries import GOMP, needs_gomp
 from tests.strategies import requests, topologies
@@ -68,6 +69,15 @@ def test_verbs_print_valid_documents(arguments: tuple[str, ...]) -> None:
 def test_verify_prints_a_valid_document() -> None:
     done = run_command("verify", "--library", GOMP, "--json")
     check(json.loads(done.stdout))
+
+
+@needs_gomp
+def test_bind_prints_a_valid_document(tmp_path: Path) -> None:
+    undo = tmp_path / "undo.json"
+    with started_program(GOMP, 1) as (pid, _):
+        for arguments in (("--pid", str(pid), "--save", str(undo)), ("--undo", str(undo))):
+            check(json.loads(run_command("bind", *arguments, "--json").stdout))
+    check(json.loads(undo.read_text()))
 
 
 def test_compare_prints_a_valid_document() -> None:

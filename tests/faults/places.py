@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import platform
+import subprocess
 import sys
+from functools import cache
 from typing import TYPE_CHECKING
 
 from tests.bind.seccomp import NUMBERS
@@ -13,18 +16,26 @@ from tests.faults.child import Case
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-VERBS: dict[str, tuple[str, ...]] = {
-    "plan": ("plan",),
-    "topology": ("topology",),
-    "devices": ("devices",),
-    "doctor": ("doctor",),
-    "inspect": ("inspect", "--all", "--seconds", "1"),
-    "verify": ("verify",),
-    "run": ("run", "--", "true"),
-    "exec": ("exec", "--", "true"),
-    "compare": ("compare", "--variant", "none", "--variant", "plan", "--budget", "2", "--", "true"),
-}
-"""One command of each verb."""
+
+@cache
+def verbs() -> dict[str, tuple[str, ...]]:
+    """Return one command of each verb; what `bind` binds is a process of its own."""
+    idle = subprocess.Popen(["sleep", "3600"])
+    atexit.register(idle.kill)
+    return {
+        "plan": ("plan",),
+        "topology": ("topology",),
+        "devices": ("devices",),
+        "doctor": ("doctor",),
+        "inspect": ("inspect", "--all", "--seconds", "1"),
+        "verify": ("verify",),
+        "run": ("run", "--", "true"),
+        "exec": ("exec", "--", "true"),
+        "compare": ("compare", "--variant", "none", "--variant", "plan", "--budget", "2", "--", "true"),
+        "bind": ("bind", "--pid", str(idle.pid)),
+    }
+
+
 ENDS = (0, 1, 2, 3)
 """The exit statuses that the contract knows: a fault may prevent the work, but not the report."""
 CALLS = (
@@ -43,7 +54,7 @@ def refused_calls() -> Iterator[Case]:
     for call in CALLS:
         for code in ("EPERM", "ENOSYS"):
             prefix = (sys.executable, "-m", "tests.bind.seccomp", "--calls", call, "--error", code)
-            for verb, arguments in VERBS.items():
+            for verb, arguments in verbs().items():
                 yield Case(f"{verb} without {call} ({code})", arguments, prefix=prefix, statuses=ENDS)
 
 
@@ -53,7 +64,7 @@ def tight_limits() -> Iterator[Case]:
         *("--nofile=6", "--nofile=8", "--nofile=16", "--as=60000000", "--as=100000000", "--as=200000000"),
         *("--fsize=0", "--stack=262144", "--memlock=0", "--sigpending=0"),
     ):
-        for verb, arguments in VERBS.items():
+        for verb, arguments in verbs().items():
             # Where not even the interpreter starts, it ends with a status of its own; without files, errors are lost.
             prints = limit != "--fsize=0"
             yield Case(f"{verb} under {limit}", arguments, {}, ("prlimit", limit), (*ENDS, 127), prints_errors=prints)
@@ -77,7 +88,7 @@ def missing_parts() -> Iterator[Case]:
     for name, mounts in MISSING.items():
         # The rest of the command line comes as the positional parameters.
         prefix = ("unshare", "--mount", "sh", "-c", f'{mounts}; exec "$@"', "sh")
-        for verb, arguments in VERBS.items():
+        for verb, arguments in verbs().items():
             if not (name == "no /tmp" and str(os.getcwd()).startswith("/tmp")):
                 yield Case(f"{verb}: {name}", arguments, prefix=prefix, statuses=ENDS)
 
@@ -93,7 +104,7 @@ def closed_streams() -> Iterator[Case]:
         ("stdout gone", "| true"),
         ("stdout read by head", "| head -1"),
     ):
-        for verb, arguments in VERBS.items():
+        for verb, arguments in verbs().items():
             # Without the script's own status: of a pipe it would be the reader's.
             script = f'set -o pipefail; "$@" {redirection}'
             prefix = ("bash", "-c", script, "bash")

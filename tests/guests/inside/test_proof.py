@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.guests.inside.common import nodes_with_memory, ompaffinity
+from ompaffinity.bind.pages import mapped_memory
+from ompaffinity.ids import parse_id_list
+from tests.guests.inside.common import nodes_with_memory, ompaffinity, run
+from tests.guests.inside.computing import started_program
 
 
 @pytest.mark.parametrize("ranks", [1, 4])
@@ -33,3 +40,27 @@ def test_siblings_may_all_work(guest: dict[str, Any], library: str) -> None:
 def test_a_team_that_floats_stays_within_its_rank(library: str) -> None:
     verdict = ompaffinity("verify", "--tp", "2", "--granularity", "team", "--library", library)
     assert verdict["holds"]
+
+
+def test_binds_a_server_that_runs_and_moves_its_pages(guest: dict[str, Any], library: str, tmp_path: Path) -> None:
+    nodes = nodes_with_memory()
+    plan = tmp_path / "plan.json"
+    place = ("--nodes", str(nodes[-1])) if len(nodes) > 1 else ()
+    plan.write_text(run(sys.executable, "-m", "ompaffinity", "plan", *place, "--reserve", "0", "--json"))
+    (rank,) = json.loads(plan.read_text())["ranks"]
+    threads = len(rank["cpus"])
+    with started_program(library, threads) as (pid, teams):
+        before = mapped_memory(pid).anonymous if len(nodes) > 1 else {}
+        # The emulation is slow, and a thread is busy only if it gets its share.
+        bound = ompaffinity("bind", "--pid", str(pid), "--plan", str(plan), "--seconds", "10", "--save", f"{plan}.undo")
+        assert [found["team"] for found in bound["ranks"]] == [teams[pid]]
+        masks = [os.sched_getaffinity(number) for number in teams[pid]]
+        assert masks == [set(parse_id_list(place)) for place in rank["places"]]
+        if len(nodes) > 1:
+            # Single huge pages may stay.
+            after = mapped_memory(pid).anonymous
+            away = [sum(size for node, size in pages.items() if node != nodes[-1]) for pages in (before, after)]
+            assert away[1] < away[0] or away[1] == 0
+            assert after[nodes[-1]] > sum(after.values()) / 2
+        ompaffinity("bind", "--undo", f"{plan}.undo")
+        assert {frozenset(os.sched_getaffinity(number)) for number in teams[pid]} == {frozenset(range(guest["cpus"]))}

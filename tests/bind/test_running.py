@@ -1,0 +1,155 @@
+"""Threads of running processes are bound from outside, and restored where they still have what they got."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from ompaffinity.bind.running import (
+    NOT_PERMITTED,
+    ThreadChange,
+    bind_threads,
+    boot_id,
+    changes_from_document,
+    take_back,
+)
+from ompaffinity.errors import RequestError
+from ompaffinity.placement.fields import Source
+from ompaffinity.proc import mask_of, start_time, thread_ids
+from tests.conftest import CPUS, needs_two_cpus
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+SOURCE = Source("--undo undo.json", "is not a record", "pass another file")
+THREADS = "import threading, sys; [threading.Thread(target=sys.stdin.read).start() for _ in range({count})]; print()"
+FIRST = (min(CPUS),)
+ALL = tuple(sorted(CPUS))
+
+
+@contextmanager
+def process_with_threads(count: int) -> Iterator[int]:
+    """Start a process with so many threads beside its main one, and yield its id."""
+    command = [sys.executable, "-c", THREADS.format(count=count)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield process.pid
+        process.kill()
+
+
+def row(**fields: Any) -> dict[str, Any]:
+    change = {"pid": 1, "thread_id": 1, "start_time": 0, "name": "", "before": "0", "cpus": "0"} | fields
+    return {"schema": "ompaffinity.bind/1", "boot_id": boot_id(), "threads": [change]}
+
+
+@needs_two_cpus
+def test_binds_each_thread_to_its_cpus_and_all_others_alike() -> None:
+    with process_with_threads(3) as pid:
+        second = thread_ids(pid)[1]
+        binding = bind_threads(pid, {second: ALL[1:2]}, FIRST)
+        assert {number: mask_of(number) for number in thread_ids(pid)} == {
+            number: set(ALL[1:2] if number == second else FIRST) for number in thread_ids(pid)
+        }
+        assert [change.thread_id for change in binding.changes] == thread_ids(pid)
+        assert {change.before for change in binding.changes} == {ALL}
+        assert binding.refused == ()
+
+
+@needs_two_cpus
+def test_restores_what_threads_had_before() -> None:
+    with process_with_threads(2) as pid:
+        binding = bind_threads(pid, {}, FIRST)
+        restored = take_back(binding.changes)
+        assert all(mask_of(number) == set(ALL) for number in thread_ids(pid))
+        assert len(restored.changes) == 3
+
+
+@needs_two_cpus
+def test_leaves_threads_that_got_other_cpus_since() -> None:
+    with process_with_threads(1) as pid:
+        binding = bind_threads(pid, {}, FIRST)
+        os.sched_setaffinity(pid, ALL[1:2])
+        restored = take_back(binding.changes)
+        assert mask_of(pid) == set(ALL[1:2])
+        assert [change.thread_id for change in restored.changes] == thread_ids(pid)[1:]
+
+
+@needs_two_cpus
+def test_leaves_a_thread_that_has_the_number_of_an_earlier_one() -> None:
+    with process_with_threads(0) as pid:
+        (change,) = bind_threads(pid, {}, FIRST).changes
+        assert take_back([change._replace(start_time=change.start_time - 1)]).changes == ()
+        assert mask_of(pid) == set(FIRST)
+
+
+@needs_two_cpus
+def test_binds_threads_that_are_started_meanwhile() -> None:
+    code = "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(0.2,)).start()"
+    with subprocess.Popen([sys.executable, "-c", code]) as process:
+        try:
+            time.sleep(0.5)
+            bind_threads(process.pid, {}, FIRST)
+            time.sleep(0.5)
+            assert {frozenset(mask_of(number) or FIRST) for number in thread_ids(process.pid)} == {frozenset(FIRST)}
+        finally:
+            process.kill()
+
+
+def test_lists_threads_of_unusable_cpus_as_refused() -> None:
+    with process_with_threads(0) as pid:
+        binding = bind_threads(pid, {}, (max(os.cpu_count() or 1, 1) + 4000,))
+        assert binding.changes == ()
+        assert [thread.pid for thread in binding.refused] == [pid]
+        assert "online" in binding.refused[0].reason
+        assert mask_of(pid) == set(ALL)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may bind every process")
+def test_names_the_privilege_that_another_users_process_needs() -> None:
+    binding = bind_threads(1, {}, FIRST)
+    assert {thread.reason for thread in binding.refused} <= {NOT_PERMITTED}
+
+
+def test_binds_nothing_of_a_process_that_has_ended() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    assert bind_threads(process.pid, {}, FIRST) == ((), ())
+
+
+def test_a_change_survives_its_document() -> None:
+    change = ThreadChange(os.getpid(), os.getpid(), start_time("self") or 0, "python", (0, 1), (1,))
+    document = {"schema": "ompaffinity.bind/1", "boot_id": boot_id(), "threads": [change.to_document()]}
+    assert changes_from_document(document, SOURCE) == (change,)
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        [],
+        {},
+        row(pid=0),
+        row(pid=-1),
+        row(thread_id="1"),
+        row(start_time=None),
+        row(before="x"),
+        row(cpus="0-99999999"),
+        row() | {"schema": "ompaffinity.plan/1"},
+        row() | {"threads": {}},
+    ],
+)
+def test_rejects_a_record_with_invalid_fields(document: object) -> None:
+    with pytest.raises(RequestError, match=r"--undo undo\.json is not a record: .*; pass another file"):
+        changes_from_document(document, SOURCE)
+
+
+def test_rejects_a_record_of_an_earlier_start_of_the_machine() -> None:
+    with pytest.raises(RequestError, match="before this one was restarted"):
+        changes_from_document(row() | {"boot_id": "another"}, SOURCE)

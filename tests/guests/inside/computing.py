@@ -1,0 +1,77 @@
+"""A program that computes in OpenMP teams: ``python -m tests.guests.inside.computing LIBRARY THREADS WORKERS``.
+
+A server forks so many workers, or computes itself (0). Each of them prints its process id and the thread ids of its
+team, in the order of the threads, and computes until standard input ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import sys
+import threading
+from contextlib import contextmanager
+from subprocess import PIPE, Popen
+from typing import TYPE_CHECKING
+
+from ompaffinity.openmp.team import in_each_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+MODULE = "tests.guests.inside.computing"
+BLOCK_BYTES = 2**20
+
+
+@contextmanager
+def started_program(library: str, threads: int, workers: int = 0) -> Iterator[tuple[int, dict[int, list[int]]]]:
+    """Start the program; yield its process id and {id of each process that computes: its team}."""
+    command = [sys.executable, "-m", MODULE, library, str(threads), str(workers)]
+    with Popen(command, stdin=PIPE, stdout=PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines = [process.stdout.readline().split() for _ in range(max(workers, 1))]
+        yield process.pid, {int(pid): [int(number) for number in team] for pid, *team in lines}
+        process.communicate()
+
+
+def compute(library: str, threads: int) -> None:
+    """Compute in a team until standard input ends."""
+    runtime = ctypes.CDLL(library)
+    data, ended = bytes(BLOCK_BYTES), threading.Event()
+    team = in_each_thread(runtime, threads=threads)
+    # In one piece, for the workers write to one pipe.
+    os.write(1, f"{' '.join(map(str, (os.getpid(), *team)))}\n".encode())
+
+    def wait_for_end() -> None:
+        sys.stdin.read()
+        ended.set()
+
+    threading.Thread(target=wait_for_end, daemon=True).start()
+
+    def work() -> None:
+        # hashlib computes without the interpreter's lock.
+        while not ended.is_set():
+            hashlib.sha256(data)
+
+    in_each_thread(runtime, work, threads=threads)
+
+
+def main() -> None:
+    """Compute, or fork workers that do and wait for them."""
+    library, threads, workers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    children = []
+    for _ in range(workers):
+        child = os.fork()
+        if child == 0:
+            compute(library, threads)
+            os._exit(0)
+        children.append(child)
+    for child in children:
+        os.waitpid(child, 0)
+    if not workers:
+        compute(library, threads)
+
+
+if __name__ == "__main__":
+    main()
