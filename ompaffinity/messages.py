@@ -347,7 +347,7 @@ PAGES_NOT_MOVED = Template(
     " pages move into a full node; bind before the pages are touched",
 )
 RUNNING_NOT_BOUND = Template(
-    "affinity-not-permitted", WARNING, "{count} of process {pid} keep the CPUs that they have: {reason}"
+    "affinity-not-permitted", WARNING, "the CPUs of {count} of process {pid} stay as they are: {reason}"
 )
 TEAM_UNKNOWN = Template(
     "team-unknown",
