@@ -71,15 +71,18 @@ class Rebinding(NamedTuple):
         return Rebinding((*self.changes, *other.changes), (*self.refused, *other.refused))
 
 
-def bind_threads(pid: int, masks: Mapping[int, tuple[int, ...]], others: tuple[int, ...]) -> Rebinding:
-    """Bind the threads of a process: those in {kernel id: CPUs} to these, all others to the CPUs `others`.
+def bind_threads(pid: int, started: int, masks: Mapping[int, tuple[int, ...]], others: tuple[int, ...]) -> Rebinding:
+    """Bind the threads of the process that was `started` then: those in {kernel id: CPUs}, and all `others`.
 
-    Threads that it starts meanwhile are bound as well. Threads that have their CPUs already are in no list.
+    `started` is in clock ticks since boot; another process that has the number now is left alone. Threads
+    that it starts meanwhile are bound as well. Threads that have their CPUs already are in no list.
     """
     seen: set[int] = set()
     changes: list[ThreadChange] = []
     refused: list[RefusedThread] = []
     for _ in range(PASSES):
+        if start_time(pid) != started:
+            break
         try:
             new = [number for number in thread_ids(pid) if number not in seen]
         except OSError:

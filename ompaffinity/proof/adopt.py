@@ -4,10 +4,11 @@ are their OpenMP teams, is observed in a window.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.bind.pages import mapped_memory, migrate_process_pages
-from ompaffinity.bind.running import Rebinding, bind_threads
+from ompaffinity.bind.running import PASSES, Rebinding, bind_threads
 from ompaffinity.errors import OMPAffinityError, RequestError
 from ompaffinity.ids import format_id_list
 from ompaffinity.messages import (
@@ -17,6 +18,7 @@ from ompaffinity.messages import (
     TEAM_UNKNOWN,
     counted,
 )
+from ompaffinity.proc import parent_of, processes_below, start_time
 from ompaffinity.proof.inspect import sampled_processes
 from ompaffinity.proof.tree import Member, groups_of
 
@@ -92,15 +94,38 @@ def adopt_processes(pids: Sequence[int], placements: Sequence[RankPlacement], se
         messages += found.messages
         binding += found.binding
         adopted += found.ranks
-    above = {cpu for placement in bound for cpu in placement.helper_cpus} or {
-        cpu for placement in bound for cpu in placement.affinity
-    }
-    for pid in processes:
+    shared = _cpus_above(bound)
+    cpus_of = {rank: placement.affinity for rank, placement in zip(ranks, bound)}
+    for pid, process in processes.items():
         if pid not in ranks:
-            owner = next((number for number, rank in enumerate(ranks) if _is_below(pid, rank, processes)), None)
-            cpus = bound[0].affinity if len(bound) == 1 else tuple(sorted(above))
-            binding += bind_threads(pid, {}, cpus if owner is None else bound[owner].affinity)
+            owner = next((rank for rank in ranks if _is_below(pid, rank, processes)), None)
+            cpus_of[pid] = shared if owner is None else cpus_of[owner]
+            binding += bind_threads(pid, process.state.start_time, {}, cpus_of[pid])
+    binding += _bind_new_processes(roots, cpus_of)
     return Adoption(tuple(adopted), binding, (*messages, *refusals(binding)))
+
+
+def _cpus_above(placements: Sequence[RankPlacement]) -> tuple[int, ...]:
+    """Return the CPUs of the processes that are no rank and below none: the reserved ones, or those of all ranks."""
+    reserved = {cpu for placement in placements for cpu in placement.helper_cpus}
+    if reserved and len(placements) > 1:
+        return tuple(sorted(reserved))
+    return tuple(sorted({cpu for placement in placements for cpu in placement.affinity}))
+
+
+def _bind_new_processes(roots: Sequence[int], cpus_of: dict[int, tuple[int, ...]]) -> Rebinding:
+    """Bind what the tree has started since it was observed like its parent: it may have had the parent's old mask."""
+    binding = Rebinding()
+    for _ in range(PASSES):
+        new = [pid for pid in processes_below(*roots) if pid not in cpus_of and pid != os.getpid()]
+        if not new:
+            break
+        for pid in new:
+            cpus_of[pid] = cpus_of.get(parent_of(pid), cpus_of[roots[0]])
+            started = start_time(pid)
+            if started is not None:
+                binding += bind_threads(pid, started, {}, cpus_of[pid])
+    return binding
 
 
 def _ranks(roots: list[int], processes: dict[int, SampledProcess], count: int) -> list[int]:
@@ -170,7 +195,7 @@ def _adopted(process: SampledProcess, placement: RankPlacement) -> Adoption:
                 cpus=format_id_list(placement.affinity),
             )
         )
-    binding = bind_threads(pid, dict(zip(team, placement.places)), placement.affinity)
+    binding = bind_threads(pid, process.state.start_time, dict(zip(team, placement.places)), placement.affinity)
     moved = 0
     if placement.memory_policy != "none" and placement.nodes:
         moved, message = _move_pages(pid, placement)

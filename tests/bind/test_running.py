@@ -45,6 +45,10 @@ def process_with_threads(count: int) -> Iterator[int]:
         process.kill()
 
 
+def started(pid: int) -> int:
+    return start_time(pid) or 0
+
+
 def row(**fields: Any) -> dict[str, Any]:
     change = {"pid": 1, "thread_id": 1, "start_time": 0, "name": "", "before": "0", "cpus": "0"} | fields
     return {"schema": "ompaffinity.bind/1", "boot_id": boot_id(), "threads": [change]}
@@ -54,7 +58,7 @@ def row(**fields: Any) -> dict[str, Any]:
 def test_binds_each_thread_to_its_cpus_and_all_others_alike() -> None:
     with process_with_threads(3) as pid:
         second = thread_ids(pid)[1]
-        binding = bind_threads(pid, {second: ALL[1:2]}, FIRST)
+        binding = bind_threads(pid, started(pid), {second: ALL[1:2]}, FIRST)
         assert {number: mask_of(number) for number in thread_ids(pid)} == {
             number: set(ALL[1:2] if number == second else FIRST) for number in thread_ids(pid)
         }
@@ -66,7 +70,7 @@ def test_binds_each_thread_to_its_cpus_and_all_others_alike() -> None:
 @needs_two_cpus
 def test_restores_what_threads_had_before() -> None:
     with process_with_threads(2) as pid:
-        binding = bind_threads(pid, {}, FIRST)
+        binding = bind_threads(pid, started(pid), {}, FIRST)
         restored = take_back(binding.changes)
         assert all(mask_of(number) == set(ALL) for number in thread_ids(pid))
         assert len(restored.changes) == 3
@@ -75,7 +79,7 @@ def test_restores_what_threads_had_before() -> None:
 @needs_two_cpus
 def test_leaves_threads_that_got_other_cpus_since() -> None:
     with process_with_threads(1) as pid:
-        binding = bind_threads(pid, {}, FIRST)
+        binding = bind_threads(pid, started(pid), {}, FIRST)
         os.sched_setaffinity(pid, ALL[1:2])
         restored = take_back(binding.changes)
         assert mask_of(pid) == set(ALL[1:2])
@@ -85,7 +89,7 @@ def test_leaves_threads_that_got_other_cpus_since() -> None:
 @needs_two_cpus
 def test_leaves_a_thread_that_has_the_number_of_an_earlier_one() -> None:
     with process_with_threads(0) as pid:
-        (change,) = bind_threads(pid, {}, FIRST).changes
+        (change,) = bind_threads(pid, started(pid), {}, FIRST).changes
         assert take_back([change._replace(start_time=change.start_time - 1)]).changes == ()
         assert mask_of(pid) == set(FIRST)
 
@@ -96,7 +100,7 @@ def test_binds_threads_that_are_started_meanwhile() -> None:
     with subprocess.Popen([sys.executable, "-c", code]) as process:
         try:
             time.sleep(0.5)
-            bind_threads(process.pid, {}, FIRST)
+            bind_threads(process.pid, started(process.pid), {}, FIRST)
             time.sleep(0.5)
             assert {frozenset(mask_of(number) or FIRST) for number in thread_ids(process.pid)} == {frozenset(FIRST)}
         finally:
@@ -105,7 +109,7 @@ def test_binds_threads_that_are_started_meanwhile() -> None:
 
 def test_lists_threads_of_unusable_cpus_as_refused() -> None:
     with process_with_threads(0) as pid:
-        binding = bind_threads(pid, {}, (max(os.cpu_count() or 1, 1) + 4000,))
+        binding = bind_threads(pid, started(pid), {}, (max(os.cpu_count() or 1, 1) + 4000,))
         assert binding.changes == ()
         assert [thread.pid for thread in binding.refused] == [pid]
         assert "online" in binding.refused[0].reason
@@ -114,14 +118,20 @@ def test_lists_threads_of_unusable_cpus_as_refused() -> None:
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root may bind every process")
 def test_names_the_privilege_that_another_users_process_needs() -> None:
-    binding = bind_threads(1, {}, FIRST)
+    binding = bind_threads(1, started(1), {}, FIRST)
     assert {thread.reason for thread in binding.refused} <= {NOT_PERMITTED}
+
+
+def test_leaves_a_process_that_has_the_number_of_an_earlier_one() -> None:
+    with process_with_threads(0) as pid:
+        assert bind_threads(pid, started(pid) - 1, {}, FIRST) == ((), ())
+        assert mask_of(pid) == set(ALL)
 
 
 def test_binds_nothing_of_a_process_that_has_ended() -> None:
     process = subprocess.Popen([sys.executable, "-c", "pass"])
     process.wait()
-    assert bind_threads(process.pid, {}, FIRST) == ((), ())
+    assert bind_threads(process.pid, 0, {}, FIRST) == ((), ())
 
 
 def test_a_change_survives_its_document() -> None:

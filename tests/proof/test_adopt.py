@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from ompaffinity.errors import RequestError
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
-from ompaffinity.proc import mask_of, thread_ids
+from ompaffinity.proc import mask_of, processes_below, thread_ids
 from ompaffinity.proof.adopt import adopt_processes
 from ompaffinity.proof.verify import verify_processes
 from ompaffinity.topology.source import load_topology
@@ -155,3 +156,16 @@ def test_a_warning_fails_under_strict() -> None:
     with started_program(GOMP, 1) as (pid, _):
         arguments = ("bind", "--pid", str(pid), "--bind", TWO)
         assert [run_command(*arguments, *strict).returncode for strict in ((), ("--strict",))] == [0, 1]
+
+
+def test_binds_what_a_process_starts_meanwhile() -> None:
+    (rank,) = make_plan(load_topology(), PlacementRequest(bind=((CPUS[0],),))).ranks
+    with subprocess.Popen(["sh", "-c", "while :; do sleep 0.05; done"]) as process:
+        try:
+            adopt_processes([process.pid], [rank], WINDOW)
+            for _ in range(20):
+                children = [*processes_below(process.pid)]
+                assert all(mask_of(child) in (None, set(rank.affinity)) for child in children)
+                time.sleep(0.02)
+        finally:
+            process.kill()
