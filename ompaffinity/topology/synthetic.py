@@ -2,9 +2,9 @@
 
 Source: hwloc's documentation, "Synthetic topologies", and what ``lstopo --of synthetic`` exports. A level is
 ``type:count``, from the outermost to ``pu``; the last one may be a count alone, or all of them may. Nodes are a level,
-or are attached to the objects of a level as ``[numa]``, also several. Attributes are ``(memory=16GB)`` of nodes and
-``(indexes=...)`` of pu and nodes: a list, loops such as ``2*8:1*2``, or types such as ``core:pu``. Without indexes,
-CPUs are numbered depth first as in hwloc: siblings are consecutive.
+or are attached to the objects of a level as ``[numa]``, also several. Attributes are ``(memory=16GB)`` of nodes,
+``(size=32MB)`` of an L3, and ``(indexes=...)`` of pu and nodes: a list, loops such as ``2*8:1*2``, or types such as
+``core:pu``. Without indexes, CPUs are numbered depth first as in hwloc: siblings are consecutive.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.errors import IDListError, TopologyError
 from ompaffinity.ids import parse_ordered_id_list
-from ompaffinity.topology.model import LogicalCPUInfo, MemoryNodeInfo, Topology
+from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, MemoryNodeInfo, Topology
 from ompaffinity.topology.text import plain_number
 
 if TYPE_CHECKING:
@@ -54,14 +54,15 @@ FIELDS = {
 """hwloc's level names (any case) and the field of each."""
 WITHOUT_FIELD = re.compile(r"group\d*|tile|module|l[1245]([udi]?cache|[udi])?|l3[udi]?cache|l3[udi]")
 """Other levels: they only multiply the CPUs. A unified L3 has the field of an L3."""
-IGNORED = ("size", "memorysidecachesize")
-"""Attributes that are not used: the sizes of caches."""
+CACHE_SIZE = "size"
+IGNORED = (CACHE_SIZE, "memorysidecachesize")
+"""Attributes of which other values are not used, such as the sizes of other caches."""
 
 
 class _Level(NamedTuple):
     """One level: its name, its field (or ""), the objects per parent and in all, and the indexes of its objects.
 
-    `attached` are the nodes attached to each of its objects, in bytes.
+    `attached` are the nodes attached to each of its objects, in bytes. `cache` are the bytes of a cache.
     """
 
     name: str
@@ -71,6 +72,7 @@ class _Level(NamedTuple):
     memory: int = DEFAULT_NODE_BYTES
     indexes: str = ""
     attached: tuple[int, ...] = ()
+    cache: int = UNKNOWN
 
 
 def parse_synthetic(text: str, architecture: str) -> Topology:
@@ -100,7 +102,9 @@ def parse_synthetic(text: str, architecture: str) -> Topology:
         MemoryNodeInfo(total_memory=sizes[node], id=node, cpus=tuple(members[node]), has_memory=sizes[node] > 0)
         for node in sorted(sizes)
     )
-    return Topology(architecture, "synthetic", "synthetic", tuple(rows), nodes)
+    caches = (level for level in levels if level.field == "l3" and level.cache != UNKNOWN)
+    l3_bytes = tuple(level.cache for level in caches for _ in range(level.total))
+    return Topology(architecture, "synthetic", "synthetic", tuple(rows), nodes, l3_bytes=l3_bytes)
 
 
 def _row(position: int, cpus: int, fields: dict[str, int]) -> LogicalCPUInfo:
@@ -301,6 +305,8 @@ def _with_attributes(level: _Level, text: str, word: str) -> _Level:
             level = level._replace(indexes=value)
         elif key == "memory" and size is not None and unit is not None:
             level = level._replace(memory=size * unit)
+        elif key == CACHE_SIZE and size is not None and unit is not None:
+            level = level._replace(cache=size * unit)
         elif key not in IGNORED:
             raise TopologyError(
                 f"{item!r} of {word!r} is unsupported; use (memory=16GB) for numa, (indexes=0,2,1,3) for pu and numa"

@@ -135,6 +135,12 @@ def test_levels_may_all_be_counts_alone(text: str, same: str) -> None:
     assert synthetic(text).cpus == synthetic(same).cpus
 
 
+@pytest.mark.parametrize(("size", "expected"), [("(size=32MiB)", 32 * 2**20), ("(size=1000)", 1000), ("", None)])
+def test_reads_the_size_of_each_l3(size: str, expected: int | None) -> None:
+    topology = parse_synthetic(f"package:2 l3:2{size} core:2 pu:2", "x86_64")
+    assert topology.l3_bytes == (() if expected is None else (expected,) * 4)
+
+
 def test_other_levels_and_attributes_of_an_export_are_read() -> None:
     text = "Package:1 L4Cache:1(size=134217728) L3Cache:2(size=32MB) L2dCache:1 Group0:1 Group1:2 Core:1 PU:1"
     assert [cpu.l3 for cpu in synthetic(text).cpus] == [0, 0, 1, 1]
