@@ -29,7 +29,12 @@ if TYPE_CHECKING:
     from typing import Any
 
 SOURCE = Source("--undo undo.json", "is not a record", "pass another file")
-THREADS = "import threading, sys; [threading.Thread(target=sys.stdin.read).start() for _ in range({count})]; print(flush=True)"
+THREADS = """
+import threading, sys
+for _ in range({count}):
+    threading.Thread(target=sys.stdin.read).start()
+print(flush=True)
+"""
 FIRST = (min(CPUS),)
 ALL = tuple(sorted(CPUS))
 
