@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from ompaffinity.errors import TopologyError
 from ompaffinity.topology import archive as archive_module
+from ompaffinity.topology import tar_stream
 from ompaffinity.topology.archive import ArchiveTree, open_archive
 from ompaffinity.topology.tree import DirectoryTree
 
@@ -204,7 +205,7 @@ def test_rejects_large_headers(tmp_path: Path, form: int) -> None:
 
 
 def test_rejects_many_headers_that_are_large_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(archive_module, "MAX_HEADERS_BYTES", 10_000)
+    monkeypatch.setattr(tar_stream, "MAX_HEADERS_BYTES", 10_000)
     path = make_tar(tmp_path / "a.tar.gz", {f"sys/{number}{'a' * 1000}": b"" for number in range(20)})
     with pytest.raises(TopologyError, match="larger headers"):
         open_archive(path)
