@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from ompaffinity.bind.plan_files import saved_document, saved_placements
-from ompaffinity.bind.running import SCHEMA, Rebinding, boot_id, changes_from_document, take_back
+from ompaffinity.bind.running import SCHEMA, boot_id, changes_from_document, take_back
 from ompaffinity.cli.options import flags_of
 from ompaffinity.cli.plan import planned
 from ompaffinity.errors import RequestError
@@ -56,6 +56,9 @@ def _bound(values: dict[str, Any], planning: set[str]) -> Adoption:
     seconds = values.get("seconds", WINDOW_SECONDS)
     if seconds < 1:
         raise RequestError(f"--seconds is {seconds}; it must be at least 1")
+    folder = os.path.dirname(values.get("save", "")) or "."
+    if "save" in values and not os.access(folder, os.W_OK):
+        raise RequestError(f"--save {values['save']} cannot be written: {folder} is no directory that permits it")
     placements, messages = _placements(values, planning)
     adoption = adopt_processes(values["pids"], placements, seconds)
     return adoption._replace(messages=(*messages, *adoption.messages))
@@ -84,7 +87,7 @@ def _taken_back(path: str) -> Adoption:
 
 def bind_document(adoption: Adoption) -> dict[str, Any]:
     """Return the ``ompaffinity.bind/1`` document: plain values, ready for JSON, and for --undo."""
-    binding: Rebinding = adoption.binding
+    binding = adoption.binding
     return {
         "schema": SCHEMA,
         "boot_id": boot_id(),

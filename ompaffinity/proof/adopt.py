@@ -7,8 +7,9 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, NamedTuple
 
+from ompaffinity.bind.deferred_signals import deferred_signals
 from ompaffinity.bind.pages import mapped_memory, migrate_process_pages
-from ompaffinity.bind.running import PASSES, Rebinding, bind_threads
+from ompaffinity.bind.running import PASSES, Rebinding, bind_threads, take_back
 from ompaffinity.errors import OMPAffinityError, RequestError
 from ompaffinity.ids import format_id_list
 from ompaffinity.messages import (
@@ -86,23 +87,36 @@ def adopt_processes(pids: Sequence[int], placements: Sequence[RankPlacement], se
         )
     processes = sampled_processes(roots, seconds)
     ranks = _ranks(roots, processes, len(bound))
-    adopted: list[AdoptedRank] = []
     binding = Rebinding()
-    messages: list[Message] = []
-    for rank, placement in zip(ranks, bound):
-        found = _adopted(processes[rank], placement)
-        messages += found.messages
-        binding += found.binding
-        adopted += found.ranks
-    shared = _cpus_above(bound)
-    cpus_of = {rank: placement.affinity for rank, placement in zip(ranks, bound)}
-    for pid, process in processes.items():
-        if pid not in ranks:
-            owner = next((rank for rank in ranks if _is_below(pid, rank, processes)), None)
-            cpus_of[pid] = shared if owner is None else cpus_of[owner]
-            binding += bind_threads(pid, process.state.start_time, {}, cpus_of[pid])
-    binding += _bind_new_processes(roots, cpus_of)
-    return Adoption(tuple(adopted), binding, (*messages, *refusals(binding)))
+    adopted: list[Adoption] = []
+    try:
+        # A signal is handled when all changes are known, and then they are taken back.
+        with deferred_signals():
+            for rank, placement in zip(ranks, bound):
+                found = _adopted(processes[rank], placement)
+                adopted.append(found)
+                binding += found.binding
+            cpus_of = _cpus_of_processes(processes, dict(zip(ranks, bound)))
+            for pid in cpus_of.keys() - set(ranks):
+                binding += bind_threads(pid, processes[pid].state.start_time, {}, cpus_of[pid])
+            binding += _bind_new_processes(roots, cpus_of)
+    except BaseException:
+        take_back(binding.changes)
+        raise
+    messages = [message for found in adopted for message in found.messages]
+    return Adoption(tuple(rank for found in adopted for rank in found.ranks), binding, (*messages, *refusals(binding)))
+
+
+def _cpus_of_processes(
+    processes: dict[int, SampledProcess], ranks: dict[int, RankPlacement]
+) -> dict[int, tuple[int, ...]]:
+    """Return the CPUs of each process of a tree: those of its rank, or of the rank that has started it."""
+    shared = _cpus_above([*ranks.values()])
+    found = {}
+    for pid in processes:
+        owner = pid if pid in ranks else next((rank for rank in ranks if _is_below(pid, rank, processes)), None)
+        found[pid] = shared if owner is None else ranks[owner].affinity
+    return found
 
 
 def _cpus_above(placements: Sequence[RankPlacement]) -> tuple[int, ...]:

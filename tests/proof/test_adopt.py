@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -141,6 +142,7 @@ def test_the_command_follows_a_saved_plan(tmp_path: Path) -> None:
         (("--pid", "1", "--seconds", "0"), "--seconds is 0"),
         (("--pid", "1", "--plan", "plan.json", "--tp", "2"), "--plan cannot be combined with --tp"),
         (("--pid", "1", "--undo", "undo.json"), "--undo cannot be combined with --pid"),
+        (("--pid", "1", "--save", "/nowhere/undo.json"), "--save /nowhere/undo.json cannot be written"),
         (("--undo", "/nowhere/undo.json"), "--undo /nowhere/undo.json cannot be read"),
         (("--undo", "pyproject.toml"), "is not what `ompaffinity bind --json` prints"),
     ],
@@ -169,3 +171,18 @@ def test_binds_what_a_process_starts_meanwhile() -> None:
                 time.sleep(0.02)
         finally:
             process.kill()
+
+
+@needs_gomp
+def test_an_interrupt_takes_back_what_was_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    (rank,) = make_plan(load_topology(), PlacementRequest(bind=((CPUS[0], CPUS[-1]),))).ranks
+
+    def interrupted(*_pids: int) -> tuple[int, ...]:
+        os.kill(os.getpid(), signal.SIGINT)
+        return ()
+
+    with started_program(GOMP, 2) as (pid, teams):
+        monkeypatch.setattr("ompaffinity.proof.adopt.processes_below", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            adopt_processes([pid], [rank], WINDOW)
+        assert [mask_of(number) for number in teams[pid]] == [set(CPUS)] * 2
