@@ -47,6 +47,15 @@ def test_python_examples_run(path: Path, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+def test_the_api_page_has_an_example_of_every_function() -> None:
+    page = (ROOT / "docs" / "api.md").read_text()
+    examples = "".join(re.findall(r"```(?:python|text)\n(.*?)```", page, re.DOTALL))
+    functions = {name.rpartition(".")[2] for name in re.findall(r"autofunction:: (\S+)", page)}
+    # What the first needs has no public name, and the others are called by servers and by `plan_cluster`.
+    without = {"compare_variants", "configure_subprocess", "numa_bind_to_node", "recorded_gpus", "make_cluster_plan"}
+    assert functions - without == {name for name in functions if f"{name}(" in examples.replace(f"import {name}", "")}
+
+
 def test_the_reference_names_every_option() -> None:
     for options in VERBS.values():
         for option in options:

@@ -221,7 +221,7 @@ class OMPProcessManager:
             try:
                 if not reserved:
                     raise NothingReservedError(
-                        "the plan reserves no CPU for it, so it runs unbound; an automatic plan with --reserve N does"
+                        "the plan reserves no CPU for it; an automatic plan with --reserve N does"
                     )
                 take_affinity(reserved, undo)
             except BindingError as error:
