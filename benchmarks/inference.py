@@ -125,7 +125,7 @@ def _taskset(mode: str, rank: int) -> Iterator[None]:
 
 @contextmanager
 def _single_place(mode: str, rank: int) -> Iterator[None]:
-    """What vLLM sets where it knows no OpenMP runtime."""
+    """What vLLM sets where it detects no OpenMP runtime."""
     cpus = _plan(mode, "gomp").plan.ranks[rank].cpus
     os.environ["OMP_NUM_THREADS"] = str(len(cpus))
     os.environ["OMP_PLACES"] = "{" + ",".join(map(str, cpus)) + "}"
@@ -159,7 +159,7 @@ WAITS = {
     for library, runtime in ((GOMP, "gomp"), (IOMP, "iomp"))
     for name, variant in (
         ("default", _nothing),
-        # Threads that spin for ever do so in the windows of all others, too.
+        # Threads that spin without end do so in the windows of all others, too.
         *((f"--wait-policy {policy}", _ours(runtime, policy)) for policy in WAIT_POLICIES if policy != "active"),
     )
 }
@@ -276,7 +276,7 @@ def _worker(mode: str, kind: str, rank: int, store: str, connection: Any) -> Non
                     dist.all_reduce(stop)
                 if (stop[0] > 0) if parts > 1 else time.perf_counter() > end:
                     break
-            # A step of a tensor-parallel group is one step, whoever counts it.
+            # A step of a tensor-parallel group is one step, on whichever rank it is counted.
             connection.send(steps / parts)
     if parts > 1:
         dist.destroy_process_group()
@@ -316,7 +316,7 @@ class _Layer:
         return hidden + part
 
 
-# What it says.
+# What it prints.
 
 
 def _judged(mode: str, kind: str, neighbour: bool, rounds: dict[str, list[Window]]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def _judged(topology: Topology, plan: Plan, cores: int) -> dict[str, Any]:
         for rank in plan.ranks
         for cpu in rank.cpus
         for node in rank.nodes
-        # Some machines' firmware says 0, which is no distance.
+        # Some machines' firmware reports 0, which is no distance.
         if topology.distance(topology.cpu(cpu).numa_node, node) > 0
     ]
     nodes = {topology.cpu(cpu).numa_node for rank in plan.ranks for cpu in rank.cpus}

@@ -1,6 +1,6 @@
 """Feed random input to every reader for some minutes: ``python -m tests.fuzz --minutes 10`` (``tox -e fuzz``).
 
-Runs the properties whose name begins with ``test_any_`` again and again with new examples; each says that a
+Runs the properties whose name begins with ``test_any_`` again and again with new examples; each states that a
 reader either reads what it is given or raises its own error. With ``--target NAME`` atheris guides one of them by the
 coverage of the package (``pip install atheris``); arguments behind ``--`` go to atheris.
 """
@@ -72,7 +72,7 @@ def _parameters(function: Any) -> Iterator[dict[str, Any]]:
 
 
 def fuzz_one(target: str, arguments: list[str]) -> None:
-    """Let atheris feed one property without fixtures until it fails or is told to end."""
+    """Let atheris feed one property without fixtures until it fails or gets a signal."""
     import atheris
 
     module, _, name = target.rpartition(".")

@@ -1,4 +1,4 @@
-"""What the README and the docs say is what the package does."""
+"""The README and the docs agree with the package."""
 
 from __future__ import annotations
 

@@ -82,6 +82,34 @@ def test_no_text_docstring_or_comment_has_a_banned_word(path: Path) -> None:
     assert [text for text in prose if BANNED.search(text)] == []
 
 
+def prose_of(source: str) -> list[str]:
+    """Return the comments, the docstrings and the names of functions of a module, these as words."""
+    nodes = [*ast.walk(ast.parse(source))]
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    return [
+        *(token.string for token in tokens if token.type == tokenize.COMMENT),
+        *(ast.get_docstring(node) or "" for node in nodes if isinstance(node, documented)),
+        *(node.name.replace("_", " ") for node in nodes if isinstance(node, ast.FunctionDef)),
+    ]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [path for room in ("tests", "benchmarks") for path in sorted((ROOT / room).rglob("*.py"))],
+    ids=lambda path: f"{path.parent.name}-{path.stem}",
+)
+def test_no_test_or_benchmark_has_a_banned_word(path: Path) -> None:
+    # The words of this file itself are examples.
+    prose = [] if path == Path(__file__) else prose_of(path.read_text())
+    assert [text for text in prose if BANNED.search(text)] == []
+
+
+def test_the_prose_of_a_test_has_its_name_docstring_and_comments() -> None:
+    source = 'def test_it_hears() -> None:\n    """Nobody."""\n    # Told.\n'
+    assert prose_of(source) == ["# Told.", "", "Nobody.", "test it hears"]
+
+
 def test_error_texts_are_among_the_texts() -> None:
     assert texts_of('"""Doc."""\nraise ValueError(f"nobody is {here}")')[0] == (2, "nobody is ")
 

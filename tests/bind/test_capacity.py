@@ -29,7 +29,7 @@ TWO_ON_A_NODE = with_sharing(tuple(RankPlacement(rank, rank, bound=False, nodes=
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Let this machine have the memory that the test says, and this process take the resident bytes it says."""
+    """Let this machine have the memory, and this process the resident bytes, that the test names."""
 
     def set_machine(memory: MachineMemory, resident: int = 0) -> None:
         monkeypatch.setattr(capacity, "machine_memory", lambda: memory)

@@ -22,7 +22,7 @@ from tests.bind.test_mempolicy import in_thread
 from tests.conftest import ROOT, needs_libnuma
 
 
-def kernel_that_knows(monkeypatch: pytest.MonkeyPatch, *known: str) -> list[tuple[str, tuple[int, ...]]]:
+def kernel_that_supports(monkeypatch: pytest.MonkeyPatch, *known: str) -> list[tuple[str, tuple[int, ...]]]:
     """Let the kernel accept these policies only; returns what it was asked for."""
     asked: list[tuple[str, tuple[int, ...]]] = []
 
@@ -60,7 +60,7 @@ def test_the_next_best_is_taken_and_the_first_reason_is_kept(
     accepted: str,
     accepted_nodes: tuple[int, ...],
 ) -> None:
-    kernel_that_knows(monkeypatch, *known)
+    kernel_that_supports(monkeypatch, *known)
     taken = take_policy(asked, nodes)
     assert (taken.policy, taken.nodes) == (accepted, accepted_nodes)
     assert (taken.refusal is None) == (accepted == asked)
@@ -69,7 +69,7 @@ def test_the_next_best_is_taken_and_the_first_reason_is_kept(
 
 
 def test_several_preferred_nodes_are_any_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = kernel_that_knows(monkeypatch, "preferred-many", "preferred")
+    asked = kernel_that_supports(monkeypatch, "preferred-many", "preferred")
     assert take_policy("preferred", (3, 1)) == AcceptedPolicy("preferred-many", (1, 3))
     assert asked == [("preferred-many", (1, 3))]
 
@@ -78,13 +78,13 @@ def test_several_preferred_nodes_are_any_of_them(monkeypatch: pytest.MonkeyPatch
 def test_nothing_is_set_where_nothing_is_wanted(
     monkeypatch: pytest.MonkeyPatch, asked: str, nodes: tuple[int, ...]
 ) -> None:
-    called = kernel_that_knows(monkeypatch)
+    called = kernel_that_supports(monkeypatch)
     assert take_policy(asked, nodes) == AcceptedPolicy("none", ())
     assert called == []
 
 
 def test_without_libnuma_no_other_step_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = kernel_that_knows(monkeypatch, "preferred")
+    asked = kernel_that_supports(monkeypatch, "preferred")
 
     def missing(wanted: str, nodes: Any) -> None:
         asked.append((wanted, nodes))

@@ -22,7 +22,7 @@ def live_plan() -> Plan:
     return plan._replace(reserved=plan.reserved or plan.ranks[0].cpus)
 
 
-def test_it_runs_on_the_reserved_cpus_and_hears_no_binding(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_runs_on_the_reserved_cpus_without_binding_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_PLACES", "{0}")
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     plan = live_plan()

@@ -182,7 +182,7 @@ def test_systemd_reads_the_exported_unit(tmp_path: Path) -> None:
         return "\n".join(line for line in done.stderr.splitlines() if "rank.service" in line)
 
     assert complaints() == ""
-    # It would say so.
+    # It would be in the output.
     unit.write_text(unit.read_text().replace("CPUAffinity=", "CPUAffinity=x"))
     assert "CPU affinity" in complaints()
 

@@ -78,7 +78,7 @@ def build(wrapper: Path, folder: Path) -> None:
     """Write lib/libamd_smi.so into a folder, which ROCM_PATH then names."""
     wanted = set(re.findall(r"_libraries\['libamd_smi\.so'\]\.(\w+)", wrapper.read_text()))
     real = set(re.findall(r"^int (\w+)\(", SOURCE, re.MULTILINE))
-    # The rest says that it is not supported.
+    # The rest reports that it is not supported.
     rest = "".join(f"int {name}(void) {{ return 2; }}\n" for name in sorted(wanted - real))
     (folder / "lib").mkdir()
     subprocess.run(

@@ -94,7 +94,7 @@ def missing_parts() -> Iterator[Case]:
 
 
 def closed_streams() -> Iterator[Case]:
-    """Yield every verb with standard streams that are closed, full, or read by nobody."""
+    """Yield every verb with standard streams that are closed, full, or without a reader."""
     for name, redirection in (
         ("stdin closed", "<&-"),
         ("stdout closed", ">&-"),

@@ -1,4 +1,4 @@
-"""Boot a guest, run a command in it, and hand its output on line by line."""
+"""Boot a guest, run a command in it, and pass on its output, one line after the other."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Outcome:
     seconds: float
 
 
-def run_in_guest(guest: Guest, command: str, say: Callable[[str], object] = print) -> Outcome:
-    """Run a shell command in the checkout inside of the guest; `say` gets each line as it comes.
+def run_in_guest(guest: Guest, command: str, report: Callable[[str], object] = print) -> Outcome:
+    """Run a shell command in the checkout inside of the guest; `report` gets each line as it comes.
 
     Nothing of the guest is left running, whatever happens: the emulator dies with this process.
 
@@ -63,7 +63,7 @@ def run_in_guest(guest: Guest, command: str, say: Callable[[str], object] = prin
             for part in (initramfs, work / "checkout.cpio"):
                 with part.open("rb") as source:
                     shutil.copyfileobj(source, target)
-        return _watch(guest, _command_line(guest, qemu, kernel, whole), say)
+        return _watch(guest, _command_line(guest, qemu, kernel, whole), report)
 
 
 def pytest_command(guest: Guest, arguments: tuple[str, ...] = ()) -> str:
@@ -121,7 +121,7 @@ def _time_limit(guest: Guest) -> float:
     return guest.seconds * max(1.0, waiting)
 
 
-def _watch(guest: Guest, command: list[str], say: Callable[[str], object]) -> Outcome:
+def _watch(guest: Guest, command: list[str], report: Callable[[str], object]) -> Outcome:
     start = time.monotonic()
     status, boot, begun = None, 0.0, False
     output: list[str] = []
@@ -143,10 +143,10 @@ def _watch(guest: Guest, command: list[str], say: Callable[[str], object]) -> Ou
                     if not line:
                         continue
                     output.append(line)
-                    say(line)
+                    report(line)
                 elif begun:
                     output.append(line)
-                    say(line)
+                    report(line)
                 else:
                     console.append(line)
         finally:

@@ -62,7 +62,7 @@ The command writes into a pipe: s390x's console stops for ever at lines that are
 
 
 class NoGuestError(Exception):
-    """A guest cannot be had on this machine; the text is the reason for a skip."""
+    """A guest is not available on this machine; the text is the reason for a skip."""
 
 
 def image(architecture: str) -> tuple[Path, Path]:

@@ -1,4 +1,4 @@
-"""Every guest, in one place: what QEMU is told, and so what must be read inside.
+"""Every guest, in one place: what QEMU is started with, and so what must be read inside.
 
 A guest is an emulated machine (no KVM) that boots Debian's own kernel into memory. What an architecture needs of QEMU
 and of Debian is in `ARCHITECTURES`, the machines are in `GUESTS`.
@@ -146,7 +146,7 @@ class Guest:
         return arguments
 
     def description(self) -> dict[str, object]:
-        """Return what the tests inside need to know, ready for JSON."""
+        """Return what the tests inside need, ready for JSON."""
         return asdict(self) | {
             "cpus": self.cpus,
             "libraries": self.libraries,
@@ -193,7 +193,7 @@ GUESTS = {
             nodes={0: Node("0-31", 768), 1: Node("32-63", 768)},
             tests=(*READS, "many_cpus"),
         ),
-        # Displays on the root bus (nobody says where), behind a bridge on node 0, and two behind one on node 1.
+        # Displays on the root bus (whose node is unknown), behind a bridge on node 0, and two behind one on node 1.
         Guest(
             "x86-gpus",
             "amd64",
@@ -243,7 +243,7 @@ GUESTS = {
             tests=(*READS, "proof", "smt", "smt_modes"),
             minimal_qemu=SMT_QEMU,
         ),
-        # Only the nodes 0, 8 and 70 come on line.
+        # Only the nodes 0, 8 and 70 come online.
         Guest(
             "power-sparse-nodes",
             "ppc64el",

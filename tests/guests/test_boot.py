@@ -1,4 +1,4 @@
-"""The harness itself: what a guest is told, and what becomes of one that goes wrong."""
+"""The harness itself: the arguments of a guest, and how one that goes wrong ends."""
 
 from __future__ import annotations
 

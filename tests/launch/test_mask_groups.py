@@ -41,7 +41,7 @@ def place(rank: int, size: int, launcher: str = "Open MPI") -> LauncherRank:
 
 @pytest.fixture
 def processes(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Let the launcher and this process have these masks, and the ranks those that the test says."""
+    """Let the launcher and this process have these masks, and the ranks those that the test names."""
 
     def set_up(launcher: set[int], mine: set[int], ranks: dict[int, set[int]]) -> None:
         monkeypatch.setattr(mask_groups, "WAIT_SECONDS", 0.05)

@@ -263,7 +263,7 @@ def test_many_ranks_on_few_cpus_on_purpose() -> None:
 
 
 def test_nothing_is_started_under_strict_with_a_warning(tmp_path: Path) -> None:
-    # Who does not say the runtime, where no torch is, or shares CPUs, is warned.
+    # Without --runtime and torch, or with shared CPUs, there is a warning.
     done = run("--tp", "32", "--oversubscribe", "--strict", *python(f"open({str(tmp_path / 'x')!r}, 'w')"))
     assert done.returncode == 1
     assert not (tmp_path / "x").exists()

@@ -1,4 +1,4 @@
-"""Servers that bind their own workers: what a command gives them, and what it says."""
+"""Servers that bind their own workers: what a command gives them, and its messages."""
 
 from __future__ import annotations
 

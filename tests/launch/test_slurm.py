@@ -138,7 +138,7 @@ def test_a_batch_script_is_no_step(slurm: str, folder: Path) -> None:
 
 
 def test_the_exported_masks_bind(slurm: str, folder: Path) -> None:
-    # Slurm was told how many CPUs there are, and takes them to be the first ones, whatever mask these tests run in.
+    # Slurm has the number of CPUs, and assumes the first ones, whatever mask these tests run in.
     machine = ("--synthetic", f"core:{len(CPUS)} pu:1", "--arch", "x86_64")
     plan = (sys.executable, "-m", "ompaffinity", "plan", "--tp", "2", "--reserve", "0", *machine)
     done = launch(*plan, "--format", "slurm")

@@ -1,4 +1,4 @@
-"""What rounds say, and when to stop; the runs are invented."""
+"""What rounds show, and when to stop; the runs are synthetic."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_larger_figure_is_better_or_a_smaller_one() -> None:
     assert reported(none=[2.0] * 6, plan=[1.0] * 6).results[1].verdict == "faster"
 
 
-def test_the_plan_is_advised_unless_something_else_is_faster_beyond_doubt() -> None:
+def test_the_plan_is_advised_unless_another_variant_is_significantly_faster() -> None:
     noisy = [1.0, 1.02, 0.98, 1.01, 0.99, 1.0, 1.0, 1.0]
     assert reported(none=noisy, plan=noisy[::-1], team=noisy).advice.variant == "plan"
     text = reported(none=noisy, plan=noisy[::-1], team=noisy).advice.text
@@ -97,7 +97,7 @@ def test_the_words(interval: Interval, word: str) -> None:
 
 
 class Clock:
-    """A machine on which each run takes as long as the test says, without waiting."""
+    """A machine on which each run takes as long as the test names, without waiting."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, lengths: dict[str, Any]) -> None:
         self.now = 0.0
@@ -190,7 +190,7 @@ def test_advises_only_what_the_figures_show() -> None:
     assert unclear.advice.variant == "plan"
     assert "no verdict for" in unclear.advice.text
     assert "does not matter" not in unclear.advice.text
-    # One that is faster beyond doubt is found, whoever has the best median.
+    # One that is significantly faster is found, whichever has the best median.
     team = reported(none=[1.0] * 12, plan=[1.0] * 12, team=[0.9] * 12, smt=[*[0.5] * 7, *[2.0] * 5])
     assert team.advice.variant == "team"
     # A difference of nothing costs the plan nothing.

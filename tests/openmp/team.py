@@ -1,4 +1,4 @@
-"""What a worker does in the tests: form an OpenMP team and let the kernel say where each thread may run.
+"""What a worker does in the tests: form an OpenMP team and read from the kernel where each thread may run.
 
 Also a program: ``python team.py LIBRARY`` prints the answer as JSON.
 """
@@ -74,7 +74,7 @@ def wait_for_death_of_parent_thread() -> None:
 
 
 def send_policy(connection: Any) -> None:
-    """Send this thread's memory policy and what the kernel says of the policy of a fresh mapping."""
+    """Send this thread's memory policy and the policy that the kernel reports for a fresh mapping."""
     from ompaffinity.bind.mempolicy import thread_policy
 
     connection.send(tuple(thread_policy()))

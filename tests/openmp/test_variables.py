@@ -185,6 +185,6 @@ def test_sets_the_brief_wait_of_a_known_runtime(runtime: str, names: set[str]) -
     assert {name for name in found if name in ("OMP_WAIT_POLICY", "KMP_BLOCKTIME", "GOMP_SPINCOUNT")} == names
 
 
-def test_a_rank_without_binding_hears_nothing() -> None:
+def test_a_rank_without_binding_gets_no_variables() -> None:
     unbound = RankPlacement(0, 0, bound=False)
     assert rank_environment(unbound, runtime="omp", granularity="thread") == ({}, ())

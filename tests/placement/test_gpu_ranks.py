@@ -222,7 +222,7 @@ def test_reports_what_is_not_available_with_its_cause() -> None:
     held = HeldCPUs("first.json", tuple(range(16, 32)))
     avoiding = plan_of(topology, 0, 1, avoid=(held,))
     assert "--avoid" in next(m.message for m in avoiding.messages if m.level == "warning")
-    # Of one that is somebody else's nothing is said.
+    # One that is another worker's has no message.
     quiet = (GPUHome((0,)), GPUHome((1,), quiet=True))
     request = PlacementRequest(tensor_parallel_size=2, numa_bind=True, gpu_homes=quiet)
     assert warnings(make_plan(isolated, request)) == []

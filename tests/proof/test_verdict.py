@@ -1,4 +1,4 @@
-"""Verdicts on invented processes: what differs, in words, and the likely cause."""
+"""Verdicts on synthetic processes: what differs, in words, and the likely cause."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Recorded machines against their true answers.
 
-The answer accepts any value that its own sources disagree on, and says nothing where it does not know.
+The answer accepts any value that its own sources disagree on, and none where they have none.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ NODES = Path("/sys/devices/system/node")
 
 
 def description() -> dict[str, Any]:
-    """Return what QEMU was told of this guest."""
+    """Return the description of this guest that QEMU was started with."""
     loaded: dict[str, Any] = json.loads(DESCRIPTION.read_text())
     loaded["nodes"] = {int(number): node for number, node in loaded["nodes"].items()}
     return loaded
@@ -75,7 +75,7 @@ def ids(path: str | Path) -> list[int]:
 
 
 def nodes_with_memory() -> list[int]:
-    """Return the nodes that the kernel itself says have memory; none where it knows no nodes."""
+    """Return the nodes that have memory by the kernel's own list; none where it has no nodes."""
     return ids(NODES / "has_memory") if NODES.exists() else []
 
 
@@ -89,7 +89,7 @@ def touched(mebibytes: int) -> mmap.mmap:
 
 
 def nodes_of(memory: mmap.mmap) -> dict[int, int]:
-    """Return {node: number of pages}, as move_pages(2) says of each page."""
+    """Return {node: number of pages}, as move_pages(2) reports each page."""
     from ompaffinity.bind.mempolicy import load_libnuma
 
     count = len(memory) // mmap.PAGESIZE

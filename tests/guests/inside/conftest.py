@@ -1,4 +1,4 @@
-"""Inside a guest: what QEMU was told of it, and what the tests share. Nothing here is collected outside of one."""
+"""Inside a guest: its description, and what the tests share. Nothing here is collected outside of one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ collect_ignore_glob = [] if DESCRIPTION.exists() else ["*"]
 
 @pytest.fixture(scope="session")
 def guest() -> dict[str, Any]:
-    """What QEMU was told of this guest."""
+    """The description of this guest that QEMU was started with."""
     return description()
 
 

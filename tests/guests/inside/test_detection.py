@@ -1,4 +1,4 @@
-"""What we read is what QEMU was told, and what lscpu and numactl say."""
+"""What we read is what QEMU was started with, and what lscpu and numactl print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Displays behind bridges on known nodes: what the kernel says of them, and workers bound next to them."""
+"""Displays behind bridges on known nodes: what the kernel reports of them, and workers bound next to them."""
 
 from __future__ import annotations
 

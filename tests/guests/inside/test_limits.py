@@ -119,8 +119,8 @@ def test_the_tightest_limit_is_shared_by_the_ranks(group: Path) -> None:
     assert cache <= 64 * MIB
 
 
-def test_a_cpu_that_goes_off_line_is_never_pinned_to() -> None:
-    # In a child, for a mask that is given back while a CPU is off line stays without it.
+def test_never_pins_to_a_cpu_that_goes_offline() -> None:
+    # In a child, for a mask that is restored while a CPU is offline stays without it.
     assert in_child(_start_without_a_cpu) == "bound where it may be"
 
 

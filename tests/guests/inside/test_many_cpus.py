@@ -1,4 +1,4 @@
-"""A machine with more CPUs than a word has bits: large teams, and masks that say more than 32."""
+"""A machine with more CPUs than a word has bits: large teams, and masks with more than 32."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Memory is where the policy says: set, read back from the kernel, pages touched and asked after one by one."""
+"""Memory is where the policy puts it: set, read back from the kernel, pages touched and asked after one by one."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_binds_the_cpus_with_a_message_where_the_kernel_refuses_policies(asked: 
 
 
 def test_memory_that_is_bound_elsewhere_is_found_out(guest: dict[str, Any], library: str) -> None:
-    """A worker that sets a policy of its own, on another node than its plan says."""
+    """A worker that sets a policy of its own, on another node than in its plan."""
     plan = ompaffinity("plan", "--tp", "1", "--span", "node")
     mine = plan["ranks"][0]["nodes"]
     other = next(node for node in nodes_with_memory() if node not in mine)

@@ -1,4 +1,4 @@
-"""The kernel says that the plan holds: every thread of a real OpenMP team, and the memory policy."""
+"""By the kernel's data the plan holds: every thread of a real OpenMP team, and the memory policy."""
 
 from __future__ import annotations
 

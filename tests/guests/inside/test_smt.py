@@ -1,4 +1,4 @@
-"""What only a machine with several threads per core shows: why CPU numbers are told, and told finely."""
+"""What only a machine with several threads per core shows: why plans name single CPUs, and each thread of a core."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ needs_llvm = pytest.mark.skipif("libomp.so.5" not in description()["libraries"],
 
 
 def masks(library: str, **environment: str) -> list[list[int]]:
-    """Return the mask of each thread of a team, as the kernel says."""
+    """Return the mask of each thread of a team, from the kernel."""
     found: list[list[int]] = json.loads(run(sys.executable, "-c", TEAM, library, **environment).splitlines()[-1])
     return found
 

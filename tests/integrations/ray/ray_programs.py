@@ -25,7 +25,7 @@ RANKS = min(2, len(os.sched_getaffinity(0)))
 
 
 class Worker:
-    """An actor that forms an OpenMP team and tells what it has."""
+    """An actor that forms an OpenMP team and reports what it has."""
 
     def __init__(self, *, bind: bool = False, pause: float = 0) -> None:
         self.before = _masks()
@@ -100,7 +100,7 @@ def answers(references: list[Any]) -> list[Any]:
     return found
 
 
-def bound_from_birth() -> Any:
+def bound_before_it_starts() -> Any:
     plan = plan_cluster(RANKS, runtime="gomp", memory_policy="bind")
     actors = [start(plan, rank) for rank in range(RANKS)]
     teams = answers([actor.team.remote() for actor in actors])
@@ -149,7 +149,7 @@ def kinds_of_actors() -> Any:
 
 
 def other_machines() -> Any:
-    """One node is planned as a machine that it is not: what cannot be bound runs, and says so."""
+    """One node is planned as a machine that it is not: what cannot be bound runs, with a message."""
     nodes = sorted(node["NodeID"] for node in ray.nodes())
     # Its CPU numbers begin where this machine's end, for the ranks are to have none of these.
     text = f"package:2 numa:2 core:{max(os.sched_getaffinity(0)) + 8} pu:1"
@@ -261,7 +261,7 @@ def inherited() -> Any:
 
 
 def gpu_actors() -> Any:
-    """Actors with a GPU each, which one Ray says; one with two of them; one without a plan; and one with none."""
+    """Actors with a GPU each, which Ray chooses; one with two of them; one without a plan; and one with none."""
     plan = plan_cluster(tensor_parallel_size=RANKS, numa_bind=True)
     actors = [start(plan, rank, GpuWorker) for rank in range(RANKS)]
     states = answers([actor.gpu_state.remote() for actor in actors])

@@ -147,7 +147,7 @@ def test_slots_are_those_of_the_cpus_and_all_ranks_fit() -> None:
     assert [rank.slots for rank in plan.ranks] == [2, 2]
 
 
-def test_each_machine_hears_its_own_runtime() -> None:
+def test_each_machine_gets_the_variables_of_its_own_runtime() -> None:
     nodes = [node("a", SMALL, runtime="gomp"), node("b", SMALL, runtime="iomp", granularity="team")]
     plan = make_cluster_plan(nodes, PlacementRequest(data_parallel_size=2))
     assert [host.plan.runtime for host in plan.hosts] == ["gomp", "iomp"]

@@ -84,7 +84,7 @@ def inside(masks: list[list[int]], affinity: list[int]) -> bool:
 
 @needs_ray
 def test_every_thread_of_every_actor_is_bound_before_it_starts(cluster: str) -> None:
-    placements, teams, states, verdict, alone = program("bound_from_birth", cluster)
+    placements, teams, states, verdict, alone = program("bound_before_it_starts", cluster)
     assert len({node for *_, node in placements}) == RANKS
     for number, ((affinity, policy, nodes, node), team, state) in enumerate(zip(placements, teams, states)):
         assert len(state["before"]) > 5
