@@ -11,10 +11,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ompaffinity.cli.boxes import GAP, Box, beside, flow, groups_of, rows_of
-from ompaffinity.cli.uses import BARRED, Use, rank_label, uses
+from ompaffinity.cli.uses import BARRED, Use, memory_in_words, rank_label, uses
 from ompaffinity.errors import RequestError
 from ompaffinity.files import write_whole
-from ompaffinity.ids import format_folded_id_list, format_id_list
+from ompaffinity.ids import format_folded_id_list
 from ompaffinity.interpreter import install_command
 from ompaffinity.messages import counted
 from ompaffinity.topology.model import UNKNOWN
@@ -179,7 +179,7 @@ class _Painter:
     def _l3_title(self, number: int) -> str:
         sizes = self._topology.l3_bytes
         size = sizes[number] if number < len(sizes) else UNKNOWN
-        return "L3" if size == UNKNOWN else f"L3, {size / 2**20:g} MiB"
+        return "L3" if size == UNKNOWN else f"L3, {round(size / 2**20, 2):g} MiB"
 
     def _kinds(self, members: Sequence[LogicalCPUInfo]) -> Box:
         """Return the cores, those of each kind below its name on a chip with several kinds."""
@@ -350,7 +350,7 @@ def _rank_line(placement: RankPlacement) -> str:
     cpus = format_folded_id_list(placement.cpus)
     threads = f"{counted(len(placement.cpus), 'thread')}" + (f" on CPU {cpus}" if len(cpus) <= MAX_LETTERS else "")
     helpers = f", helper CPUs {format_folded_id_list(placement.helper_cpus)}" if placement.helper_cpus else ""
-    memory = f", memory {placement.memory_policy} {format_id_list(placement.nodes)}" if placement.nodes else ""
+    memory = f", memory {memory_in_words(placement)}" if placement.nodes else ""
     return f"rank {placement.rank}{gpu}: {threads}{helpers}{memory}"
 
 

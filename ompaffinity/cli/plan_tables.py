@@ -8,7 +8,8 @@ from rich.text import Text
 
 from ompaffinity.cli.console import Cell, format_bytes, ids_cell, new_console, new_table, print_messages
 from ompaffinity.cli.machine_tables import machine_line
-from ompaffinity.ids import format_folded_id_list, format_id_list
+from ompaffinity.cli.uses import memory_in_words
+from ompaffinity.ids import format_folded_id_list
 from ompaffinity.messages import counted
 
 if TYPE_CHECKING:
@@ -72,15 +73,12 @@ def _placement_cells(placement: RankPlacement) -> tuple[str | Cell, ...]:
     """Return the cells of `PLACEMENT_HEADINGS` for a rank."""
     if not placement.bound:
         return ("", "not bound", "", "", "")
-    memory = f"{placement.memory_policy} {format_id_list(placement.nodes)}"
-    if placement.memory_policy == "none":
-        memory = f"any, near {format_id_list(placement.nodes)}" if placement.nodes else "any"
     return (
         str(len(placement.cpus)),
         Cell(_ordered(placement.cpus)),
         ids_cell(placement.helper_cpus, "none"),
         ids_cell(placement.places[0]),
-        memory,
+        memory_in_words(placement),
     )
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from ompaffinity.ids import format_id_list
+
 if TYPE_CHECKING:
-    from ompaffinity.placement.model import Plan
+    from ompaffinity.placement.model import Plan, RankPlacement
     from ompaffinity.topology.model import LogicalCPUInfo, Topology
 
 FREE, SIBLING, IDLE, BARRED, OFFLINE = "free", "sibling", "idle", "barred", "off"
@@ -56,6 +58,14 @@ def _state_of(cpu: LogicalCPUInfo) -> tuple[str, tuple[int, ...], str]:
     if not cpu.allowed:
         return ("not allowed", (), BARRED)
     return ("isolated", (), IDLE) if cpu.isolated else ("allowed", (), FREE)
+
+
+def memory_in_words(placement: RankPlacement) -> str:
+    """Return the memory policy of a rank with its nodes; without a policy the kernel takes what is near."""
+    nodes = format_id_list(placement.nodes)
+    if placement.memory_policy == "none":
+        return f"any, near {nodes}" if nodes else "any"
+    return f"{placement.memory_policy} {nodes}"
 
 
 def rank_label(use: Use) -> str:

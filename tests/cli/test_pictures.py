@@ -139,6 +139,27 @@ def test_distinguishes_why_a_cpu_has_no_rank(tmp_path: Path) -> None:
     assert (shown[0], shown[2], shown[4], shown[7]) == ("sibling", "idle", "barred", "off")
 
 
+def texts(root: ElementTree.Element) -> list[str]:
+    return [element.text or "" for element in root.iter(f"{SVG}text")]
+
+
+@needs_drawsvg
+@pytest.mark.parametrize(
+    ("nodes", "memory"), [(2, "rank 0: 1 thread on CPU 0, memory bind 0"), (1, "memory any, near 0")]
+)
+def test_the_legend_has_the_memory_as_the_table_has_it(tmp_path: Path, nodes: int, memory: str) -> None:
+    topology = synthetic(f"package:2 {'numa:1 ' if nodes == 2 else ''}core:1 pu:1")
+    plan = make_plan(topology, PlacementRequest(tensor_parallel_size=2))
+    assert any(memory in text for text in texts(drawn(topology, plan, tmp_path)))
+
+
+@needs_drawsvg
+@pytest.mark.parametrize(("kibibytes", "size"), [(5118, "L3, 5 MiB"), (512, "L3, 0.5 MiB"), (1179648, "L3, 1152 MiB")])
+def test_rounds_the_size_of_an_l3(tmp_path: Path, kibibytes: int, size: str) -> None:
+    topology = synthetic(f"package:1 l3:2(size={kibibytes}KiB) core:2 pu:1")
+    assert texts(drawn(topology, planned(topology, 1), tmp_path)).count(size) == 2
+
+
 @needs_drawsvg
 def test_draws_gpus_next_to_their_node(tmp_path: Path) -> None:
     request = PlacementRequest(tensor_parallel_size=2, numa_bind_nodes=(1, 1))

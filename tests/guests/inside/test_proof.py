@@ -12,7 +12,7 @@ import pytest
 
 from ompaffinity.bind.pages import mapped_memory
 from ompaffinity.ids import parse_id_list
-from tests.guests.inside.common import nodes_with_memory, ompaffinity, run
+from tests.guests.inside.common import NODES, ids, nodes_with_memory, ompaffinity, run
 from tests.guests.inside.computing import started_program
 
 
@@ -43,7 +43,7 @@ def test_a_team_that_floats_stays_within_its_rank(library: str) -> None:
 
 
 def test_binds_a_server_that_runs_and_moves_its_pages(guest: dict[str, Any], library: str, tmp_path: Path) -> None:
-    nodes = nodes_with_memory()
+    nodes = [node for node in nodes_with_memory() if node in ids(NODES / "has_cpu")]
     plan = tmp_path / "plan.json"
     place = ("--nodes", str(nodes[-1])) if len(nodes) > 1 else ()
     plan.write_text(run(sys.executable, "-m", "ompaffinity", "plan", *place, "--reserve", "0", "--json"))
