@@ -15,6 +15,8 @@ from ompaffinity.ids import parse_id_list
 from tests.guests.inside.common import NODES, ids, nodes_with_memory, ompaffinity, run
 from tests.guests.inside.computing import started_program
 
+ATTEMPTS = 3
+
 
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_a_team_runs_on_its_planned_cpus(guest: dict[str, Any], library: str, ranks: int) -> None:
@@ -51,16 +53,25 @@ def test_binds_a_server_that_runs_and_moves_its_pages(guest: dict[str, Any], lib
     threads = len(rank["cpus"])
     with started_program(library, threads) as (pid, teams):
         before = mapped_memory(pid).anonymous if len(nodes) > 1 else {}
-        # The emulation is slow, and a thread is busy only if it gets its share.
-        bound = ompaffinity("bind", "--pid", str(pid), "--plan", str(plan), "--seconds", "10", "--save", f"{plan}.undo")
-        assert [found["team"] for found in bound["ranks"]] == [teams[pid]]
-        masks = [os.sched_getaffinity(number) for number in teams[pid]]
-        assert masks == [set(parse_id_list(place)) for place in rank["places"]]
+        saved: list[str] = []
+        team: list[int] = []
+        while not team and len(saved) < ATTEMPTS:
+            # Threads that share an emulated CPU are not all busy; after the first attempt they have the rank's CPUs.
+            saved.append(str(tmp_path / f"undo{len(saved)}.json"))
+            bind = ("bind", "--pid", str(pid), "--plan", str(plan), "--seconds", "10", "--save", saved[-1])
+            team = ompaffinity(*bind)["ranks"][0]["team"]
+        # On a slow host the team may stay unknown; then its threads share the CPUs of the rank.
+        assert team in ([], teams[pid])
+        expected = rank["places"] if team else [rank["affinity"]] * threads
+        assert [os.sched_getaffinity(number) for number in teams[pid]] == [
+            set(parse_id_list(cpus)) for cpus in expected
+        ]
         if len(nodes) > 1:
             # Single huge pages may stay.
             after = mapped_memory(pid).anonymous
             away = [sum(size for node, size in pages.items() if node != nodes[-1]) for pages in (before, after)]
             assert away[1] < away[0] or away[1] == 0
             assert after[nodes[-1]] > sum(after.values()) / 2
-        ompaffinity("bind", "--undo", f"{plan}.undo")
+        for file in reversed(saved):
+            ompaffinity("bind", "--undo", file)
         assert {frozenset(os.sched_getaffinity(number)) for number in teams[pid]} == {frozenset(range(guest["cpus"]))}
