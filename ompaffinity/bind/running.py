@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "ompaffinity.bind/1"
 PASSES = 8
-"""A process may start threads while it is bound; it is looked at again until there are no new ones, so often."""
+"""A process may start threads while it is bound: the most passes over its threads, until there are no new ones."""
 MAX_PID = 2**31 - 1
 MAX_TICKS = 2**63 - 1
 MAX_NAME = 64
@@ -72,10 +72,10 @@ class Rebinding(NamedTuple):
 
 
 def bind_threads(pid: int, started: int, masks: Mapping[int, tuple[int, ...]], others: tuple[int, ...]) -> Rebinding:
-    """Bind the threads of the process that was `started` then: those in {kernel id: CPUs}, and all `others`.
+    """Bind the threads of a process to the CPUs in `masks`, {kernel id: CPUs}, and all other threads to `others`.
 
-    `started` is in clock ticks since boot; another process that has the number now is left alone. Threads
-    that it starts meanwhile are bound as well. Threads that have their CPUs already are in no list.
+    `started` is its start time in clock ticks since boot; another process that has the number now is left alone.
+    Threads that it starts meanwhile are bound as well. Threads that have their CPUs already are in no list.
     """
     seen: set[int] = set()
     changes: list[ThreadChange] = []
@@ -102,7 +102,7 @@ def bind_threads(pid: int, started: int, masks: Mapping[int, tuple[int, ...]], o
 def take_back(changes: Iterable[ThreadChange]) -> Rebinding:
     """Give threads the CPUs that they had before, the last change first.
 
-    Only what is still so changes: the same thread, with the CPUs that it got.
+    A thread is restored only if it is the same one and still has the CPUs that it got.
     """
     restored: list[ThreadChange] = []
     refused: list[RefusedThread] = []

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 def run_bind(values: dict[str, Any]) -> int:
     """Bind the processes, or take a binding back; return 1 with --strict if something is refused, else 0."""
     planning = values.keys() & {*PlacementRequest._fields}
+    folder = os.path.dirname(values.get("save", "")) or "."
+    if "save" in values and not os.access(folder, os.W_OK):
+        raise RequestError(f"--save {values['save']} cannot be written: {folder} is no directory that permits it")
     if "undo" in values:
         conflicting = planning | (values.keys() & {"pids", "plan", "seconds"})
         if conflicting:
@@ -40,7 +43,12 @@ def run_bind(values: dict[str, Any]) -> int:
         adoption = _bound(values, planning)
     document = bind_document(adoption)
     if "save" in values:
-        write_whole(values["save"], (json.dumps(document) + "\n").encode())
+        try:
+            write_whole(values["save"], (json.dumps(document) + "\n").encode())
+        except OSError:
+            # Without the record --undo could not restore it.
+            take_back(adoption.binding.changes)
+            raise
     if values.get("json"):
         sys.stdout.write(json.dumps(document) + "\n")
     else:
@@ -56,9 +64,6 @@ def _bound(values: dict[str, Any], planning: set[str]) -> Adoption:
     seconds = values.get("seconds", WINDOW_SECONDS)
     if seconds < 1:
         raise RequestError(f"--seconds is {seconds}; it must be at least 1")
-    folder = os.path.dirname(values.get("save", "")) or "."
-    if "save" in values and not os.access(folder, os.W_OK):
-        raise RequestError(f"--save {values['save']} cannot be written: {folder} is no directory that permits it")
     placements, messages = _placements(values, planning)
     adoption = adopt_processes(values["pids"], placements, seconds)
     return adoption._replace(messages=(*messages, *adoption.messages))

@@ -21,7 +21,8 @@ from ompaffinity.messages import (
 )
 from ompaffinity.proc import parent_of, processes_below, start_time
 from ompaffinity.proof.inspect import sampled_processes
-from ompaffinity.proof.tree import Member, groups_of
+from ompaffinity.proof.observe import NUMA_MAPS_SECONDS
+from ompaffinity.proof.tree import Member, ancestors_of, groups_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -29,9 +30,7 @@ if TYPE_CHECKING:
 
     from ompaffinity.messages import Message
     from ompaffinity.placement.model import RankPlacement
-    from ompaffinity.proof.inspect import SampledProcess
-
-NUMA_MAPS_SECONDS = 2.0
+    from ompaffinity.proof.findings import InspectedProcess
 
 
 class AdoptedRank(NamedTuple):
@@ -108,7 +107,7 @@ def adopt_processes(pids: Sequence[int], placements: Sequence[RankPlacement], se
 
 
 def _cpus_of_processes(
-    processes: dict[int, SampledProcess], ranks: dict[int, RankPlacement]
+    processes: dict[int, InspectedProcess], ranks: dict[int, RankPlacement]
 ) -> dict[int, tuple[int, ...]]:
     """Return the CPUs of each process of a tree: those of its rank, or of the rank that has started it."""
     shared = _cpus_above([*ranks.values()])
@@ -142,22 +141,20 @@ def _bind_new_processes(roots: Sequence[int], cpus_of: dict[int, tuple[int, ...]
     return binding
 
 
-def _ranks(roots: list[int], processes: dict[int, SampledProcess], count: int) -> list[int]:
+def _ranks(roots: list[int], processes: dict[int, InspectedProcess], count: int) -> list[int]:
     """Return the ids of the processes that are the ranks, in the order of the ranks.
 
     Raises:
         RequestError: there are more or fewer than `count`.
     """
-    if len(roots) == count:
-        found = [_ranks_below(root, processes) for root in roots]
-        for root, ranks in zip(roots, found):
-            if len(ranks) != 1:
-                raise _wrong_number(root, ranks, 1 if count > 1 else count)
-        return [rank for ranks in found for rank in ranks]
-    ranks = _ranks_below(roots[0], processes)
-    if len(ranks) != count:
-        raise _wrong_number(roots[0], ranks, count)
-    return ranks
+    expected = 1 if len(roots) == count else count
+    found = []
+    for root in roots:
+        ranks = _ranks_below(root, processes)
+        if len(ranks) != expected:
+            raise _wrong_number(root, ranks, expected)
+        found += ranks
+    return found
 
 
 def _wrong_number(root: int, ranks: list[int], count: int) -> RequestError:
@@ -168,10 +165,10 @@ def _wrong_number(root: int, ranks: list[int], count: int) -> RequestError:
     )
 
 
-def _ranks_below(root: int, processes: dict[int, SampledProcess]) -> list[int]:
+def _ranks_below(root: int, processes: dict[int, InspectedProcess]) -> list[int]:
     members = [
         # What a process was started with does not matter: it gets a placement now.
-        Member(process.state._replace(placement=None), len(process.busy), None, process.cpu_seconds)
+        Member(process.state._replace(placement=None), len(process.busy_threads), None, process.cpu_seconds)
         for pid, process in processes.items()
         if pid == root or _is_below(pid, root, processes)
     ]
@@ -181,19 +178,13 @@ def _ranks_below(root: int, processes: dict[int, SampledProcess]) -> list[int]:
     )
 
 
-def _is_below(pid: int, root: int, processes: dict[int, SampledProcess]) -> bool:
-    seen: set[int] = set()
-    while pid in processes and pid not in seen:
-        seen.add(pid)
-        pid = processes[pid].state.parent
-        if pid == root:
-            return True
-    return False
+def _is_below(pid: int, root: int, processes: dict[int, InspectedProcess]) -> bool:
+    return root in ancestors_of(pid, {other: process.state for other, process in processes.items()})
 
 
-def _adopted(process: SampledProcess, placement: RankPlacement) -> Adoption:
+def _adopted(process: InspectedProcess, placement: RankPlacement) -> Adoption:
     """Bind the process of a rank, and move its memory."""
-    pid, busy, planned = process.state.pid, process.busy, len(placement.cpus)
+    pid, busy, planned = process.state.pid, process.busy_threads, len(placement.cpus)
     team: tuple[int, ...] = ()
     messages: list[Message] = []
     if len(busy) == planned:

@@ -54,6 +54,11 @@ class InspectedProcess(NamedTuple):
         return tuple(sorted(set.intersection(*busy))) if busy else ()
 
     @property
+    def cpu_seconds(self) -> float:
+        """The CPU time of all threads in the window."""
+        return sum(thread.run_seconds for half in self.halves for thread in half.threads)
+
+    @property
     def delay_seconds(self) -> float | None:
         """The longest time that a busy thread waited for a CPU, per second; None where that is unknown."""
         busy = set(self.busy_threads)

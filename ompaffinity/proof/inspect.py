@@ -81,12 +81,7 @@ def inspect_processes(topology: Topology, pids: Iterable[int], seconds: float = 
     Raises:
         RequestError: there is no such process, or it may not be seen.
     """
-    require_proc()
-    roots = tuple(dict.fromkeys(pids))
-    first = {pid: observe_threads(pid) for pid in roots}
-    samples, unseen = _sampled(
-        lambda: (*roots, *(pid for pid in processes_below(*roots) if pid != os.getpid())), seconds, first
-    )
+    samples, unseen = _sampled_tree(pids, seconds)
     return inspected(topology, [_details(state) for state in samples[-1].values()], samples, unseen=unseen)
 
 
@@ -113,39 +108,22 @@ def inspect_all(topology: Topology, seconds: float = WINDOW_SECONDS) -> Inspecti
     return found._replace(hidden=hidden)
 
 
-class SampledProcess(NamedTuple):
-    """A process after a window: the kernel ids of the threads that were busy in both halves, and its CPU time there."""
-
-    state: ProcessState
-    busy: tuple[int, ...]
-    cpu_seconds: float
-
-
-def sampled_processes(pids: Iterable[int], seconds: float = WINDOW_SECONDS) -> dict[int, SampledProcess]:
-    """Observe these processes and all those below them for a window; return them by their ids.
+def sampled_processes(pids: Iterable[int], seconds: float = WINDOW_SECONDS) -> dict[int, InspectedProcess]:
+    """Observe these processes and all those below them for a window, without their memory; return them by their ids.
 
     Raises:
         RequestError: one of them, or one below, may not be seen, or there is no such process.
     """
-    require_proc()
-    roots = tuple(dict.fromkeys(pids))
-    first = {pid: observe_threads(pid) for pid in roots}
-    samples, unseen = _sampled(
-        lambda: (*roots, *(pid for pid in processes_below(*roots) if pid != os.getpid())), seconds, first
-    )
+    samples, unseen = _sampled_tree(pids, seconds)
     if unseen:
         raise RequestError(f"process {format_id_list(unseen)} may not be seen; run as its user, or as root")
-    for pid in roots:
+    for pid in pids:
         if pid not in samples[-1]:
             raise ProcessEndedError(f"process {pid} has ended meanwhile")
-    found = {}
-    for pid in samples[-1]:
-        halves = _halves(pid, samples)
-        busy = [{thread.thread_id for thread in half.busy} for half in halves]
-        state = _details(samples[-1][pid], with_memory=False)
-        ran = sum(thread.run_seconds for half in halves for thread in half.threads)
-        found[pid] = SampledProcess(state, tuple(sorted(set.intersection(*busy))) if busy else (), ran)
-    return found
+    return {
+        pid: InspectedProcess(_details(state, with_memory=False), None, _halves(pid, samples))
+        for pid, state in samples[-1].items()
+    }
 
 
 Samples = list[dict[int, ProcessState]]
@@ -172,6 +150,18 @@ def _sampled(
                 unseen.add(pid)
         samples.append(seen)
     return samples, tuple(sorted(unseen))
+
+
+def _sampled_tree(pids: Iterable[int], seconds: float) -> tuple[Samples, tuple[int, ...]]:
+    """Observe these processes and all those below them, as `_sampled` does.
+
+    Raises:
+        RequestError: there is no such process, or it may not be seen.
+    """
+    require_proc()
+    roots = tuple(dict.fromkeys(pids))
+    first = {pid: observe_threads(pid) for pid in roots}
+    return _sampled(lambda: (*roots, *(pid for pid in processes_below(*roots) if pid != os.getpid())), seconds, first)
 
 
 def _halves(pid: int, samples: Samples) -> tuple[Activity, ...]:

@@ -156,7 +156,7 @@ def _topmost(candidates: list[Member], members: list[Member]) -> list[Member]:
     states = {member.pid: member.state for member in members}
     chosen = [member for member in candidates if member.busy_threads] or candidates
     pids = {member.pid for member in chosen}
-    return [member for member in chosen if not pids & _ancestors(member.pid, states)]
+    return [member for member in chosen if not pids & ancestors_of(member.pid, states)]
 
 
 def _is_known_server(member: Member, members: list[Member]) -> bool:
@@ -170,14 +170,15 @@ def _idle_ranks(with_library: list[Member], members: list[Member]) -> list[Membe
     """Return the workers, not the server that has the library too and has started them."""
     states = {member.pid: member.state for member in members}
     pids = {member.pid for member in with_library}
-    parents = {ancestor for member in with_library for ancestor in _ancestors(member.pid, states)}
+    parents = {ancestor for member in with_library for ancestor in ancestors_of(member.pid, states)}
     leaves = [member for member in with_library if member.pid not in parents]
     forking = {member.state.parent for member in leaves if member.state.forked and member.state.parent in pids}
     # An idle process that has forked others with its library, and is no known server, is the rank.
     return [member for member in with_library if member.pid in forking] or leaves
 
 
-def _ancestors(pid: int, states: Mapping[int, ProcessState]) -> set[int]:
+def ancestors_of(pid: int, states: Mapping[int, ProcessState]) -> set[int]:
+    """Return the processes above a process among these."""
     found: set[int] = set()
     parent = states[pid].parent
     while parent in states and parent not in found:
@@ -189,12 +190,12 @@ def _ancestors(pid: int, states: Mapping[int, ProcessState]) -> set[int]:
 def other_processes(states: Mapping[int, ProcessState], ranks: Iterable[int]) -> tuple[OtherProcess, ...]:
     """Return the processes that are no rank, each with what it is."""
     chosen = set(ranks)
-    above = {ancestor for pid in chosen if pid in states for ancestor in _ancestors(pid, states)}
+    above = {ancestor for pid in chosen if pid in states for ancestor in ancestors_of(pid, states)}
     others = []
     for pid, state in sorted(states.items()):
         if pid in chosen:
             continue
-        below = bool(_ancestors(pid, states) & chosen)
+        below = bool(ancestors_of(pid, states) & chosen)
         kind = SUPERVISOR if pid in above else HELPER if below else OTHER
         others.append(OtherProcess(pid, state.parent, kind, role_of(state.command), brief_command(state.command)))
     return tuple(others)

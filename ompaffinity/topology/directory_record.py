@@ -2,7 +2,7 @@
 
 A path is opened component by component, as openat2(2) with RESOLVE_IN_ROOT does: an absolute link starts at the root of
 the record, and ``..`` stops there. Files whose path has no link are opened by openat2 itself where the kernel has it
-(Linux 5.6), which is three times as fast; Python has no function for it.
+(Linux 5.6), in one call for each; Python has no function for it.
 """
 
 from __future__ import annotations
