@@ -37,6 +37,7 @@ MAX_MAPS_BYTES = 16 * 2**20
 MAX_ARGUMENT_BYTES = 6 * 2**20
 """What the arguments and the environment of a process may take in all, execve(2)."""
 MAX_ARGUMENTS = 100_000
+MAX_LINE_BYTES = 4096
 MAX_DESCRIPTORS = 4096
 DELETED = " (deleted)"
 
@@ -49,11 +50,15 @@ class Scheduling(NamedTuple):
 
 
 class ProcessFacts(NamedTuple):
-    """The parent of a process, its start time in clock ticks since boot, and whether it was forked without an exec."""
+    """The parent of a process, its start time in clock ticks since boot, and whether it was forked without an exec.
+
+    `has_ended`: it is a zombie, or its main thread has ended before the others.
+    """
 
     parent: int
     start_time: int
     forked: bool
+    has_ended: bool = False
 
 
 class ThreadTimes(NamedTuple):
@@ -113,6 +118,15 @@ def processes_below(*pids: int) -> Iterator[int]:
         found = waiting.pop(0)
         waiting += children.get(found, ())
         yield found
+
+
+def last_process_id() -> int | None:
+    """Return the number of the process or thread that was started last (proc_loadavg(5)), None where it is unknown."""
+    try:
+        with open("/proc/loadavg", encoding="ascii", errors="replace") as file:
+            return int(file.read(MAX_LINE_BYTES).split()[-1])
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def environment_of(pid: int | str) -> Environment:
@@ -234,6 +248,7 @@ def process_facts(pid: int) -> ProcessFacts:
         _integer(fields, PARENT_FIELD),
         _integer(fields, START_TIME_FIELD),
         bool(_integer(fields, FLAGS_FIELD) & FORKED_FLAG),
+        fields.get(STATE_FIELD) in ("Z", "X"),
     )
 
 

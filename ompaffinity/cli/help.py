@@ -9,6 +9,7 @@ SUMMARIES = {
     "verify": "check a plan against the kernel's data: start an OpenMP team per rank, or check live workers",
     "inspect": "show where the threads and pages of live processes are, and report misplacements",
     "bind": "bind processes that run already, with all their threads, or restore what they had before",
+    "watch": "keep checking live workers against their plan: report changes, repair them, export metrics",
     "compare": "measure the gain of the plan: run a command with and without it, interleaved",
     "doctor": "check what prevents or weakens binding on this machine, and show the fix",
     "completion": "print a completion script for a shell",
@@ -82,5 +83,11 @@ memory-interleave, active, brief, passive
   ompaffinity verify --pid 4711 4712
   ompaffinity verify --pid 4711 --plan plan.json
   ompaffinity verify --tp 2 -- python worker.py
+""",
+    "watch": """examples:
+  ompaffinity watch --pid 4711
+  ompaffinity watch --pid 4711 --once
+  ompaffinity watch --all --repair --json
+  ompaffinity watch --all --listen 127.0.0.1:9400
 """,
 }

@@ -24,6 +24,7 @@ RUNNERS = {
     "devices": ("devices", "run_devices"),
     "verify": ("verify", "run_verify"),
     "inspect": ("inspect", "run_inspect"),
+    "watch": ("watch", "run_watch"),
     "bind": ("bind", "run_bind"),
     "compare": ("compare", "run_compare"),
     "doctor": ("doctor", "run_doctor"),

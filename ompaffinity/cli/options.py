@@ -147,6 +147,30 @@ BIND_OPTIONS = (
     Option("--strict", "strict", "flag", "exit with status 1 if there is a warning, such as a refused thread"),
 )
 
+WATCH_OPTIONS = (
+    Option("--pid", "pids", "pids", "watch the workers of these servers, or these workers", metavar="PID"),
+    Option("--all", "all", "flag", "watch every worker here that was started by ompaffinity"),
+    Option(
+        "--plan",
+        "plan",
+        "text",
+        "check against the ranks of this plan (plan --json); for servers bound by bind, or by an export",
+        metavar="FILE",
+    ),
+    Option("--interval", "interval", "number", "seconds between two checks (default 5)"),
+    Option("--once", "once", "flag", "check once and exit, with the status of verify"),
+    Option("--repair", "repair", "flag", "bind again what has drifted; plan again where CPUs are gone"),
+    Option(
+        "--prometheus",
+        "prometheus",
+        "text",
+        "write metrics to this file, for the textfile collector of node_exporter",
+        metavar="FILE",
+    ),
+    Option("--listen", "listen", "text", "serve metrics over HTTP: 127.0.0.1:9400", metavar="HOST:PORT"),
+    *OUTPUT_OPTIONS,
+)
+
 EXEC_OPTIONS = (
     PROBE_OPTION,
     Option("--local-rank", "local_rank", "number", "rank of this process on this machine (default: from the launcher)"),
@@ -221,6 +245,7 @@ VERBS: dict[str, tuple[Option, ...]] = {
         "verify": (*PLAN_OPTIONS, *VERIFY_OPTIONS),
         "inspect": INSPECT_OPTIONS,
         "bind": (*PLAN_OPTIONS, *BIND_OPTIONS),
+        "watch": WATCH_OPTIONS,
         "compare": (*PLAN_OPTIONS, *COMPARE_OPTIONS),
         "doctor": DOCTOR_OPTIONS,
         "completion": COMPLETION_OPTIONS,
@@ -245,9 +270,14 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "memory": ("memory_policy", "utilization"),
     "GPUs": ("numa_bind", "numa_bind_nodes", "numa_bind_cpus", "gpus", "share"),
     "machine": ("machine", "synthetic", "architecture", "source", "capture", "label", "python"),
-    "processes": ("pids", "named_pids", "all", "seconds", "plan", "as", "save", "undo", "grace"),
+    "processes": (
+        *("pids", "named_pids", "all", "seconds", "plan", "as", "interval", "once", "repair", "save", "undo", "grace"),
+    ),
     "measurement": ("variants", "metric", "lower", "budget", "precision"),
-    "output": ("json", "format", "map", "svg", "full_command", "log_dir", "shell", "strict", "quiet", "verbose"),
+    "output": (
+        *("json", "format", "map", "svg", "full_command", "log_dir", "prometheus", "listen", "shell", "strict"),
+        *("quiet", "verbose"),
+    ),
 }
 """The groups of options in the help, each with its fields."""
 

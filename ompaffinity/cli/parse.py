@@ -108,6 +108,8 @@ def _usage(verb: str) -> str:
     """Return the usage of a verb behind its name."""
     if verb == "bind":
         return "[OPTION ...] --pid PID ... | --undo FILE"
+    if verb == "watch":
+        return "[OPTION ...] --pid PID ... | --all"
     if verb == "inspect":
         return "[OPTION ...] PID ... | --all"
     if verb == "verify":

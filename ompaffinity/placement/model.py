@@ -38,6 +38,11 @@ class RankPlacement(NamedTuple):
     memory_budget: int | None = None
     gpus: tuple[int, ...] = ()
 
+    @property
+    def key(self) -> tuple[int, tuple[int, ...]]:
+        """What distinguishes it from the placements of other ranks: data-parallel groups number theirs anew."""
+        return self.local_rank, self.cpus
+
 
 class LeftOut(NamedTuple):
     """CPUs that no rank gets, one reason, and what the user can do about it."""

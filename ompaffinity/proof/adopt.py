@@ -203,12 +203,12 @@ def _adopted(process: InspectedProcess, placement: RankPlacement) -> Adoption:
     binding = bind_threads(pid, process.state.start_time, dict(zip(team, placement.places)), placement.affinity)
     moved = 0
     if placement.memory_policy != "none" and placement.nodes:
-        moved, message = _move_pages(pid, placement)
+        moved, message = move_pages(pid, placement)
         messages.append(message)
     return Adoption((AdoptedRank(placement, pid, team, moved),), binding, tuple(messages))
 
 
-def _move_pages(pid: int, placement: RankPlacement) -> tuple[int, Message]:
+def move_pages(pid: int, placement: RankPlacement) -> tuple[int, Message]:
     """Move the pages of a process to the nodes of its rank; return how many bytes, and the message about it."""
     nodes = format_id_list(placement.nodes)
     try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.bind.pages import MappedMemory, mapped_memory
@@ -123,15 +124,33 @@ def observe_threads(pid: int) -> ProcessState:
     )
 
 
-def _facts_and_threads(pid: int) -> tuple[ProcessFacts, float, tuple[ThreadState, ...]]:
+@contextmanager
+def _readable(pid: int) -> Iterator[None]:
+    """Turn the errors of reading a process into those of this package."""
     try:
-        facts = process_facts(pid)
-        seconds = time.monotonic()
-        threads = tuple(_threads(pid))
+        yield
     except (FileNotFoundError, ProcessLookupError):
         raise ProcessEndedError(f"there is no process {pid} (any more)") from None
     except OSError as error:
         raise RequestError(f"process {pid} cannot be read: {error.strerror} (hidepid, or another user's)") from None
+
+
+def facts_of(pid: int) -> ProcessFacts:
+    """Return the parent, the start time and the state of a process.
+
+    Raises:
+        ProcessEndedError: there is no such process (any more).
+        RequestError: it may not be seen.
+    """
+    with _readable(pid):
+        return process_facts(pid)
+
+
+def _facts_and_threads(pid: int) -> tuple[ProcessFacts, float, tuple[ThreadState, ...]]:
+    with _readable(pid):
+        facts = process_facts(pid)
+        seconds = time.monotonic()
+        threads = tuple(_threads(pid))
     if not threads:
         raise ProcessEndedError(f"there is no process {pid} (any more)")
     if all(thread.state in ENDED_STATES for thread in threads):
@@ -152,8 +171,16 @@ def observe_again(before: ProcessState) -> ProcessState:
     facts, seconds, threads = _facts_and_threads(before.pid)
     if facts.start_time != before.start_time:
         raise ProcessEndedError(f"process {before.pid} has ended, and another one has its number now")
+    return with_threads(before, facts, seconds, threads)
+
+
+def with_threads(
+    before: ProcessState, facts: ProcessFacts, seconds: float, threads: tuple[ThreadState, ...]
+) -> ProcessState:
+    """Return a state of the same process with the threads of a later one."""
     return before._replace(
         threads=threads,
+        parent=facts.parent,
         seconds=seconds,
         memory=None,
         bytes_read=bytes_read(before.pid),
@@ -195,15 +222,27 @@ def observe_process(pid: int, *, with_memory: bool = True) -> ProcessState:
 
 def _threads(pid: int) -> Iterator[ThreadState]:
     for number in thread_ids(pid):
-        try:
-            fields = status_fields(pid, number)
-            cpus, times = allowed_cpus(fields), thread_times(pid, number)
-        except (FileNotFoundError, ProcessLookupError):
-            # The thread ended between the listing and the reading.
-            continue
-        if cpus is not None:
-            name, state = fields.get("Name", ""), fields.get("State", "?")[:1]
-            yield ThreadState(number, name, state, cpus, times.last_cpu, times.start_time, times.run_ns, times.delay_ns)
+        thread = observe_thread(pid, number)
+        if thread is not None:
+            yield thread
+
+
+def observe_thread(pid: int, number: int) -> ThreadState | None:
+    """Return a thread of a process, None where it has ended or its mask is unknown.
+
+    Raises:
+        OSError: it may not be seen.
+    """
+    try:
+        fields = status_fields(pid, number)
+        cpus, times = allowed_cpus(fields), thread_times(pid, number)
+    except (FileNotFoundError, ProcessLookupError):
+        # The thread ended between the listing and the reading.
+        return None
+    if cpus is None:
+        return None
+    name, state = fields.get("Name", ""), fields.get("State", "?")[:1]
+    return ThreadState(number, name, state, cpus, times.last_cpu, times.start_time, times.run_ns, times.delay_ns)
 
 
 def _placement(variables: dict[str, str], problems: list[str]) -> RankPlacement | None:

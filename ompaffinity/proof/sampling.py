@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.errors import ProcessEndedError, RequestError
-from ompaffinity.proc import processes_below
 from ompaffinity.proof.activity import activity_between
 from ompaffinity.proof.compare import verdict_of_timeline
-from ompaffinity.proof.observe import observe_again, observe_process
+from ompaffinity.proof.observe import observe_process
+from ompaffinity.proof.reading import FullReader
 from ompaffinity.proof.timeline import Timeline
 from ompaffinity.proof.tree import Group, Member, groups_of, other_processes, placements_in_tree, shared_placement
 from ompaffinity.proof.verdict import HOLDS, with_differences
@@ -25,11 +24,9 @@ if TYPE_CHECKING:
 WINDOW_SECONDS = 0.5
 MEMORY_WINDOWS = (2, 6, 20)
 """After so many observations, where the pages of a command are is observed, too."""
-DETAIL_WINDOWS = 8
-"""Once a process has loaded a runtime, its environment and libraries are read again after so many windows."""
 LEAST_WINDOWS = 3
-MAX_PROCESSES = 4096
-"""More processes below the given ones are not a server."""
+FADING = 0.9
+"""Of a process that is watched without end, its CPU time so far counts by this factor less with each window."""
 
 
 class Judgement(NamedTuple):
@@ -44,6 +41,7 @@ class TreeObserver:
 
     `given` are the placements of roots that were started with one here. `plan` are the placements that the ranks should
     have instead of those that they were started with. `may_end`: the processes may end before `observe_memory`.
+    `max_windows`: they are watched without end: so many windows of each are kept, and nothing of those that have ended.
     """
 
     def __init__(
@@ -54,13 +52,19 @@ class TreeObserver:
         plan: Sequence[RankPlacement] | None = None,
         environments: Mapping[int, Mapping[str, str]] | None = None,
         may_end: bool = False,
+        reader: FullReader | None = None,
+        max_windows: int | None = None,
     ) -> None:
         self.roots = list(dict.fromkeys(roots))
         self.given = dict(given or {})
         self.plan = plan
         self.environments = dict(environments or {})
         self.states: dict[int, ProcessState] = {}
-        self._timelines: dict[int, Timeline] = {}
+        self.timelines: dict[int, Timeline] = {}
+        self._reader = FullReader() if reader is None else reader
+        self._max_windows = max_windows
+        self._assigned: dict[int, RankPlacement] = {}
+        self._replaced: dict[tuple[int, tuple[int, ...]], RankPlacement] = {}
         self._busiest: dict[int, int] = {}
         self._cpu_seconds: dict[int, float] = {}
         self._windows = 0
@@ -75,13 +79,10 @@ class TreeObserver:
         Raises:
             RequestError: a process may not be seen.
         """
-        numbers = [*self.roots, *(pid for pid in processes_below(*self.roots) if pid not in (*self.roots, os.getpid()))]
-        if len(numbers) > MAX_PROCESSES:
-            raise RequestError(f"there are {len(numbers)} processes below; name the workers (at most {MAX_PROCESSES})")
         now = {}
-        for pid in numbers:
+        for pid in self._reader.processes(self.roots):
             try:
-                now[pid] = self._observed(pid)
+                now[pid] = self._reader.read(pid, self.states.get(pid))
             except ProcessEndedError:
                 continue
         before = self.states
@@ -89,9 +90,7 @@ class TreeObserver:
         for pid in now:
             first = self._seen[pid][0] if pid in self._seen else self._windows
             self._seen[pid] = (first, self._windows)
-        # Of the ended ones only those count that may have been a rank.
-        ended = {pid: state for pid, state in before.items() if pid not in now and pid in self._timelines}
-        self.states = {**{pid: state for pid, state in ended.items() if state.runtimes or state.engines}, **now}
+        self.states = {**self._kept({pid: state for pid, state in before.items() if pid not in now}), **now}
         for pid, members in self._placements().items():
             earlier, state = before.get(pid), now.get(pid)
             if earlier is not None and state is not None and members is not None:
@@ -104,19 +103,27 @@ class TreeObserver:
         """The number of windows that have ended."""
         return max(0, self._windows - 1)
 
-    def _observed(self, pid: int) -> ProcessState:
-        known = self.states.get(pid)
-        if known is None or not known.runtimes or self._windows % DETAIL_WINDOWS == 0:
-            return observe_process(pid, with_memory=False)
-        return observe_again(known)
+    def forget(self, pid: int) -> None:
+        """Drop the windows of a process so far: its threads were bound to other CPUs."""
+        self.timelines.pop(pid, None)
+
+    def _kept(self, ended: dict[int, ProcessState]) -> dict[int, ProcessState]:
+        """Return those of the processes that have ended which may have been a rank; forget the others."""
+        if self._max_windows is None:
+            may_be_ranks = (pid for pid, state in ended.items() if state.runtimes or state.engines)
+            return {pid: ended[pid] for pid in may_be_ranks if pid in self.timelines}
+        for pid in ended:
+            for records in (self.timelines, self._assigned, self._busiest, self._cpu_seconds, self._seen, self._memory):
+                records.pop(pid, None)
+        return {}
 
     def _add_window(self, before: ProcessState, after: ProcessState, placement: RankPlacement) -> None:
         activity = activity_between(before, after)
         if activity is None:
             return
-        timeline = self._timelines.get(after.pid)
+        timeline = self.timelines.get(after.pid)
         if timeline is None or timeline.placement != placement:
-            timeline = self._timelines[after.pid] = Timeline(placement)
+            timeline = self.timelines[after.pid] = Timeline(placement, self._max_windows)
         timeline.add(
             activity,
             has_openmp=bool(after.runtimes) or not after.runtimes_known,
@@ -124,15 +131,31 @@ class TreeObserver:
             with_caller=any(engine.caller_waits for engine in after.engines),
         )
         ran = sum(thread.run_seconds for thread in activity.threads)
-        self._cpu_seconds[after.pid] = self._cpu_seconds.get(after.pid, 0.0) + ran
+        fading = 1.0 if self._max_windows is None else FADING
+        self._cpu_seconds[after.pid] = fading * self._cpu_seconds.get(after.pid, 0.0) + ran
         self._busiest[after.pid] = max(self._busiest.get(after.pid, 0), len(activity.busy))
 
     def _placements(self) -> dict[int, RankPlacement | None]:
         """Return the placement to compare each process with: that of the plan, where there is one."""
         found = placements_in_tree(self.states, self.given)
-        if self.plan is None:
-            return found
-        return {pid: self._planned(self.states[pid], placement) for pid, placement in found.items()}
+        if self.plan is not None:
+            found = {pid: self._placement_of(self.states[pid], placement) for pid, placement in found.items()}
+        return {pid: placement and self._replaced.get(placement.key, placement) for pid, placement in found.items()}
+
+    def replace(self, original: RankPlacement, now: RankPlacement) -> None:
+        """Compare the processes that have the `original` placement with another one from now on."""
+        self._replaced[original.key] = now
+
+    def _placement_of(self, state: ProcessState, started_as: RankPlacement | None) -> RankPlacement | None:
+        if self._max_windows is None:
+            return self._planned(state, started_as)
+        # Without end: a rank stays the one that it was, also when its threads get other CPUs.
+        if state.pid not in self._assigned:
+            planned = self._planned(state, started_as)
+            if planned is None:
+                return None
+            self._assigned[state.pid] = planned
+        return self._assigned[state.pid]
 
     def _planned(self, state: ProcessState, started_as: RankPlacement | None) -> RankPlacement | None:
         """Return the plan's placement for a process: by its own placement, else by the CPUs of its threads."""
@@ -157,11 +180,16 @@ class TreeObserver:
 
     def observe_memory(self) -> None:
         """Observe where the pages of the processes are that may be ranks."""
-        for member in self._chosen():
+        for member in self.ranks():
             try:
                 self._memory[member.pid] = observe_process(member.pid)
             except RequestError:
                 continue
+
+    def memory_of(self, pid: int) -> dict[int, int] | None:
+        """Return where the pages of a process were at the last `observe_memory`, {node: bytes}; None: unknown."""
+        state = self._memory.get(pid)
+        return None if state is None or state.memory is None else state.memory.bytes_by_node
 
     def _members(self) -> list[Member]:
         placements = self._placements()
@@ -170,7 +198,8 @@ class TreeObserver:
             for pid, state in self.states.items()
         ]
 
-    def _chosen(self) -> list[Member]:
+    def ranks(self) -> list[Member]:
+        """Return the processes that are ranks."""
         return [member for group in groups_of(self._members()) if group.placement for member in self._at_once(group)]
 
     def _at_once(self, group: Group) -> list[Member]:
@@ -182,8 +211,8 @@ class TreeObserver:
     @property
     def proven(self) -> bool:
         """Whether all ranks that were found hold, and more observation cannot change that."""
-        chosen = self._chosen()
-        timelines = [self._timelines.get(member.pid) for member in chosen]
+        chosen = self.ranks()
+        timelines = [self.timelines.get(member.pid) for member in chosen]
         expected = len(self.plan) if self.plan is not None else 1
         return len(chosen) >= expected and all(
             timeline is not None and not timeline.needs_all_windows and timeline.outcome().verdict == HOLDS
@@ -192,7 +221,7 @@ class TreeObserver:
 
     def differs_for(self, seconds: float) -> bool:
         """Whether a rank has differed for so long without interruption."""
-        timelines = (self._timelines.get(member.pid) for member in self._chosen())
+        timelines = (self.timelines.get(member.pid) for member in self.ranks())
         return any(timeline is not None and timeline.differing_seconds >= seconds for timeline in timelines)
 
     def judge(self) -> Judgement:
@@ -204,7 +233,7 @@ class TreeObserver:
             members = self._at_once(group)
             for member in members:
                 verdict = verdict_of_timeline(
-                    self._timelines.get(member.pid) or Timeline(group.placement),
+                    self.timelines.get(member.pid) or Timeline(group.placement),
                     self._with_memory(member.state),
                     self._environment_of(member),
                 )

@@ -32,19 +32,24 @@ class Window(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """The verdict so far, the window that shows it (None: there is none), its differences and notes."""
+    """The verdict so far, the window that shows it (None: there is none), its differences and notes.
+
+    `is_serial`: it differs only because it computed with fewer threads than planned.
+    """
 
     verdict: str
     window: Window | None
     differences: tuple[Difference, ...] = ()
     notes: tuple[str, ...] = ()
+    is_serial: bool = False
 
 
 class Timeline:
-    """Collects the windows of a process with a placement."""
+    """Collects the windows of a process with a placement, at most the last `max_windows` (None: all)."""
 
-    def __init__(self, placement: RankPlacement) -> None:
+    def __init__(self, placement: RankPlacement, max_windows: int | None = None) -> None:
         self.placement = placement
+        self._max_windows = max_windows
         self.windows: list[Window] = []
 
     def add(
@@ -55,6 +60,8 @@ class Timeline:
             self.placement, activity, has_openmp=has_openmp, own_threads=own_threads, with_caller=with_caller
         )
         self.windows.append(Window(activity, evidence))
+        if self._max_windows is not None:
+            del self.windows[: -self._max_windows]
 
     @property
     def busy_threads(self) -> int:
@@ -89,7 +96,7 @@ class Timeline:
             return Outcome(DIFFERS, window, window.evidence.differences, window.evidence.notes)
         serial = self._serial_difference()
         if serial is not None:
-            return Outcome(DIFFERS, self.windows[-1], (serial,))
+            return Outcome(DIFFERS, self.windows[-1], (serial,), is_serial=True)
         return self._unproven()
 
     def _contradicts(self, window: Window) -> bool:

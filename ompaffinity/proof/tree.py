@@ -115,7 +115,7 @@ def groups_of(members: Sequence[Member]) -> list[Group]:
     groups: dict[tuple[int, tuple[int, ...]] | None, list[Member]] = {}
     for member in members:
         placement = member.placement
-        key = None if placement is None else (placement.local_rank, placement.cpus)
+        key = None if placement is None else placement.key
         groups.setdefault(key, []).append(member)
     return [Group(found[0].placement, tuple(_ranks(found))) for found in groups.values()]
 

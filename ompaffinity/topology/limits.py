@@ -54,6 +54,12 @@ def cpuset_cpus(tree: Tree, process: int | str = "self") -> tuple[int, ...] | No
     return _ControlGroups(tree, process).cpuset("cpus")
 
 
+def cpuset_files(tree: Tree, process: int | str = "self") -> tuple[str, ...]:
+    """Return the files that set the CPUs of a process's control group and of those above, innermost first."""
+    directories = [directory for directory, _ in _ControlGroups(tree, process).directories("cpuset")]
+    return tuple(f"{directory}/cpuset.cpus" for directory in directories if tree.read(f"{directory}/cpuset.cpus"))
+
+
 def memory_left(tree: Tree) -> int | None:
     """Return the bytes that this process may still allocate in its control groups, None without a limit.
 
@@ -102,7 +108,7 @@ class _ControlGroups:
         v1_names = [f"cpuset.{what}", what]
         if has_effective:
             v1_names.insert(0, f"cpuset.effective_{what}")
-        for directory, version in self._directories("cpuset"):
+        for directory, version in self.directories("cpuset"):
             names = [f"cpuset.{what}.effective"] if version == 2 else v1_names
             for name in names:
                 ids = read_id_list(self._tree, f"{directory}/{name}")
@@ -113,7 +119,7 @@ class _ControlGroups:
     def cpu_quota(self) -> float | None:
         """Return the tightest CPU bandwidth limit along the path, in CPUs."""
         quotas = []
-        for directory, version in self._directories("cpu"):
+        for directory, version in self.directories("cpu"):
             if version == 2:
                 words = (read_text(self._tree, f"{directory}/cpu.max") or "max").split()
                 quota, period = [plain_number(word) for word in words] if len(words) == 2 else (None, None)
@@ -131,7 +137,7 @@ class _ControlGroups:
     def memory_usage(self) -> int | None:
         """Return the usage of the group with the tightest limit (or else of the innermost one), in bytes."""
         limits = list(self._memory_limits())
-        directories = [min(limits)[1]] if limits else [directory for directory, _ in self._directories("memory")]
+        directories = [min(limits)[1]] if limits else [directory for directory, _ in self.directories("memory")]
         return next((usage for usage in map(self._usage, directories) if usage is not None), None)
 
     def _usage(self, directory: str) -> int | None:
@@ -139,7 +145,7 @@ class _ControlGroups:
         return read_number(self._tree, f"{directory}/memory.usage_in_bytes") if usage is None else usage
 
     def _memory_limits(self) -> Iterator[tuple[int, str]]:
-        for directory, version in self._directories("memory"):
+        for directory, version in self.directories("memory"):
             limit = read_number(self._tree, f"{directory}/{'memory.max' if version == 2 else 'memory.limit_in_bytes'}")
             if limit is not None and 0 <= limit < UNLIMITED_V1:
                 yield limit, directory
@@ -183,7 +189,7 @@ class _ControlGroups:
             is_visible = ".." not in path.split("/") and ".." not in mount_root.split("/")
             yield version, path, mount_root, mount_point, is_visible
 
-    def _directories(self, controller: str) -> Iterator[tuple[str, int]]:
+    def directories(self, controller: str) -> Iterator[tuple[str, int]]:
         """Yield (directory, cgroup version) of the process's groups for a controller, innermost first."""
         candidates = []
         for version, path, mount_root, mount_point, is_visible in self._mounts_of(controller):

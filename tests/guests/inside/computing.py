@@ -1,7 +1,8 @@
 """A program that computes in OpenMP teams: ``python -m tests.guests.inside.computing LIBRARY THREADS WORKERS``.
 
 A server forks so many workers, or computes itself (0). Each of them prints its process id and the thread ids of its
-team, in the order of the threads, and computes until standard input ends.
+team, in the order of the threads, and computes until standard input ends. With SIGUSR1 each thread pins itself to a
+CPU: the first one to the last CPU, and so on.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
+import signal
 import sys
 import threading
 from contextlib import contextmanager
@@ -48,11 +50,17 @@ def compute(library: str, threads: int) -> None:
         ended.set()
 
     threading.Thread(target=wait_for_end, daemon=True).start()
+    cpus, pinned = sorted(os.sched_getaffinity(team[0])), threading.Event()
+    signal.signal(signal.SIGUSR1, lambda _number, _frame: pinned.set())
 
     def work() -> None:
+        own = cpus[-1 - team.index(threading.get_native_id())] if len(team) <= len(cpus) else None
         # hashlib computes without the interpreter's lock.
         while not ended.is_set():
             hashlib.sha256(data)
+            if own is not None and pinned.is_set():
+                os.sched_setaffinity(0, {own})
+                own = None
 
     in_each_thread(runtime, work, threads=threads)
 

@@ -1,0 +1,140 @@
+"""``watch``: keep checking live workers, report what changes, repair it, and export metrics."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
+
+from ompaffinity.bind.plan_files import saved_placements
+from ompaffinity.cli.verify import UNPROVEN_STATUS
+from ompaffinity.errors import RequestError
+from ompaffinity.proof.events import Events
+from ompaffinity.proof.verdict import DIFFERS, UNPROVEN
+from ompaffinity.proof.watch import Watcher
+from ompaffinity.shown import shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from ompaffinity.proof.watch_status import WatchStatus
+
+INTERVAL = 5
+CHECKS_PER_MEMORY = 12
+
+
+def run_watch(values: dict[str, Any]) -> int:
+    """Watch until the servers end or a signal stops it (0); with --once return the status that verify would."""
+    pids = values.get("pids", ())
+    if bool(pids) == bool(values.get("all")):
+        problem = "both process ids and --all are given" if pids else "no process is given"
+        raise RequestError(f"{problem}; name the server with --pid PID, or use --all for every bound worker here")
+    interval = values.get("interval", INTERVAL)
+    if interval < 1:
+        raise RequestError(f"--interval is {interval}; it must be at least 1 second")
+    if values.get("once") and "listen" in values:
+        raise RequestError("--listen cannot be combined with --once; use --prometheus FILE")
+    watcher = Watcher(
+        pids,
+        saved_placements(values["plan"]) if "plan" in values else None,
+        everything=bool(values.get("all")),
+        repair=bool(values.get("repair")),
+        memory_seconds=CHECKS_PER_MEMORY * interval,
+    )
+    with ExitStack() as stack:
+        exports = list(_exports(values, stack))
+        return _once(watcher, values, exports) if values.get("once") else _watch(watcher, interval, values, exports)
+
+
+def _exports(values: dict[str, Any], stack: ExitStack) -> Iterator[Callable[[WatchStatus], None]]:
+    """Yield what publishes each status: the metrics files and servers that are asked for."""
+    if "prometheus" not in values and "listen" not in values:
+        return
+    from ompaffinity.integrations.prometheus import Metrics
+
+    metrics = Metrics()
+    yield metrics.update
+    if "listen" in values:
+        stack.enter_context(metrics.served(values["listen"]))
+    if "prometheus" in values:
+        yield lambda _status: metrics.write(values["prometheus"])
+
+
+def _once(watcher: Watcher, values: dict[str, Any], exports: list[Callable[[WatchStatus], None]]) -> int:
+    status = watcher.start()
+    if values.get("repair"):
+        changes = status.changes
+        status = watcher.check()
+        status = status._replace(changes=(*changes, *status.changes))
+    for export in exports:
+        export(status)
+    if values.get("json"):
+        sys.stdout.write(json.dumps(status.to_document()) + "\n")
+    else:
+        from ompaffinity.cli.watch_tables import print_status
+
+        print_status(status)
+    return {DIFFERS: 1, UNPROVEN: UNPROVEN_STATUS}.get(status.verdict, 0)
+
+
+def _watch(
+    watcher: Watcher, interval: float, values: dict[str, Any], exports: list[Callable[[WatchStatus], None]]
+) -> int:
+    with ExitStack() as stack:
+        events = stack.enter_context(Events())
+        stopped = stack.enter_context(_stopped_by_signals(events))
+        show = stack.enter_context(_reporter(bool(values.get("json"))))
+        status = watcher.start()
+        while True:
+            for export in exports:
+                export(status)
+            show(status)
+            if watcher.has_ended:
+                return 0
+            events.watch_processes(watcher.pids)
+            events.watch_files(watcher.files())
+            events.wait(interval)
+            if stopped:
+                return 0
+            status = watcher.check()
+
+
+@contextmanager
+def _stopped_by_signals(events: Events) -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM, and wake the wait; restore their handlers at the end."""
+    received: list[int] = []
+
+    def stop(number: int, _frame: object) -> None:
+        received.append(number)
+        events.wake()
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
+def _reporter(as_json: bool) -> Iterator[Callable[[WatchStatus], None]]:
+    """Yield what shows a status: a live table on a terminal, else one line or JSON object per change."""
+    if as_json:
+        yield lambda status: _write([json.dumps(change.to_document()) for change in status.changes])
+        return
+    if not sys.stdout.isatty():
+        yield lambda status: _write([shown(str(change)) for change in status.changes])
+        return
+    from ompaffinity.cli.watch_tables import live_table
+
+    with live_table() as update:
+        yield update
+
+
+def _write(lines: list[str]) -> None:
+    if lines:
+        sys.stdout.write("".join(f"{line}\n" for line in lines))
+        sys.stdout.flush()

@@ -1,0 +1,273 @@
+"""What happens to servers that run, with real kernel objects: each drift is reported with its cause, and repaired."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ompaffinity.bind.manager import OMPProcessManager
+from ompaffinity.errors import RequestError
+from ompaffinity.placement.model import RankPlacement
+from ompaffinity.placement.plan import make_plan
+from ompaffinity.placement.request import PlacementRequest
+from ompaffinity.proc import mask_of
+from ompaffinity.proof.drift import Change
+from ompaffinity.proof.watch import Watcher
+from ompaffinity.topology.source import load_topology
+from tests.conftest import CPUS, needs_two_cpus
+from tests.guests.inside.computing import started_program
+from tests.openmp.libraries import GOMP, needs_gomp
+
+pytestmark = [needs_two_cpus, needs_gomp]
+SECONDS = 0.6
+FIRST, LAST = CPUS[0], CPUS[-1]
+CPUSETS = Path("/sys/fs/cgroup/cpuset")
+Started = tuple[int, list[int], RankPlacement]
+
+
+@contextmanager
+def server(threads: int = 2) -> Iterator[Started]:
+    """A bound worker that computes: its process id, its team, and its placement."""
+    manager = OMPProcessManager(bind=((FIRST, LAST)[:threads],), runtime="gomp")
+    with manager.configure_omp_envs(0) as placement:
+        context = started_program(GOMP, threads)
+        pid, teams = context.__enter__()
+    try:
+        yield pid, teams[pid], placement
+    finally:
+        context.__exit__(None, None, None)
+
+
+def checked(watcher: Watcher, until: str | None = None, checks: int = 8) -> list[Change]:
+    """Check until there is a change of this kind (None: once); return all changes."""
+    found: list[Change] = []
+    for _ in range(checks):
+        time.sleep(SECONDS)
+        found += watcher.check().changes
+        if until is None or any(change.kind == until for change in found):
+            break
+    return found
+
+
+def kinds(changes: list[Change]) -> list[str]:
+    return [change.kind for change in changes]
+
+
+def masks(team: list[int]) -> list[set[int] | None]:
+    return [mask_of(number) for number in team]
+
+
+def as_planned(placement: RankPlacement) -> list[set[int]]:
+    return [set(place) for place in placement.places]
+
+
+def test_the_first_status_is_the_verdict() -> None:
+    with server() as (pid, _, _):
+        status = Watcher([pid]).start()
+        (rank,) = status.ranks
+        assert (status.verdict, rank.pid, rank.busy_threads, rank.planned_threads) == ("holds", pid, 2, 2)
+        assert kinds([*status.changes]) == ["verdict"]
+
+
+def test_nothing_is_reported_while_nothing_changes() -> None:
+    with server() as (pid, _, _):
+        watcher = Watcher([pid])
+        watcher.start()
+        assert checked(watcher) == checked(watcher) == []
+
+
+def test_a_team_that_idles_still_holds() -> None:
+    with server() as (pid, _, _):
+        watcher = Watcher([pid])
+        watcher.start()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            for _ in range(20):
+                time.sleep(0.05)
+                status = watcher.check()
+            assert status.verdict == "holds"
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
+def test_a_thread_that_taskset_moves_is_reported_once() -> None:
+    with server() as (pid, team, _):
+        watcher = Watcher([pid])
+        watcher.start()
+        os.sched_setaffinity(team[1], {FIRST})
+        (change,) = checked(watcher)
+        assert (change.kind, change.verdict, change.pid) == ("threads-rebound", "differs", pid)
+        assert f"thread {team[1]} may run on CPU {FIRST}, the plan requires {LAST}" in change.message
+        assert "taskset -p" in (change.cause or "")
+        assert checked(watcher) == []
+        assert watcher.check().ranks[0].drifts == 1
+
+
+def test_a_drift_that_is_taken_back_is_reported() -> None:
+    with server() as (pid, team, placement):
+        watcher = Watcher([pid])
+        watcher.start()
+        os.sched_setaffinity(team[1], {FIRST})
+        checked(watcher)
+        os.sched_setaffinity(team[1], placement.places[1])
+        changes = checked(watcher, "verdict")
+        assert [(change.kind, change.verdict) for change in changes] == [("verdict", "holds")]
+
+
+def test_all_threads_that_taskset_moves_are_bound_again() -> None:
+    with server() as (pid, team, placement):
+        watcher = Watcher([pid], repair=True)
+        watcher.start()
+        subprocess.run(["taskset", "-a", "-p", "-c", str(FIRST), str(pid)], check=True, stdout=subprocess.DEVNULL)
+        changes = checked(watcher)
+        assert kinds(changes) == ["threads-rebound", "repaired"]
+        assert "taskset -a -p" in (changes[0].cause or "")
+        assert masks(team) == as_planned(placement)
+        assert watcher.check().verdict == "holds"
+
+
+def test_a_program_that_pins_its_pool_again_is_reported_and_repaired() -> None:
+    with server() as (pid, team, placement):
+        watcher = Watcher([pid], repair=True)
+        watcher.start()
+        os.kill(pid, signal.SIGUSR1)
+        changes = checked(watcher, "repaired")
+        assert kinds(changes) == ["team-repinned", "repaired"]
+        assert masks(team) == as_planned(placement)
+
+
+def test_repairs_stop_where_another_tool_sets_the_cpus_again_and_again() -> None:
+    with server() as (pid, team, _):
+        watcher = Watcher([pid], repair=True)
+        watcher.start()
+        found: list[str] = []
+        for _ in range(6):
+            os.sched_setaffinity(team[1], {FIRST})
+            found += kinds(checked(watcher))
+        assert found.count("repaired") == 3
+        assert found.count("repair-stopped") == 1
+        assert mask_of(team[1]) == {FIRST}
+
+
+def test_a_worker_that_is_started_again_is_the_same_rank() -> None:
+    watcher = Watcher([os.getpid()])
+    with server() as (first, _, _):
+        assert [rank.pid for rank in watcher.start().ranks] == [first]
+    assert kinds(checked(watcher, "rank-ended")) == ["rank-ended"]
+    with server() as (second, _, _):
+        changes = checked(watcher, "verdict")
+        assert kinds(changes) == ["rank-restarted", "verdict"]
+        (rank,) = watcher.check().ranks
+        assert (rank.pid, rank.verdict, rank.restarts) == (second, "holds", 1)
+
+
+def test_another_process_on_the_same_cpus_is_named() -> None:
+    with server() as (pid, _, _):
+        watcher = Watcher([pid])
+        watcher.start()
+        with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as neighbour:
+            try:
+                changes = checked(watcher, "competitor")
+                assert kinds(changes) == ["competitor"]
+                assert f"process {neighbour.pid} (" in (changes[0].cause or "")
+                assert (watcher.check().ranks[0].foreign_share or 0) > 0.05
+            finally:
+                neighbour.kill()
+        assert kinds(checked(watcher, "competitor-ended")) == ["competitor-ended"]
+
+
+def test_every_worker_that_carries_a_placement_is_watched() -> None:
+    with server() as (pid, _, _):
+        watcher = Watcher(everything=True)
+        assert pid in [rank.pid for rank in watcher.start().ranks]
+        with server() as (second, _, _):
+            checked(watcher, "competitor", checks=3)
+            status = watcher.check()
+            assert {pid, second} <= {rank.pid for rank in status.ranks}
+            assert status.verdict == "differs"
+            assert any("has the placement of rank 0" in text for rank in status.ranks for text in rank.differences)
+
+
+def test_a_server_without_placement_needs_a_plan() -> None:
+    (placement,) = make_plan(load_topology(), PlacementRequest(bind=((FIRST, LAST),))).ranks
+    with started_program(GOMP, 2) as (pid, teams):
+        with pytest.raises(RequestError, match=f"process {pid} and those below it carry no placement"):
+            Watcher([pid]).start(1.0)
+        watcher = Watcher([pid], [placement], repair=True)
+        watcher.start()
+        for thread, place in zip(teams[pid], placement.places):
+            os.sched_setaffinity(thread, place)
+        changes = checked(watcher, "verdict")
+        assert (changes[-1].kind, changes[-1].verdict) == ("verdict", "holds")
+
+
+def test_a_rank_of_the_plan_without_a_process_is_shown() -> None:
+    placements = make_plan(load_topology(), PlacementRequest(tensor_parallel_size=2, cpus=(FIRST, LAST))).ranks
+    with server(1) as (pid, _, _):
+        ranks = Watcher([pid], placements).start().ranks
+        assert [(rank.rank, rank.pid) for rank in ranks] == [(0, pid), (1, None)]
+        assert ranks[1].differences == ("no process of this rank was found",)
+
+
+def test_a_process_that_is_not_there_is_rejected() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "pass"])
+    process.wait()
+    with pytest.raises(RequestError, match=f"no process {process.pid}"):
+        Watcher([process.pid])
+
+
+@pytest.fixture
+def cpuset() -> Iterator[Path]:
+    """A control group (v1) that may use the CPUs of the tests."""
+    folder = CPUSETS / f"ompaffinity-tests-{os.getpid()}"
+    try:
+        folder.mkdir()
+        (folder / "cpuset.mems").write_text((CPUSETS / "cpuset.mems").read_text())
+        (folder / "cpuset.cpus").write_text(",".join(map(str, CPUS)))
+    except OSError as error:
+        pytest.skip(f"no cpuset of cgroup v1 can be made here: {error.strerror}")
+    yield folder
+    folder.rmdir()
+
+
+def test_a_cpuset_that_changes_is_reported_and_the_plan_follows(cpuset: Path) -> None:
+    with server() as (pid, team, placement):
+        (cpuset / "cgroup.procs").write_text(str(pid))
+        watcher = Watcher([pid], repair=True)
+        watcher.start()
+        assert f"{cpuset}/cpuset.cpus" in watcher.files()
+        (cpuset / "cpuset.cpus").write_text(str(FIRST))
+        changes = checked(watcher)
+        assert [(change.kind, change.verdict) for change in changes[:2]] == [
+            ("cpuset-changed", "differs"),
+            ("replanned", "holds"),
+        ]
+        assert (changes[0].cause or "").endswith(f"to {FIRST}")
+        assert masks(team) == [{FIRST}, {FIRST}]
+        assert checked(watcher) == []
+        (cpuset / "cpuset.cpus").write_text(f"{FIRST},{LAST}")
+        assert "replanned" in kinds(checked(watcher, "replanned"))
+        assert masks(team) == as_planned(placement)
+        assert watcher.check().verdict == "holds"
+
+
+def test_without_repair_nothing_is_bound(cpuset: Path) -> None:
+    with server() as (pid, team, _):
+        (cpuset / "cgroup.procs").write_text(str(pid))
+        watcher = Watcher([pid])
+        watcher.start()
+        (cpuset / "cpuset.cpus").write_text(str(FIRST))
+        assert kinds(checked(watcher)) == ["cpuset-changed"]
+        assert watcher.check().verdict == "differs"
+        (cpuset / "cpuset.cpus").write_text(f"{FIRST},{LAST}")
+        checked(watcher)
+        # Old kernels leave the masks as wide as the cpuset, newer ones restore those that were set before.
+        assert masks(team) != [{FIRST}, {FIRST}]
