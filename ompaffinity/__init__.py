@@ -65,9 +65,15 @@ if TYPE_CHECKING:
     from ompaffinity.placement.request import PlacementRequest as PlacementRequest
     from ompaffinity.proof.compare import log_current_affinity_state as log_current_affinity_state
     from ompaffinity.proof.compare import verify_current_process as verify_current_process
+    from ompaffinity.proof.drift import Change as Change
     from ompaffinity.proof.verdict import Difference as Difference
     from ompaffinity.proof.verdict import RankVerdict as RankVerdict
     from ompaffinity.proof.verdict import ThreadVerdict as ThreadVerdict
+    from ompaffinity.proof.watch import Watcher as Watcher
+    from ompaffinity.proof.watch_self import Watch as Watch
+    from ompaffinity.proof.watch_self import watch_current_process as watch_current_process
+    from ompaffinity.proof.watch_status import RankStatus as RankStatus
+    from ompaffinity.proof.watch_status import WatchStatus as WatchStatus
     from ompaffinity.topology.model import LogicalCPUInfo as LogicalCPUInfo
     from ompaffinity.topology.model import MemoryNodeInfo as MemoryNodeInfo
     from ompaffinity.topology.model import Topology as Topology
@@ -121,7 +127,11 @@ _NAMES_OF_MODULES = {
     "placement.plan": ("make_plan",),
     "placement.request": ("PlacementRequest",),
     "proof.compare": ("log_current_affinity_state", "verify_current_process"),
+    "proof.drift": ("Change",),
     "proof.verdict": ("Difference", "RankVerdict", "ThreadVerdict"),
+    "proof.watch": ("Watcher",),
+    "proof.watch_self": ("Watch", "watch_current_process"),
+    "proof.watch_status": ("RankStatus", "WatchStatus"),
     "topology.model": ("LogicalCPUInfo", "MemoryNodeInfo", "Topology"),
     "topology.source": ("load_topology",),
 }

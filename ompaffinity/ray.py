@@ -10,14 +10,18 @@ from __future__ import annotations
 from ompaffinity.integrations.ray.actors import actor_options, bind_actor, plan_cluster
 from ompaffinity.integrations.ray.cluster import ClusterNode, ClusterPlan, ClusterRank, make_cluster_plan
 from ompaffinity.integrations.ray.verify import verify_cluster
+from ompaffinity.integrations.ray.watch import ClusterWatch, NodeStatus, watch_cluster
 
 __all__ = [
     "ClusterNode",
     "ClusterPlan",
     "ClusterRank",
+    "ClusterWatch",
+    "NodeStatus",
     "actor_options",
     "bind_actor",
     "make_cluster_plan",
     "plan_cluster",
     "verify_cluster",
+    "watch_cluster",
 ]

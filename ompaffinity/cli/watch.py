@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ompaffinity.bind.plan_files import saved_placements
 from ompaffinity.cli.verify import UNPROVEN_STATUS
 from ompaffinity.errors import RequestError
+from ompaffinity.proof.drift import REPAIRED, REPLANNED
 from ompaffinity.proof.events import Events
 from ompaffinity.proof.verdict import DIFFERS, UNPROVEN
 from ompaffinity.proof.watch import Watcher
@@ -65,9 +66,10 @@ def _exports(values: dict[str, Any], stack: ExitStack) -> Iterator[Callable[[Wat
 
 def _once(watcher: Watcher, values: dict[str, Any], exports: list[Callable[[WatchStatus], None]]) -> int:
     status = watcher.start()
-    if values.get("repair"):
+    if any(change.kind in (REPAIRED, REPLANNED) for change in status.changes):
+        # What was repaired must be proven.
         changes = status.changes
-        status = watcher.check()
+        status = watcher.start()
         status = status._replace(changes=(*changes, *status.changes))
     for export in exports:
         export(status)

@@ -25,7 +25,7 @@ from ompaffinity.proof.observe import NUMA_MAPS_SECONDS
 from ompaffinity.proof.tree import Member, ancestors_of, groups_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from typing import Any
 
     from ompaffinity.messages import Message
@@ -188,8 +188,7 @@ def _adopted(process: InspectedProcess, placement: RankPlacement) -> Adoption:
     team: tuple[int, ...] = ()
     messages: list[Message] = []
     if len(busy) == planned:
-        # A runtime starts the threads of a team in their order; the main thread is the first.
-        team = tuple(sorted(busy, key=lambda number: (number != pid, number)))
+        team = in_team_order(pid, busy)
     elif len(set(placement.places)) > 1 or len(busy) > planned:
         messages.append(
             TEAM_UNKNOWN(
@@ -206,6 +205,11 @@ def _adopted(process: InspectedProcess, placement: RankPlacement) -> Adoption:
         moved, message = move_pages(pid, placement)
         messages.append(message)
     return Adoption((AdoptedRank(placement, pid, team, moved),), binding, tuple(messages))
+
+
+def in_team_order(pid: int, threads: Iterable[int]) -> tuple[int, ...]:
+    """Return the kernel ids of a team's threads in their order: a runtime starts one after the other, main first."""
+    return tuple(sorted(threads, key=lambda number: (number != pid, number)))
 
 
 def move_pages(pid: int, placement: RankPlacement) -> tuple[int, Message]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ompaffinity.errors import OMPAffinityError
 from ompaffinity.ids import format_id_list
 from ompaffinity.proof import drift
-from ompaffinity.proof.adopt import move_pages
+from ompaffinity.proof.adopt import in_team_order, move_pages
 from ompaffinity.proof.drift import Change, RankState, change_of_cpus, drifted_threads, kind_and_cause, verdict_of_rank
 from ompaffinity.proof.foreign import foreign_time
 from ompaffinity.proof.repair import repaired
@@ -57,6 +57,7 @@ class RankWatch:
         self.placement = self.original = placement
         self.state: RankState | None = None
         self.drifted: dict[int, Mask] = {}
+        self._misplaced: dict[int, Mask] = {}
         self.crowded_checks = 0
         self.has_competitor = False
         self._pid: int | None = None
@@ -95,7 +96,8 @@ class RankWatch:
 
     def _forget(self) -> None:
         self.state, self._team, self._was_proven, self._last = None, {}, False, None
-        self.drifted, self._reported, self._refused, self._repairs_in_row = {}, frozenset(), (), 0
+        self.drifted, self._misplaced, self._reported, self._refused = {}, {}, frozenset(), ()
+        self._repairs_in_row = 0
         self._bytes_by_node = self._remote_before = self._delay_share = self._foreign_share = None
         self.crowded_checks, self.has_competitor = 0, False
 
@@ -126,10 +128,18 @@ class RankWatch:
             around.online.union(*masks.values()),
         )
         self.drifted = drifted_threads(self.placement, now)
+        self._misplaced = {} if self._team or outcome.verdict != DIFFERS else self._misplaced_team(timeline, now)
         before, self.state = self.state, now
         changes += self._changes(before, now, outcome, verdict)
         self._count(timeline, around)
         return changes
+
+    def _misplaced_team(self, timeline: Timeline | None, now: RankState) -> dict[int, Mask]:
+        """Return the places of a team that was never proven, if there are as many busy threads as planned."""
+        busy = frozenset() if timeline is None else timeline.busy_in_confirming_windows
+        if len(busy) != len(self.placement.places) or not busy <= now.masks.keys():
+            return {}
+        return dict(zip(in_team_order(now.pid, busy), self.placement.places))
 
     def _learn_team(self, outcome: Outcome, masks: Mapping[int, Mask]) -> None:
         """Remember the masks of a proven team; one that only its number proves may change its threads."""
@@ -257,7 +267,9 @@ class RankWatch:
             text = f"its threads got other CPUs again after {MAX_REPAIRS} repairs in a row; they are left as they are"
             yield self.change(drift.REPAIR_STOPPED, text, "the program, or another tool, sets their CPUs as well")
             return
-        done = repaired(self.placement, self.state, self.drifted)
+        # Of a team that was never proven the order is known from its threads alone.
+        self._team = self._team or self._misplaced
+        done = repaired(self.placement, self.state, {**self.drifted, **self._misplaced})
         given = {change.thread_id: change.cpus for change in done.binding.changes if change.pid == self.state.pid}
         if given:
             self._repairs += 1
@@ -271,8 +283,12 @@ class RankWatch:
 
     def settle(self) -> None:
         """Count a check without drift: repairs that lasted are not in a row with later ones."""
-        if not self.drifted:
-            self._repairs_in_row = 0
+        self._repairs_in_row = 0
+
+    @property
+    def needs_repair(self) -> bool:
+        """Whether threads of a live process are not where the placement has them."""
+        return self._pid is not None and bool(self.drifted or self._misplaced)
 
     def status(self, memory_age: float) -> RankStatus:
         """Return the status of the rank; where its pages are was read `memory_age` seconds ago."""

@@ -69,6 +69,13 @@ class Timeline:
         return max((window.evidence.busy for window in self.windows), default=0)
 
     @property
+    def busy_in_confirming_windows(self) -> frozenset[int]:
+        """The kernel ids of the threads that were busy in each of the last windows."""
+        last = self.windows[-CONFIRMING_WINDOWS:]
+        busy = [frozenset(thread.thread_id for thread in window.activity.busy) for window in last]
+        return frozenset.intersection(*busy) if len(busy) == CONFIRMING_WINDOWS else frozenset()
+
+    @property
     def needs_all_windows(self) -> bool:
         """Whether only watching to the end can prove it: a single thread is also what a program starts with."""
         return len(self.placement.cpus) <= 1

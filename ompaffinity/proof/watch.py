@@ -14,7 +14,7 @@ from ompaffinity.proof.drift import REPLANNED
 from ompaffinity.proof.foreign import busiest_others, cpu_times, own_seconds, ticks_of_others
 from ompaffinity.proof.observe import observe_process, require_proc
 from ompaffinity.proof.rank_watch import RankWatch, Surroundings
-from ompaffinity.proof.reading import LightReader
+from ompaffinity.proof.reading import FIRST_READINGS, LATER_READINGS, LightReader
 from ompaffinity.proof.replan import is_possible, planned_again
 from ompaffinity.proof.sampling import WINDOW_SECONDS, TreeObserver, observe_for
 from ompaffinity.proof.timeline import CONFIRMING_WINDOWS
@@ -48,8 +48,9 @@ class Watcher:
     """Checks the ranks of process trees again and again.
 
     `roots` are servers or workers. `plan` are the placements that their ranks should have instead of those that they
-    were started with. With `everything` all processes here that carry a placement are watched. With `repair` what has
-    drifted is bound again. `memory_seconds`: where the pages are is read again after so long at the earliest.
+    were started with. With `everything` all processes here that carry a placement are watched; then, and with
+    `may_be_empty`, there may be none yet. With `repair` what has drifted is bound again. `memory_seconds`: where the
+    pages are is read again after so long at the earliest.
 
     Raises:
         RequestError: there is no such process, or it may not be seen.
@@ -61,6 +62,7 @@ class Watcher:
         plan: Sequence[RankPlacement] | None = None,
         *,
         everything: bool = False,
+        may_be_empty: bool = False,
         repair: bool = False,
         memory_seconds: float = MEMORY_SECONDS,
     ) -> None:
@@ -69,8 +71,9 @@ class Watcher:
         for pid in self.roots:
             observe_process(pid, with_memory=False)
         self._everything, self._repair, self._memory_seconds = everything, repair, memory_seconds
-        self._plan = plan
-        self._seen: dict[int, bool] = {}
+        self._plan, self._may_be_empty = plan, may_be_empty or everything
+        self._seen: dict[int, int] = {}
+        self._carrying: set[int] = set()
         self._observer = TreeObserver(self._current_roots(), plan=plan, reader=LightReader(), max_windows=KEPT_WINDOWS)
         self._ranks: dict[tuple[Key, int], RankWatch] = {}
         self._began = time.monotonic()
@@ -89,7 +92,7 @@ class Watcher:
         self._observer.observe()
         self._times, self._states = cpu_times(), self._observer.states
         observe_for(self._observer, seconds, settled_seconds=CONFIRMING_WINDOWS * WINDOW_SECONDS * 0.9)
-        if not self._observer.ranks() and self._plan is None and not self._everything:
+        if not self._observer.ranks() and self._plan is None and not self._may_be_empty:
             raise RequestError(
                 f"process {', '.join(map(str, self.roots))} and those below it carry no placement"
                 f" ({PLACEMENT_VARIABLE}); give the plan of the server with --plan FILE"
@@ -125,8 +128,12 @@ class Watcher:
         if not self._everything:
             return self.roots
         pids = process_ids()
-        self._seen = {pid: self._seen[pid] if pid in self._seen else _carries_placement(pid) for pid in pids}
-        carrying = {pid for pid, carries in self._seen.items() if carries}
+        self._seen = {pid: self._seen.get(pid, 0) + 1 for pid in pids}
+        # A process is seen before it executes its program, or binds itself later.
+        looked_at = [pid for pid, count in self._seen.items() if count in FIRST_READINGS or count % LATER_READINGS == 0]
+        self._carrying = {pid for pid in self._carrying if pid in self._seen and pid not in looked_at}
+        self._carrying.update(filter(_carries_placement, looked_at))
+        carrying = self._carrying
         # The topmost ones: what they have started is below them.
         return tuple(pid for pid in sorted(carrying) if parent_of(pid) not in carrying)
 
@@ -227,7 +234,7 @@ class Watcher:
             yield from self._replanned(available, ranks)
         self._ranks = {(rank.placement.key, extra): rank for (_, extra), rank in self._ranks.items()}
         for rank in self._ranks.values():
-            if rank.pid is not None and rank.drifted:
+            if rank.pid is not None and rank.needs_repair:
                 yield from rank.repair()
                 self._observer.forget(rank.pid)
             else:

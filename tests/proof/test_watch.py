@@ -144,6 +144,15 @@ def test_a_program_that_pins_its_pool_again_is_reported_and_repaired() -> None:
         assert masks(team) == as_planned(placement)
 
 
+def test_a_team_that_was_misplaced_before_the_watch_is_bound_by_the_plan() -> None:
+    with server() as (pid, team, placement):
+        os.sched_setaffinity(team[1], {FIRST})
+        watcher = Watcher([pid], repair=True)
+        assert kinds([*watcher.start().changes]) == ["verdict", "repaired"]
+        assert masks(team) == as_planned(placement)
+        assert watcher.start().verdict == "holds"
+
+
 def test_repairs_stop_where_another_tool_sets_the_cpus_again_and_again() -> None:
     with server() as (pid, team, _):
         watcher = Watcher([pid], repair=True)

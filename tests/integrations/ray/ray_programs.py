@@ -17,7 +17,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 import ompaffinity
-from ompaffinity.ray import actor_options, bind_actor, plan_cluster, verify_cluster
+from ompaffinity.ray import actor_options, bind_actor, plan_cluster, verify_cluster, watch_cluster
 
 SECONDS = 120
 RANKS = min(2, len(os.sched_getaffinity(0)))
@@ -126,6 +126,32 @@ def moved_actor() -> Any:
         answers([actors[0].bind_main_thread.remote(wrong)])
         verdicts.append(verify_cluster(actors, plan).to_document())
     return verdicts
+
+
+def watched_actors() -> Any:
+    """Watch two nodes; the main thread of one of the actors gets a CPU that no rank has, and is bound again."""
+    cpus = sorted(os.sched_getaffinity(0))
+    plan = plan_cluster(2, runtime="gomp", cpus=tuple(cpus[:-1]), oversubscribe=True)
+    actors = [start(plan, rank) for rank in range(2)]
+    states = answers([actor.state.remote() for actor in actors])
+    found: dict[int, str] = {}
+    changes: list[Any] = []
+    nodes: set[str] = set()
+    with watch_cluster(0.5, repair=True) as watch:
+        deadline, has_moved = time.monotonic() + SECONDS, False
+        while time.monotonic() < deadline and "repaired" not in [change["kind"] for change in changes]:
+            time.sleep(0.5)
+            for node in watch.gather():
+                assert node.problem is None, node.problem
+                changes += [change.to_document() for change in node.changes]
+                for rank in node.status.ranks if node.status else ():
+                    nodes.add(node.node_id)
+                    found[rank.pid or 0] = rank.verdict
+            if len(found) == 2 and not has_moved:
+                answers([actors[0].bind_main_thread.remote(cpus[-1:])])
+                has_moved = True
+    after = answers([actors[0].state.remote()])[0]
+    return [sorted(found), sorted(state["pid"] for state in states), len(nodes), changes, after["masks"], cpus]
 
 
 def kinds_of_actors() -> Any:

@@ -123,6 +123,16 @@ def test_reports_an_actor_that_leaves_its_cpus(cluster: str) -> None:
 
 
 @needs_ray
+@needs_two_cpus
+def test_a_watcher_on_each_node_finds_and_repairs_a_drift(cluster: str) -> None:
+    watched, started, nodes, changes, masks, cpus = program("watched_actors", cluster)
+    assert watched == started
+    assert nodes == RANKS
+    assert [change["kind"] for change in changes if change["kind"] != "verdict"] == ["threads-rebound", "repaired"]
+    assert inside(masks, cpus[:-1])
+
+
+@needs_ray
 def test_threaded_and_asynchronous_actors_and_placement_groups(cluster: str) -> None:
     affinity, states = program("kinds_of_actors", cluster)
     assert len(states) == 9
