@@ -162,7 +162,14 @@ GUESTS = {
     guest.name: guest
     for guest in (
         Guest(
-            "x86-four-nodes", "amd64", 2, 4, 2, nodes=FOUR_NODES, distances=UNEVEN, tests=(*READS, "proof", "memory")
+            "x86-four-nodes",
+            "amd64",
+            2,
+            4,
+            2,
+            nodes=FOUR_NODES,
+            distances=UNEVEN,
+            tests=(*READS, "proof", "memory", "watch"),
         ),
         # Node 2 has CPUs and no memory, node 3 memory and no CPUs.
         Guest(

@@ -8,12 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
-from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.errors import RequestError
 from ompaffinity.placement.model import RankPlacement
 from ompaffinity.placement.plan import make_plan
@@ -23,27 +22,18 @@ from ompaffinity.proof.drift import Change
 from ompaffinity.proof.watch import Watcher
 from ompaffinity.topology.source import load_topology
 from tests.conftest import CPUS, needs_two_cpus
-from tests.guests.inside.computing import started_program
+from tests.guests.inside.computing import bound_program, started_program
 from tests.openmp.libraries import GOMP, needs_gomp
 
 pytestmark = [needs_two_cpus, needs_gomp]
 SECONDS = 0.6
 FIRST, LAST = CPUS[0], CPUS[-1]
 CPUSETS = Path("/sys/fs/cgroup/cpuset")
-Started = tuple[int, list[int], RankPlacement]
 
 
-@contextmanager
-def server(threads: int = 2) -> Iterator[Started]:
-    """A bound worker that computes: its process id, its team, and its placement."""
-    manager = OMPProcessManager(bind=((FIRST, LAST)[:threads],), runtime="gomp")
-    with manager.configure_omp_envs(0) as placement:
-        context = started_program(GOMP, threads)
-        pid, teams = context.__enter__()
-    try:
-        yield pid, teams[pid], placement
-    finally:
-        context.__exit__(None, None, None)
+def server(threads: int = 2) -> AbstractContextManager[tuple[int, list[int], RankPlacement]]:
+    """Start a bound worker that computes: its process id, its team, and its placement."""
+    return bound_program(GOMP, (FIRST, LAST)[:threads])
 
 
 def checked(watcher: Watcher, until: str | None = None, checks: int = 8) -> list[Change]:

@@ -1,4 +1,4 @@
-"""A program that computes in OpenMP teams: ``python -m tests.guests.inside.computing LIBRARY THREADS WORKERS``.
+"""A program that computes in OpenMP teams: ``python -m tests.guests.inside.computing LIBRARY THREADS WORKERS MIB``.
 
 A server forks so many workers, or computes itself (0). Each of them prints its process id and the thread ids of its
 team, in the order of the threads, and computes until standard input ends. With SIGUSR1 each thread pins itself to a
@@ -13,23 +13,28 @@ import os
 import signal
 import sys
 import threading
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from subprocess import PIPE, Popen
 from typing import TYPE_CHECKING
 
+from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.openmp.team import in_each_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
+
+    from ompaffinity.placement.model import RankPlacement
 
 MODULE = "tests.guests.inside.computing"
 BLOCK_BYTES = 2**20
 
 
 @contextmanager
-def started_program(library: str, threads: int, workers: int = 0) -> Iterator[tuple[int, dict[int, list[int]]]]:
+def started_program(
+    library: str, threads: int, workers: int = 0, mebibytes: int = 0
+) -> Iterator[tuple[int, dict[int, list[int]]]]:
     """Start the program; yield its process id and {id of each process that computes: its team}."""
-    command = [sys.executable, "-m", MODULE, library, str(threads), str(workers)]
+    command = [sys.executable, "-m", MODULE, library, str(threads), str(workers), str(mebibytes)]
     with Popen(command, stdin=PIPE, stdout=PIPE, text=True) as process:
         assert process.stdout is not None
         lines = [process.stdout.readline().split() for _ in range(max(workers, 1))]
@@ -37,9 +42,21 @@ def started_program(library: str, threads: int, workers: int = 0) -> Iterator[tu
         process.communicate()
 
 
-def compute(library: str, threads: int) -> None:
-    """Compute in a team until standard input ends."""
-    runtime = ctypes.CDLL(library)
+@contextmanager
+def bound_program(
+    library: str, cpus: Sequence[int], mebibytes: int = 0
+) -> Iterator[tuple[int, list[int], RankPlacement]]:
+    """Start the program with a thread for each of these CPUs; yield its process id, its team and its placement."""
+    manager = OMPProcessManager(bind=(tuple(cpus),), runtime="gomp" if "gomp" in library else "iomp")
+    with ExitStack() as stack:
+        with manager.configure_omp_envs(0) as placement:
+            pid, teams = stack.enter_context(started_program(library, len(cpus), mebibytes=mebibytes))
+        yield pid, teams[pid], placement
+
+
+def compute(library: str, threads: int, mebibytes: int) -> None:
+    """Compute in a team until standard input ends, with so much memory that is only held."""
+    runtime, held = ctypes.CDLL(library), b"\1" * (mebibytes * BLOCK_BYTES)
     data, ended = bytes(BLOCK_BYTES), threading.Event()
     team = in_each_thread(runtime, threads=threads)
     # In one piece, for the workers write to one pipe.
@@ -63,22 +80,23 @@ def compute(library: str, threads: int) -> None:
                 own = None
 
     in_each_thread(runtime, work, threads=threads)
+    del held
 
 
 def main() -> None:
     """Compute, or fork workers that do and wait for them."""
-    library, threads, workers = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    library, (threads, workers, mebibytes) = sys.argv[1], map(int, sys.argv[2:5])
     children = []
     for _ in range(workers):
         child = os.fork()
         if child == 0:
-            compute(library, threads)
+            compute(library, threads, mebibytes)
             os._exit(0)
         children.append(child)
     for child in children:
         os.waitpid(child, 0)
     if not workers:
-        compute(library, threads)
+        compute(library, threads, mebibytes)
 
 
 if __name__ == "__main__":
