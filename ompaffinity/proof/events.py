@@ -75,7 +75,7 @@ class Events:
             self._poll.register(descriptor, select.POLLIN)
 
     def watch_files(self, paths: Iterable[str]) -> None:
-        """Wake when somebody writes to one of these files, besides those before."""
+        """Wake on a write to one of these files, besides those before."""
         if self._inotify is None:
             return
         for path in set(paths) - self._files:

@@ -227,6 +227,12 @@ def _threads(pid: int) -> Iterator[ThreadState]:
             yield thread
 
 
+def observe_memory(known: ProcessState) -> ProcessState:
+    """Return the state of a process with where its pages are now; what cannot be read is among its problems."""
+    problems = list(known.problems)
+    return known._replace(memory=_memory(known.pid, problems), problems=tuple(problems))
+
+
 def observe_thread(pid: int, number: int) -> ThreadState | None:
     """Return a thread of a process, None where it has ended or its mask is unknown.
 

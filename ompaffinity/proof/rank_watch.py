@@ -30,7 +30,7 @@ FOREIGN_SHARE = 0.05
 MOVED_BYTES, MOVED_SHARE = 64 * 2**20, 0.1
 """Memory that is remote and was not before: less than this, or than this part of all, is not reported."""
 MAX_REPAIRS = 3
-"""After so many repairs in a row the repairing stops: somebody else sets these CPUs, too."""
+"""After so many repairs in a row repair stops: another program sets these CPUs, too."""
 SUBJECTS = ("memory", "process")
 """Differences that are not about the threads of a rank."""
 BALANCING = "/proc/sys/kernel/numa_balancing"
@@ -212,7 +212,7 @@ class RankWatch:
         return self.change(drift.COMPETITOR, text, names or unseen)
 
     def competitors_ended(self) -> Change:
-        """Return the change that nobody else uses the CPUs of the rank any more."""
+        """Return the change that no other process uses much of the CPUs of the rank any more."""
         self.has_competitor = False
         return self.change(drift.COMPETITOR_ENDED, "no other process uses much of the CPU time of its CPUs any more")
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from ompaffinity.errors import ProcessEndedError, RequestError
+from ompaffinity.errors import ProcessEndedError
 from ompaffinity.proof.activity import activity_between
 from ompaffinity.proof.compare import verdict_of_timeline
-from ompaffinity.proof.observe import observe_process
+from ompaffinity.proof.observe import observe_memory
 from ompaffinity.proof.reading import FullReader
 from ompaffinity.proof.timeline import Timeline
 from ompaffinity.proof.tree import Group, Member, groups_of, other_processes, placements_in_tree, shared_placement
@@ -181,10 +181,7 @@ class TreeObserver:
     def observe_memory(self) -> None:
         """Observe where the pages of the processes are that may be ranks."""
         for member in self.ranks():
-            try:
-                self._memory[member.pid] = observe_process(member.pid)
-            except RequestError:
-                continue
+            self._memory[member.pid] = observe_memory(member.state)
 
     def memory_of(self, pid: int) -> dict[int, int] | None:
         """Return where the pages of a process were at the last `observe_memory`, {node: bytes}; None: unknown."""

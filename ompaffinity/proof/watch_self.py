@@ -109,7 +109,7 @@ def watch_current_process(
 ) -> Watch:
     """Watch this process, and all those that it starts, every `interval` seconds; return the watch.
 
-    Call it in a worker, or in the server above the workers. `on_drift` is called for what a health check should know
+    Call it in a worker, or in the server above the workers. `on_drift` is called for what matters to a health check
     (default: a warning under the logger ``ompaffinity``). `plan`: the placements to compare with, instead of those that
     the workers were started with. With `repair` what has drifted is bound again.
 

@@ -21,8 +21,8 @@ from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.topology.model import Topology
 from ompaffinity.topology.source import load_topology
-from tests.conftest import ROOT, recorded_names, run_command
-from tests.guests.inside.computing import started_program
+from tests.conftest import CPUS, ROOT, recorded_names, run_command
+from tests.guests.inside.computing import bound_program, started_program
 from tests.integrations.ray.test_cluster import LARGE, node
 from tests.openmp.libraries import GOMP, needs_gomp
 from tests.strategies import requests, topologies
@@ -69,6 +69,16 @@ def test_verbs_print_valid_documents(arguments: tuple[str, ...]) -> None:
 def test_verify_prints_a_valid_document() -> None:
     done = run_command("verify", "--library", GOMP, "--json")
     check(json.loads(done.stdout))
+
+
+@needs_gomp
+def test_watch_prints_a_valid_document() -> None:
+    with bound_program(GOMP, CPUS[:1]) as (pid, _, _):
+        document = json.loads(run_command("watch", "--pid", str(pid), "--once", "--json").stdout)
+    check(document)
+    assert document["changes"]
+    for change in document["changes"]:
+        check(change)
 
 
 @needs_gomp

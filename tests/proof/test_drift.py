@@ -1,4 +1,4 @@
-"""What counts as drift, and which cause the facts show: rules on invented ranks."""
+"""What counts as drift, and which cause the facts show: rules on synthetic ranks."""
 
 from __future__ import annotations
 
