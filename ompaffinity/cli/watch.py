@@ -14,7 +14,7 @@ from ompaffinity.errors import RequestError
 from ompaffinity.proof.drift import REPAIRED, REPLANNED
 from ompaffinity.proof.events import Events
 from ompaffinity.proof.verdict import DIFFERS, UNPROVEN
-from ompaffinity.proof.watch import Watcher
+from ompaffinity.proof.watch import START_SECONDS, Watcher
 from ompaffinity.shown import shown
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ def run_watch(values: dict[str, Any]) -> int:
     )
     with ExitStack() as stack:
         exports = list(_exports(values, stack))
-        return _once(watcher, values, exports) if values.get("once") else _watch(watcher, interval, values, exports)
+        if values.get("once"):
+            return _once(watcher, interval, values, exports)
+        return _watch(watcher, interval, values, exports)
 
 
 def _exports(values: dict[str, Any], stack: ExitStack) -> Iterator[Callable[[WatchStatus], None]]:
@@ -64,12 +66,15 @@ def _exports(values: dict[str, Any], stack: ExitStack) -> Iterator[Callable[[Wat
         yield lambda _status: metrics.write(values["prometheus"])
 
 
-def _once(watcher: Watcher, values: dict[str, Any], exports: list[Callable[[WatchStatus], None]]) -> int:
-    status = watcher.start()
+def _once(
+    watcher: Watcher, interval: float, values: dict[str, Any], exports: list[Callable[[WatchStatus], None]]
+) -> int:
+    seconds = min(START_SECONDS, interval)
+    status = watcher.start(seconds)
     if any(change.kind in (REPAIRED, REPLANNED) for change in status.changes):
         # What was repaired must be proven.
         changes = status.changes
-        status = watcher.start()
+        status = watcher.start(seconds)
         status = status._replace(changes=(*changes, *status.changes))
     for export in exports:
         export(status)
@@ -89,7 +94,7 @@ def _watch(
         events = stack.enter_context(Events())
         stopped = stack.enter_context(_stopped_by_signals(events))
         show = stack.enter_context(_reporter(bool(values.get("json"))))
-        status = watcher.start()
+        status = watcher.start(min(START_SECONDS, interval))
         while True:
             for export in exports:
                 export(status)

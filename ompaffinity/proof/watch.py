@@ -93,12 +93,21 @@ class Watcher:
         self._times, self._states = cpu_times(), self._observer.states
         observe_for(self._observer, seconds, settled_seconds=CONFIRMING_WINDOWS * WINDOW_SECONDS * 0.9)
         if not self._observer.ranks() and self._plan is None and not self._may_be_empty:
-            raise RequestError(
-                f"process {', '.join(map(str, self.roots))} and those below it carry no placement"
-                f" ({PLACEMENT_VARIABLE}); give the plan of the server with --plan FILE"
-            )
+            raise RequestError(self._no_placement())
         self._observe_memory()
         return self._status(observed=True)
+
+    def _no_placement(self) -> str:
+        names = ", ".join(map(str, self.roots))
+        if any(state.environment is None for state in self._observer.states.values()):
+            return (
+                f"what process {names} and those below it were started with may not be read; run as their user or with"
+                " CAP_SYS_PTRACE, or give the plan of the server with --plan FILE"
+            )
+        return (
+            f"process {names} and those below it carry no placement ({PLACEMENT_VARIABLE}); give the plan of the server"
+            " with --plan FILE"
+        )
 
     def check(self) -> WatchStatus:
         """Observe all ranks once, repair what has drifted if requested, and return how they are.

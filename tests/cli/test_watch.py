@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import re
 import signal
 import subprocess
 import sys
@@ -82,6 +84,24 @@ def test_a_signal_ends_it_at_once(number: signal.Signals) -> None:
         process.send_signal(number)
         assert process.communicate(timeout=30) == ("", "")
         assert process.returncode == 0
+
+
+@needs_two_cpus
+@needs_gomp
+def test_shows_a_table_on_a_terminal_until_control_c() -> None:
+    with server() as (pid, _, _):
+        terminal, inner = pty.openpty()
+        command = [sys.executable, "-m", "ompaffinity", "watch", "--pid", str(pid), "--interval", "1"]
+        with subprocess.Popen(command, stdin=inner, stdout=inner, stderr=inner, cwd=ROOT) as process:
+            os.close(inner)
+            shown = ""
+            while shown.count("Ctrl-C ends") < 2:
+                shown += os.read(terminal, 65536).decode(errors="replace")
+            process.send_signal(signal.SIGINT)
+            assert process.wait(30) == 0
+        os.close(terminal)
+        assert "holds" in shown
+        assert re.search(rf"{pid}\b.*2/2", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown))
 
 
 @needs_two_cpus

@@ -102,6 +102,25 @@ def test_a_server_is_bound_and_proven(
     assert "vLLM keeps its own binding" not in text
 
 
+def test_a_watch_binds_again_what_taskset_moved(model: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "ompaffinity", "watch", "--interval", "2", "--repair", "--json", "--pid"]
+    with serving(model, tmp_path / "log", "--tensor-parallel-size", "2", **PLUGIN) as (pid, port), requests_to(port):
+        document = verified(pid)
+        worker = document["ranks"][1]["pid"]
+        with subprocess.Popen([*command, str(pid)], stdout=subprocess.PIPE, text=True, cwd=ROOT) as watch:
+            assert watch.stdout is not None
+            first = [json.loads(watch.stdout.readline()) for _ in range(2)]
+            subprocess.run(["taskset", "-a", "-p", "-c", "0", str(worker)], check=True, stdout=subprocess.DEVNULL)
+            found: list[Any] = []
+            while not found or found[-1]["kind"] != "repaired":
+                found.append(json.loads(watch.stdout.readline()))
+            watch.terminate()
+    assert {change["kind"] for change in first} == {"verdict"}
+    moved = next(change for change in found if change["kind"] == "threads-rebound")
+    assert (moved["rank"], moved["pid"]) == (1, worker)
+    assert found[-1]["rank"] == 1
+
+
 def test_explicit_lists_are_sliced_by_data_parallel_rank(model: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     environment = {**PLUGIN, "VLLM_CPU_OMP_THREADS_BIND": "1|0"}
