@@ -100,12 +100,14 @@ def ticks_of_others(own: Collection[int]) -> dict[int, int]:
     return {pid: cpu_ticks(pid) for pid in process_ids() if pid not in own and pid != os.getpid()}
 
 
-def busiest_others(before: Mapping[int, int], cpus: Collection[int]) -> str | None:
+def busiest_others(before: Mapping[int, int], own: Collection[int], cpus: Collection[int]) -> str | None:
     """Return the processes that used the most CPU time since `before` and may run on these CPUs, in words.
+
+    `own` are left out.
 
     None where there are none that this process can see.
     """
-    used = {pid: cpu_ticks(pid) - ticks for pid, ticks in before.items()}
+    used = {pid: ticks - before.get(pid, 0) for pid, ticks in ticks_of_others(own).items()}
     found: list[str] = []
     for pid in sorted(used, key=lambda number: (-used[number], number)):
         if used[pid] < LEAST_TICKS or len(found) == SHOWN_PROCESSES:

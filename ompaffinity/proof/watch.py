@@ -230,7 +230,8 @@ class Watcher:
         else:
             for rank in crowded:
                 if rank.crowded_checks > 1:
-                    yield rank.competitors(busiest_others(self._ticks, rank.placement.affinity))
+                    own = self._observer.states.keys()
+                    yield rank.competitors(busiest_others(self._ticks, own, rank.placement.affinity))
             self._ticks = {}
 
     def _repaired(self) -> Iterator[Change]:

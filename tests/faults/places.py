@@ -33,7 +33,7 @@ def verbs() -> dict[str, tuple[str, ...]]:
         "exec": ("exec", "--", "true"),
         "compare": ("compare", "--variant", "none", "--variant", "plan", "--budget", "2", "--", "true"),
         "bind": ("bind", "--pid", str(idle.pid)),
-        "watch": ("watch", "--all", "--once", "--repair", "--interval", "1"),
+        "watch": ("watch", "--all", "--once", "--interval", "1"),
     }
 
 

@@ -46,7 +46,8 @@ def checked(watcher: Watcher, until: str | None = None, checks: int = 8) -> list
     found: list[Change] = []
     for _ in range(checks):
         time.sleep(SECONDS)
-        found += [change for change in watcher.check().changes if change.kind not in COMPETITORS or until in COMPETITORS]
+        changes = watcher.check().changes
+        found += [change for change in changes if until in COMPETITORS or change.kind not in COMPETITORS]
         if until is None or any(change.kind == until for change in found):
             break
     return found
