@@ -81,6 +81,7 @@ def measured(pids: list[int], cpus: tuple[int, ...], options: argparse.Namespace
         time.sleep(options.interval)
         start = time.process_time()
         watcher.check()
+        watcher.files()
         seconds.append(time.process_time() - start)
     return seconds
 

@@ -82,6 +82,9 @@ class Watcher:
         self._states = self._observer.states
         self._ticks: dict[int, int] = {}
         self._checked_at = 0.0
+        self._groups: frozenset[bytes] = frozenset()
+        self._groups_of_files: frozenset[bytes] = frozenset()
+        self._files: tuple[str, ...] = ()
 
     def start(self, seconds: float = START_SECONDS) -> WatchStatus:
         """Observe the ranks until each is proven or differs, at most for so long, and return how they are.
@@ -128,10 +131,12 @@ class Watcher:
         return not self._everything and not self._observer.states
 
     def files(self) -> tuple[str, ...]:
-        """Return the files that set the cpusets of the ranks."""
-        with DirectoryTree("/") as tree:
-            found = [f"/{path}" for pid in self.pids for path in cpuset_files(tree, pid)]
-        return tuple(dict.fromkeys(found))
+        """Return the files that set the cpusets of the ranks: found again when a process is in another group."""
+        if self._groups != self._groups_of_files:
+            with DirectoryTree("/") as tree:
+                found = [f"/{path}" for pid in self.pids for path in cpuset_files(tree, pid)]
+            self._files, self._groups_of_files = tuple(dict.fromkeys(found)), self._groups
+        return self._files
 
     def _current_roots(self) -> tuple[int, ...]:
         if not self._everything:
@@ -200,6 +205,7 @@ class Watcher:
                     cpus = cpuset_cpus(tree, pid)
                     by_group[group] = None if cpus is None else frozenset(cpus)
                 cpusets[pid] = by_group[group]
+        self._groups = frozenset(by_group)
         return Surroundings(before, self._times, own_seconds(states, self._states), online, cpusets)
 
     @property
