@@ -346,6 +346,11 @@ PAGES_NOT_MOVED = Template(
     "{mebibytes:.0f} MiB of this process stayed on their nodes: pages that other processes share do not move, nor do"
     " pages move into a full node; bind before the pages are touched",
 )
+OPTIONS_MEASURED_ELSEWHERE = Template(
+    "options-measured-elsewhere",
+    WARNING,
+    "the options in {file} were measured under other conditions: {differences}; measure them here with compare --save",
+)
 RUNNING_NOT_BOUND = Template(
     "affinity-not-permitted", WARNING, "the CPUs of {count} of process {pid} stay as they are: {reason}"
 )

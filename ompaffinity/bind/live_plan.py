@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.bind.environment import copy_of
 from ompaffinity.bind.plan_files import held_by_plans
+from ompaffinity.bind.saved_options import resolved
 from ompaffinity.devices.live import live_gpus
 from ompaffinity.devices.model import GPUHome, NoGPUsError
 from ompaffinity.devices.recorded import recorded_gpus
@@ -40,14 +41,15 @@ def live_plan(options: Mapping[str, Any], probe: str | Iterable[str] = ()) -> Pl
     Raises:
         RequestError, PlacementError, TopologyError: there can be no such plan here.
     """
-    given = dict(options)
+    files = resolved(options, copy_of(os.environ))
+    given, environ = files.given, files.environ
     if isinstance(given.get("bind"), str):
         given["bind"] = parse_bind(given["bind"])
-    environ = copy_of(os.environ)
     request = requested(given, environ)
     request = request._replace(avoid=held_by_plans(request.avoid))
     if request.bind == "none":
-        return make_plan(load_topology(), request)
+        topology = load_topology()
+        return with_messages(make_plan(topology, request), files.messages(topology))
     modules = _module_names(probe)
     libraries = probe_runtimes(modules) if modules else expected_runtimes(environ)
     request, messages = for_runtimes(request, libraries)
@@ -55,7 +57,7 @@ def live_plan(options: Mapping[str, Any], probe: str | Iterable[str] = ()) -> Pl
     if request.for_gpus:
         request = with_gpu_homes(request, topology)
     plan = make_plan(topology, request)
-    return with_messages(plan, [*messages, *environment_messages(environ, plan)])
+    return with_messages(plan, [*files.messages(topology), *messages, *environment_messages(environ, plan)])
 
 
 def for_runtimes(

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
 
 class PlanOptions(TypedDict, total=False):
-    """The fields of `PlacementRequest`; `bind` is also the text of ``--bind``, `avoid` also names plan files."""
+    """The fields of `PlacementRequest`; `bind` is also the text of ``--bind``, `avoid` also names plan files.
+
+    `options` is a file that ``compare --save`` wrote.
+    """
+
+    options: str | os.PathLike[str]
 
     tensor_parallel_size: int
     pipeline_parallel_size: int

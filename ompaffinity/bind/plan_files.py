@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from ompaffinity.bind.live_holders import held_live
 from ompaffinity.errors import RequestError
 from ompaffinity.placement.document import held_cpus_from_document, plan_ranks_from_document
-from ompaffinity.placement.environment import requested
+from ompaffinity.placement.environment import requested, split_options
 from ompaffinity.placement.fields import MAX_DOCUMENT_BYTES, Source, decode_document
 from ompaffinity.placement.options import OPTIONS_VARIABLE
 from ompaffinity.placement.request import LIVE, HeldCPUs
@@ -57,7 +57,9 @@ def avoids_live(given: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
     """Return whether these options, or those of the environment, ask to keep off what runs here."""
     avoid = given.get("avoid")
     if avoid is None:
-        avoid = [*requested({}, {OPTIONS_VARIABLE: environ.get(OPTIONS_VARIABLE, "")}).avoid]
+        # A file of measured options holds none of these.
+        _, text = split_options(environ.get(OPTIONS_VARIABLE, ""))
+        avoid = [*requested({}, {OPTIONS_VARIABLE: text}).avoid]
     return isinstance(avoid, (list, tuple)) and LIVE in avoid
 
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 def run_bind(values: dict[str, Any]) -> int:
     """Bind the processes, or take a binding back; return 1 with --strict if something is refused, else 0."""
-    planning = values.keys() & {*PlacementRequest._fields}
+    planning = values.keys() & {*PlacementRequest._fields, "options"}
     folder = os.path.dirname(values.get("save", "")) or "."
     if "save" in values and not os.access(folder, os.W_OK):
         raise RequestError(f"--save {values['save']} cannot be written: {folder} is no directory that permits it")

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from ompaffinity.bind.saved_options import resolved
 from ompaffinity.cli.log import messages_not_logged
-from ompaffinity.cli.options import flags_of
+from ompaffinity.cli.options import flags_of, planning_options
 from ompaffinity.cli.parse import parse_command_line
 from ompaffinity.errors import InterruptedBySignalError, OMPAffinityError, PlacementError, RequestError
+from ompaffinity.files import write_whole
 from ompaffinity.measure.runs import metric_of
 from ompaffinity.measure.session import Settings, compare_variants
 from ompaffinity.measure.variants import PLAN, USUAL, VARIANTS, Variant, variant_manager, what_it_sets
 from ompaffinity.messages import WARNING
 from ompaffinity.placement.request import PlacementRequest
+from ompaffinity.topology.source import load_topology
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any
 
     from ompaffinity.bind.manager import OMPProcessManager
+    from ompaffinity.measure.session import Comparison
     from ompaffinity.messages import Message
 
 MAX_NAME_LENGTH = 40
@@ -43,11 +48,14 @@ def run_compare(values: dict[str, Any]) -> int:
     )
     if settings.budget_seconds < 1:
         raise RequestError(f"--budget is {settings.budget_seconds}; it must be at least 1 second")
+    folder = os.path.dirname(values.get("save", "")) or "."
+    if "save" in values and not os.access(folder, os.W_OK):
+        raise RequestError(f"--save {values['save']} cannot be written: {folder} is no directory that permits it")
     if "svg" in values:
         from ompaffinity.cli.plot import check_plots
 
         check_plots(values["svg"])
-    request = {name: values[name] for name in PlacementRequest._fields if name in values}
+    request = planning_options(values)
     managers, left_out, messages = _managers(request, values.get("variants"), values.get("probe", ()))
     try:
         with _progress() as progress:
@@ -56,6 +64,7 @@ def run_compare(values: dict[str, Any]) -> int:
         print(f"ompaffinity: {error} before every variant was measured once; there are no results", file=sys.stderr)
         raise
     comparison = comparison._replace(left_out=left_out | comparison.left_out)
+    status = _saved(values["save"], comparison, request) if "save" in values else 0
     if values.get("json"):
         warnings = [message._asdict() for message in messages]
         sys.stdout.write(json.dumps(comparison.to_document() | {"warnings": warnings}) + "\n")
@@ -67,7 +76,20 @@ def run_compare(values: dict[str, Any]) -> int:
         from ompaffinity.cli.plot import write_plot
 
         write_plot(comparison, values["svg"])
-    return 0 if comparison.interrupted_by is None else 128 + comparison.interrupted_by
+    return status if comparison.interrupted_by is None else 128 + comparison.interrupted_by
+
+
+def _saved(path: str, comparison: Comparison, request: dict[str, Any]) -> int:
+    """Write the advised options; return 1 where the comparison was too short for advice."""
+    from ompaffinity.measure.saved import advised_document
+
+    given = resolved(request, {}).given
+    document = advised_document(comparison, given, load_topology(), os.getloadavg())
+    if document is None:
+        print(f"ompaffinity: {path} is not written: {comparison.advice.text}", file=sys.stderr)
+        return 1
+    write_whole(path, (json.dumps(document, indent=1) + "\n").encode())
+    return 0
 
 
 def variants_of(texts: Iterable[str]) -> list[Variant]:

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.bind.profile import COMMAND_PROFILE
+from ompaffinity.cli.options import planning_options
 from ompaffinity.errors import RequestError
 from ompaffinity.messages import has_warning, log_warnings
-from ompaffinity.placement.request import PlacementRequest, product_of_sizes
+from ompaffinity.placement.request import product_of_sizes
 
 if TYPE_CHECKING:
     from typing import Any
@@ -22,7 +23,7 @@ def run_exec(values: dict[str, Any]) -> int:
 
     return exec_bound(
         _command(values, "exec"),
-        {name: values[name] for name in PlacementRequest._fields if name in values},
+        planning_options(values),
         local_rank=values.get("local_rank"),
         local_world_size=values.get("local_world_size"),
         override=bool(values.get("override")),
@@ -45,7 +46,7 @@ def run_run(values: dict[str, Any]) -> int:
         from ompaffinity.launch.exec import widen_to_cpuset
 
         messages += widen_to_cpuset()
-    options = {name: values[name] for name in PlacementRequest._fields if name in values}
+    options = planning_options(values)
     profile, server = COMMAND_PROFILE, server_of(command)
     if server is not None:
         options, profile = server.options(options, product_of_sizes(options)), SERVER_PROFILE

@@ -6,10 +6,13 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.placement.architecture import ARCHITECTURES
 from ompaffinity.placement.options import PLAN_OPTIONS, Option
+from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.topology.source import SOURCES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
+    from typing import Any
+
 SHELLS = ("bash", "zsh", "fish")
 EXPORT_FORMATS = (
     *("env", "numactl", "taskset", "slurm", "rankfile", "systemd", "docker", "hwloc", "vllm", "sglang"),
@@ -48,6 +51,15 @@ VERBOSITY_OPTIONS = (
     Option("--verbose", "verbose", "flag", "also print what is read and decided"),
 )
 """Options of every verb."""
+SAVED_OPTIONS = (
+    Option(
+        "--options",
+        "options",
+        "text",
+        "use the planning options that compare --save wrote to this file; options on the command line override them",
+        metavar="FILE",
+    ),
+)
 PICTURE_OPTIONS = (
     Option("--map", "map", "flag", "print a map of the machine above the table: a letter per CPU"),
     Option("--svg", "svg", "text", "draw the machine in this file (.svg, or .png)", metavar="FILE"),
@@ -210,6 +222,7 @@ COMPARE_OPTIONS = (
         metavar="REGEX",
     ),
     Option("--lower", "lower", "flag", "a smaller figure of --metric is better (default: a larger one)"),
+    Option("--save", "save", "text", "write the advised options and the evidence to this file", metavar="FILE"),
     Option("--budget", "budget", "number", "maximum duration in seconds (default 300)"),
     Option("--precision", "precision", "fraction", "stop at this precision of every ratio (default 0.02)", metavar="F"),
     *OUTPUT_OPTIONS,
@@ -239,18 +252,18 @@ COMPLETION_OPTIONS = (Option("--shell", "shell", "choice", "shell of the complet
 VERBS: dict[str, tuple[Option, ...]] = {
     verb: (*options, *VERBOSITY_OPTIONS)
     for verb, options in {
-        "plan": (*PLAN_OPTIONS, *MACHINE_OPTIONS, *PLAN_OUTPUT_OPTIONS),
+        "plan": (*PLAN_OPTIONS, *SAVED_OPTIONS, *MACHINE_OPTIONS, *PLAN_OUTPUT_OPTIONS),
         "topology": (*MACHINE_OPTIONS, *TOPOLOGY_OPTIONS, *OUTPUT_OPTIONS, *PICTURE_OPTIONS),
         "devices": DEVICES_OPTIONS,
-        "verify": (*PLAN_OPTIONS, *VERIFY_OPTIONS),
+        "verify": (*PLAN_OPTIONS, *SAVED_OPTIONS, *VERIFY_OPTIONS),
         "inspect": INSPECT_OPTIONS,
-        "bind": (*PLAN_OPTIONS, *BIND_OPTIONS),
+        "bind": (*PLAN_OPTIONS, *SAVED_OPTIONS, *BIND_OPTIONS),
         "watch": WATCH_OPTIONS,
-        "compare": (*PLAN_OPTIONS, *COMPARE_OPTIONS),
+        "compare": (*PLAN_OPTIONS, *SAVED_OPTIONS, *COMPARE_OPTIONS),
         "doctor": DOCTOR_OPTIONS,
         "completion": COMPLETION_OPTIONS,
-        "exec": (*PLAN_OPTIONS, *EXEC_OPTIONS),
-        "run": (*PLAN_OPTIONS, *RUN_OPTIONS),
+        "exec": (*PLAN_OPTIONS, *SAVED_OPTIONS, *EXEC_OPTIONS),
+        "run": (*PLAN_OPTIONS, *SAVED_OPTIONS, *RUN_OPTIONS),
     }.items()
 }
 WITH_COMMAND = ("verify", "exec", "run", "compare")
@@ -273,13 +286,18 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "processes": (
         *("pids", "named_pids", "all", "seconds", "plan", "as", "interval", "once", "repair", "save", "undo", "grace"),
     ),
-    "measurement": ("variants", "metric", "lower", "budget", "precision"),
+    "measurement": ("variants", "metric", "lower", "budget", "precision", "options"),
     "output": (
         *("json", "format", "map", "svg", "full_command", "log_dir", "prometheus", "listen", "shell", "strict"),
         *("quiet", "verbose"),
     ),
 }
 """The groups of options in the help, each with its fields."""
+
+
+def planning_options(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the planning options among the values of a command line, and the file of measured ones."""
+    return {name: values[name] for name in (*PlacementRequest._fields, "options") if name in values}
 
 
 def flags_of(verb: str, fields: Iterable[str]) -> str:

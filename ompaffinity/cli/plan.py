@@ -7,19 +7,20 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from ompaffinity.cli.options import EXPORT_FORMATS
+from ompaffinity.cli.options import EXPORT_FORMATS, planning_options
 from ompaffinity.errors import RequestError
 from ompaffinity.messages import WARNING, WEIGHTS_NOT_EXPORTED, has_warning
 from ompaffinity.openmp.plan_document import plan_document
 from ompaffinity.openmp.variables import environment_messages
 from ompaffinity.placement.environment import requested
 from ompaffinity.placement.memory import WEIGHTED
+from ompaffinity.placement.options import OPTIONS_FLAG, OPTIONS_VARIABLE
 from ompaffinity.placement.plan import make_plan
-from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.topology.record import opened
 from ompaffinity.topology.source import load_topology
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from typing import Any
 
     from ompaffinity.placement.model import Plan
@@ -91,7 +92,7 @@ def _run_cluster_plan(values: dict[str, Any]) -> int:
     from ompaffinity.integrations.ray.actors import plan_cluster
     from ompaffinity.integrations.ray.document import cluster_document
 
-    given = {name: values[name] for name in PlacementRequest._fields if name in values}
+    given = planning_options(values)
     plan = plan_cluster(address=values["ray"], **given)
     rank = values.get("rank")
     if rank is not None and not 0 <= rank < len(plan.ranks):
@@ -121,8 +122,14 @@ def plan_from_values(values: dict[str, Any]) -> tuple[Topology, Plan]:
 def planned(values: dict[str, Any]) -> tuple[Topology, Plan]:
     """Return the machine and the plan that the options ask for; options win over the environment."""
     machine = {name: values[name] for name in ("machine", "synthetic", "architecture", "source") if name in values}
-    given = {name: values[name] for name in PlacementRequest._fields if name in values}
-    request = requested(given, os.environ)
+    given, files = planning_options(values), None
+    environ: Mapping[str, str] = os.environ
+    if "options" in values or OPTIONS_FLAG in os.environ.get(OPTIONS_VARIABLE, ""):
+        from ompaffinity.bind.saved_options import resolved
+
+        files = resolved(given, os.environ)
+        given, environ = files.given, files.environ
+    request = requested(given, environ)
     if request.avoid:
         from ompaffinity.bind.plan_files import avoids_live, held_by_plans
 
@@ -135,4 +142,5 @@ def planned(values: dict[str, Any]) -> tuple[Topology, Plan]:
             from ompaffinity.bind.live_plan import with_gpu_homes
 
             request = with_gpu_homes(request, topology, machine=recording, synthetic="synthetic" in machine)
-    return topology, make_plan(topology, request)
+    plan = make_plan(topology, request)
+    return topology, plan if files is None else plan._replace(messages=(*files.messages(topology), *plan.messages))

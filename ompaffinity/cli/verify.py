@@ -12,7 +12,7 @@ from ompaffinity.bind.plan_files import saved_placements
 from ompaffinity.bind.profile import COMMAND_PROFILE
 from ompaffinity.cli.exported import exported_placements
 from ompaffinity.cli.log import messages_not_logged
-from ompaffinity.cli.options import flags_of
+from ompaffinity.cli.options import flags_of, planning_options
 from ompaffinity.errors import CommandStartError, RequestError
 from ompaffinity.messages import has_warning
 from ompaffinity.placement.request import AUTO, PlacementRequest
@@ -49,7 +49,7 @@ def run_verify(values: dict[str, Any]) -> int:
 
 
 def _live_verdict(values: dict[str, Any]) -> Verdict:
-    conflicting = values.keys() & {*PlacementRequest._fields, "library", "command", "probe"}
+    conflicting = values.keys() & {*PlacementRequest._fields, "options", "library", "command", "probe"}
     if conflicting:
         raise RequestError(
             f"--pid checks live workers and cannot be combined with {flags_of('verify', conflicting)}; omit it, or name"
@@ -74,7 +74,7 @@ def _probed_verdict(values: dict[str, Any]) -> Verdict:
     for option in ("plan", "as"):
         if option in values:
             raise RequestError(f"--{option} requires --pid; name the live workers to check with --pid PID...")
-    request = {name: values[name] for name in PlacementRequest._fields if name in values}
+    request = planning_options(values)
     strict = bool(values.get("strict"))
     if "command" in values:
         manager = OMPProcessManager(strict=strict, probe=values.get("probe", ()), profile=COMMAND_PROFILE, **request)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.bind.plan_files import avoids_live, held_by_plans
 from ompaffinity.bind.profile import COMMAND_PROFILE
+from ompaffinity.bind.saved_options import resolved
 from ompaffinity.bind.start_lock import StartLock
 from ompaffinity.errors import RequestError
 from ompaffinity.ids import format_id_list
@@ -112,11 +113,12 @@ def options_of_group(
         independent = sizes and PlacementRequest(**sizes).group == 1
         sizes = {"data_parallel_size" if independent else "tensor_parallel_size": ranks}
     given |= sizes
-    if not PlacementRequest(**given).for_gpus:
+    complete = resolved(given, {}).given
+    if not PlacementRequest(**complete).for_gpus:
         return given, group.number, ()
     from ompaffinity.launch.gpus import gpus_of_group
 
-    return gpus_of_group(given, group, place)
+    return gpus_of_group(complete, group, place)
 
 
 def _check_sizes(options: Mapping[str, Any], place: LauncherRank) -> None:

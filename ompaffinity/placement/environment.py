@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ompaffinity.errors import IDListError, RequestError
 from ompaffinity.ids import parse_ordered_id_list
 from ompaffinity.placement.option_values import option_value
-from ompaffinity.placement.options import OPTIONS_VARIABLE, PLAN_OPTIONS, SEVERAL_VALUES
+from ompaffinity.placement.options import OPTIONS_FLAG, OPTIONS_VARIABLE, PLAN_OPTIONS, SEVERAL_VALUES
 from ompaffinity.placement.request import AUTO, CONFLICTS_WITH_LISTS, PlacementRequest, parse_bind
 
 if TYPE_CHECKING:
@@ -49,6 +49,11 @@ def requested(given: Mapping[str, Any], environ: Mapping[str, str]) -> Placement
     arguments = request_from_environment(environ)
     if environ.get(OPTIONS_VARIABLE, "").strip():
         arguments = options_from_text(environ[OPTIONS_VARIABLE]) | arguments
+    return PlacementRequest(**completed(given, arguments))
+
+
+def completed(given: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that are `given`, completed by those `others` that they do not replace."""
     asked = PlacementRequest(**given)
     # The environment does not apply where what is given replaces it: its binding to GPU ranks, its reserve to ranks
     # that have their own or share all of a node.
@@ -56,13 +61,13 @@ def requested(given: Mapping[str, Any], environ: Mapping[str, str]) -> Placement
         "bind": asked.for_gpus,
         "reserve": asked.share or asked.reserve_per_rank is not None,
     }
-    arguments = {name: value for name, value in arguments.items() if not replaced.get(name)} | dict(given)
+    arguments = {name: value for name, value in others.items() if not replaced.get(name)} | dict(given)
     if not isinstance(arguments.get("bind", AUTO), str) or asked.numa_bind_cpus is not None:
         # Lists select all CPUs: the environment's options for automatic planning do not apply.
         arguments = {
             name: value for name, value in arguments.items() if name in given or name not in CONFLICTS_WITH_LISTS
         }
-    return PlacementRequest(**arguments)
+    return arguments
 
 
 def _from_variable(field: str, name: str, text: str) -> object:
@@ -83,8 +88,10 @@ def _from_variable(field: str, name: str, text: str) -> object:
     return int(text)
 
 
-def options_from_text(text: str) -> dict[str, Any]:
+def options_from_text(text: str, origin: str = f"the environment variable {OPTIONS_VARIABLE}") -> dict[str, Any]:
     """Return {field: value} of planning options in the form of the command line: ``"--reserve 0 --span machine"``.
+
+    `origin` is where the text comes from, for errors.
 
     Raises:
         RequestError: the text has anything else.
@@ -94,7 +101,7 @@ def options_from_text(text: str) -> dict[str, Any]:
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> Any:
-            raise RequestError(f"the environment variable {OPTIONS_VARIABLE} is {text!r}: {message}")
+            raise RequestError(f"{origin} is {text!r}: {message}")
 
     options = {option.field: option for option in PLAN_OPTIONS}
     parser = Parser(prog=OPTIONS_VARIABLE, add_help=False, allow_abbrev=False)
@@ -115,3 +122,33 @@ def options_from_text(text: str) -> dict[str, Any]:
         parser.error(str(error))
     found = vars(parser.parse_args(words))
     return {field: True if value is True else option_value(options[field], value) for field, value in found.items()}
+
+
+def split_options(text: str) -> tuple[str | None, str]:
+    """Return the file that ``--options`` names in a text of options, None for none, and the other options.
+
+    Raises:
+        RequestError: the text cannot be split, or no file follows.
+    """
+    import shlex
+
+    if OPTIONS_FLAG not in text:
+        return None, text
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise RequestError(f"the environment variable {OPTIONS_VARIABLE} is {text!r}: {error}") from None
+    path = None
+    others: list[str] = []
+    while words:
+        word = words.pop(0)
+        flag, equals, value = word.partition("=")
+        if flag != OPTIONS_FLAG:
+            others.append(word)
+        elif equals:
+            path = value
+        elif words:
+            path = words.pop(0)
+        else:
+            raise RequestError(f"the environment variable {OPTIONS_VARIABLE} is {text!r}: {OPTIONS_FLAG} needs a file")
+    return path, shlex.join(others)

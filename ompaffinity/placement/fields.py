@@ -229,6 +229,10 @@ class Row:
             self.reader.row(f"{self._prefix}{name}[{number}]", value) for number, value in enumerate(self._list(name))
         ]
 
+    def row(self, name: str) -> Row:
+        """Return an object."""
+        return self.reader.row(f"{self._prefix}{name}", self._value(name))
+
     def rows_by_name(self, name: str) -> dict[str, Row]:
         """Return the objects in an object."""
         values = self._value(name)

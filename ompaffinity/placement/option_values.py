@@ -10,7 +10,7 @@ from ompaffinity.placement.request import parse_bind
 from ompaffinity.shown import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from typing import Any
 
     from ompaffinity.placement.options import Option
@@ -102,3 +102,27 @@ _READERS: dict[str, Callable[[Option, Any], Any]] = {
     "lists": lambda _option, words: tuple(words),
     "pids": lambda option, words: tuple(_process_number(option, word) for word in words),
 }
+
+
+def option_words(option: Option, value: Any) -> list[str]:
+    """Return the words of the command line that set an option to a value: the inverse of `option_value`."""
+    if option.kind == "flag":
+        return [option.flag] if value else []
+    if option.kind in ("numbers", "lists"):
+        return [option.flag, *(str(part) if isinstance(part, int) else format_ordered(part) for part in value)]
+    if option.kind == "bind" and not isinstance(value, str):
+        return [option.flag, "|".join(map(format_ordered, value))]
+    if option.kind in ("ids", "gpus"):
+        return [option.flag, format_ordered(value)]
+    if value is None:
+        return [option.flag, "auto"]
+    if option.kind == "threads":
+        from ompaffinity.placement.architecture import ALL
+
+        return [option.flag, "all" if value >= ALL else str(value)]
+    return [option.flag, str(value)]
+
+
+def format_ordered(ids: Iterable[int] | str) -> str:
+    """Return ids in their order, separated by commas; a text as it is."""
+    return ids if isinstance(ids, str) else ",".join(map(str, ids))

@@ -17,6 +17,8 @@ from ompaffinity.placement.request import (
 
 SEVERAL_VALUES = ("pids", "numbers", "lists")
 OPTIONS_VARIABLE = "OMPAFFINITY_OPTIONS"
+OPTIONS_FLAG = "--options"
+"""The option that names a file of measured options; it is no planning option itself."""
 
 
 class Option(NamedTuple):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.bind.environment import copy_of
 from ompaffinity.bind.process import ProcessBinding, bind_current_process, current_binding
+from ompaffinity.bind.saved_options import resolved
 from ompaffinity.bind.worker_placement import current_placement
 from ompaffinity.errors import BindingError, RequestError
 from ompaffinity.integrations.ray.cluster import check_for_cluster, make_cluster_plan
@@ -68,7 +69,8 @@ def plan_cluster(
         RequestError: Ray is not installed or not to be reached, or the request makes no sense for a cluster.
         PlacementError, TopologyError: there can be no such plan on these nodes.
     """
-    wanted = check_for_cluster(requested(_with_sizes(world_size, request), copy_of(os.environ)))
+    files = resolved(_with_sizes(world_size, request), copy_of(os.environ))
+    wanted = check_for_cluster(requested(files.given, files.environ))
     with connected(address):
         nodes, messages = read_nodes(wanted, machines or {}, timeout_seconds)
         plan = make_cluster_plan(nodes, wanted)

@@ -15,6 +15,7 @@ from ompaffinity.bind.environment import copy_of
 from ompaffinity.bind.live_plan import with_gpu_homes
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.bind.profile import WorkerProfile
+from ompaffinity.bind.saved_options import resolved
 from ompaffinity.bind.scope import is_inside
 from ompaffinity.bind.start_methods import FORKSERVER
 from ompaffinity.bind.worker_placement import current_placement
@@ -159,7 +160,8 @@ def _plan(config: Any, topology: Topology, wanted: _WantedGpus) -> Plan:
     lists = NUMABindConfig(True, getattr(config, "numa_bind_nodes", None), getattr(config, "numa_bind_cpus", None))
     # Lists that overlap are what the user wants.
     asked = lists._asdict() | {"share": lists.numa_bind_cpus is not None or bool(getattr(config, "share", False))}
-    request = with_gpu_homes(requested(asked, copy_of(os.environ)), topology)
+    files = resolved(asked, copy_of(os.environ))
+    request = with_gpu_homes(requested(files.given, files.environ), topology)
     homes = request.gpu_homes or ()
     by_hand = [len(given) for given in (lists.numa_bind_nodes, lists.numa_bind_cpus) if given is not None]
     count = by_hand[0] if by_hand else len(homes)

@@ -1,0 +1,217 @@
+"""The advice of a comparison, saved and used: by every verb, the manager and the environment."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ompaffinity.bind.live_plan import live_plan
+from ompaffinity.bind.manager import OMPProcessManager
+from ompaffinity.bind.saved_options import measured_machine, read_saved_options, resolved
+from ompaffinity.errors import RequestError
+from ompaffinity.measure.advice import Advice
+from ompaffinity.measure.runs import Run
+from ompaffinity.measure.saved import advised_document
+from ompaffinity.measure.session import Settings, conclude
+from ompaffinity.measure.variants import VARIANTS
+from ompaffinity.placement.option_values import option_value, option_words
+from ompaffinity.placement.options import PLAN_OPTIONS
+from ompaffinity.topology.source import load_topology
+from tests.cli.test_schemas import check
+from tests.conftest import CPUS, run_command
+
+LOAD = (0.5, 0.25, 0.0)
+
+
+def saved(path: Path, options: str, **machine: object) -> str:
+    """Write a file as `compare --save` does, with other facts about the machine."""
+    facts = measured_machine(load_topology()).to_document() | machine
+    path.write_text(json.dumps({"schema": "ompaffinity.options/1", "options": options, "machine": facts}))
+    return str(path)
+
+
+def advised(variant: str, request: dict[str, Any]) -> dict[str, Any]:
+    """Return the document for a comparison whose advice is this variant."""
+    variants = [VARIANTS["none"], VARIANTS["plan"], VARIANTS[variant]]
+    rounds = [{found.name: Run(1.0 + turn / 100, 1.0, 0.0) for found in variants} for turn in range(8)]
+    settings = Settings(("python", "serve.py", "--token", "secret"))
+    comparison = conclude(list({found.name: found for found in variants}.values()), rounds, settings, {})
+    comparison = comparison._replace(advice=Advice(variant, "use it", {}))
+    document = advised_document(comparison, request, load_topology(), LOAD)
+    assert document is not None
+    return document
+
+
+def test_the_options_of_the_request_and_of_the_variant_are_saved() -> None:
+    document = advised("helper-node", {"tensor_parallel_size": 2, "reserve": 1, "runtime": "gomp", "avoid": ["live"]})
+    assert document["options"] == "--reserve 1 --helper-cpus node --runtime gomp"
+    assert document["evidence"]["ranks"] == 2
+    assert document["evidence"]["load_average"] == list(LOAD)
+
+
+def test_the_option_of_the_variant_has_precedence() -> None:
+    assert advised("no-reserve", {"reserve": 2})["options"] == "--reserve 0"
+
+
+def test_no_argument_of_the_command_is_saved() -> None:
+    document = advised("plan", {})
+    assert document["evidence"]["command"] == "python serve.py ..."
+    assert "secret" not in json.dumps(document)
+
+
+@pytest.mark.parametrize(
+    ("variant", "options"),
+    [("none", "--bind none"), ("threads", "--bind none"), ("mask", "--granularity team --memory-policy none")],
+)
+def test_a_variant_that_is_no_plan_is_saved_as_what_comes_nearest(variant: str, options: str) -> None:
+    assert advised(variant, {})["options"] == options
+
+
+def test_without_advice_nothing_is_saved() -> None:
+    variants = [VARIANTS["none"], VARIANTS["plan"]]
+    rounds = [{found.name: Run(1.0, 1.0, 0.0) for found in variants}]
+    comparison = conclude(variants, rounds, Settings(("true",)), {})
+    assert advised_document(comparison, {}, load_topology(), LOAD) is None
+
+
+VALUES: dict[str, Any] = {
+    "bind": "0,2|1,3",
+    "threads_per_core": "all",
+    "reserve": "auto",
+    "cpus": "4,2,0",
+    "numa_bind_nodes": ["0", "1"],
+    "numa_bind_cpus": ["0-3", "4-7"],
+    "gpus": "2,3",
+    "utilization": "0.9",
+}
+
+
+@pytest.mark.parametrize("option", [option for option in PLAN_OPTIONS if option.kind != "files"], ids=lambda o: o.field)
+def test_words_of_an_option_are_read_as_the_same_value(option: Any) -> None:
+    text = VALUES.get(option.field, option.choices[-1] if option.choices else "2")
+    value = True if option.kind == "flag" else option_value(option, text)
+    flag, *words = option_words(option, value)
+    assert flag == option.flag
+    again = True if option.kind == "flag" else option_value(option, words if isinstance(text, list) else words[0])
+    assert again == value
+
+
+def test_options_that_are_given_have_precedence_over_the_file(tmp_path: Path) -> None:
+    file = saved(tmp_path / "best.json", "--reserve 1 --span machine")
+    assert resolved({"options": file, "reserve": 0}, {}).given == {"reserve": 0, "span": "machine"}
+
+
+def test_lists_that_are_given_replace_what_the_file_plans(tmp_path: Path) -> None:
+    file = saved(tmp_path / "best.json", "--reserve 1 --threads-per-core 1 --runtime gomp")
+    given = resolved({"options": file, "bind": ((0,),)}, {}).given
+    assert given == {"bind": ((0,),), "runtime": "gomp"}
+
+
+def test_the_file_has_precedence_over_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = saved(tmp_path / "best.json", "--bind none")
+    monkeypatch.setenv("OMPAFFINITY_BIND", str(CPUS[0]))
+    assert not live_plan({"options": file}).ranks[0].bound
+    assert live_plan({}).ranks[0].bound
+
+
+def test_the_environment_names_a_file_and_options_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = saved(tmp_path / "best.json", "--bind none --runtime gomp")
+    monkeypatch.setenv("OMPAFFINITY_OPTIONS", f"--runtime iomp --options {file}")
+    plan = OMPProcessManager().plan
+    assert (plan.ranks[0].bound, plan.runtime) == (False, "iomp")
+    monkeypatch.setenv("OMPAFFINITY_OPTIONS", f"--options={file}")
+    assert OMPProcessManager().plan.runtime == "gomp"
+
+
+@pytest.mark.parametrize("verb", [("plan",), ("run", "--", "true"), ("exec", "--", "true"), ("verify", "--", "true")])
+def test_every_verb_that_plans_reads_the_file(verb: tuple[str, ...], tmp_path: Path) -> None:
+    file = saved(tmp_path / "best.json", "--cpus 99999")
+    done = run_command(verb[0], "--options", file, *verb[1:])
+    assert done.returncode == 2
+    assert "--cpus" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("machine", "words"),
+    [
+        ({"architecture": "s390x"}, "s390x, here"),
+        ({"model": "Some other CPU"}, "Some other CPU, here"),
+        ({"cpus": 192}, "192 CPUs online, here"),
+        ({"nodes": 64}, "64 NUMA nodes, here"),
+        ({"allowed": "1000-1003"}, "CPU 1000-1003 allowed, here CPU"),
+        ({"quota": 250}, "2.5 CPUs as quota, here"),
+    ],
+)
+def test_another_machine_or_other_limits_are_a_warning(machine: dict[str, object], words: str, tmp_path: Path) -> None:
+    file = saved(tmp_path / "best.json", "--bind none", **machine)
+    (message,) = [found for found in OMPProcessManager(options=file).messages if "measured" in found.code]
+    assert (message.code, message.level) == ("options-measured-elsewhere", "warning")
+    assert words in message.message
+    assert "[options-measured-elsewhere]" in run_command("plan", "--options", file).stderr
+
+
+def test_the_same_machine_is_no_warning(tmp_path: Path) -> None:
+    file = saved(tmp_path / "best.json", "--bind none")
+    assert not [found for found in OMPProcessManager(options=file).messages if "measured" in found.code]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "is not what `ompaffinity compare --save` writes"),
+        ("{}", "is not what `ompaffinity compare --save` writes"),
+        ('{"schema": "ompaffinity.plan/1"}', "schema"),
+        ('{"schema": "ompaffinity.options/1", "options": 5}', "options"),
+        ('{"schema": "ompaffinity.options/1", "options": ""}', "machine"),
+    ],
+)
+def test_rejects_a_file_that_holds_something_else(content: str, words: str, tmp_path: Path) -> None:
+    file = tmp_path / "best.json"
+    file.write_text(content)
+    with pytest.raises(RequestError, match=words):
+        read_saved_options(file)
+
+
+@pytest.mark.parametrize("options", ["--pid 1", "--capture /tmp/x", "rm -rf", "--options other.json", "--help", "'"])
+def test_rejects_a_file_with_anything_but_planning_options(options: str, tmp_path: Path) -> None:
+    file = saved(tmp_path / "best.json", options)
+    with pytest.raises(RequestError, match=r"--options .*best\.json is "):
+        read_saved_options(file)
+
+
+@pytest.mark.parametrize("text", ["--options", "--options /nowhere/best.json", "--reserve 0 --options"])
+def test_rejects_a_variable_without_a_file_that_can_be_read(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMPAFFINITY_OPTIONS", text)
+    with pytest.raises(RequestError, match="--options"):
+        OMPProcessManager()
+
+
+@given(st.text(max_size=40))
+def test_any_text_of_options_is_read_or_rejected(text: str) -> None:
+    with suppress(RequestError):
+        resolved({}, {"OMPAFFINITY_OPTIONS": f"--options {text}"})
+
+
+def test_compare_saves_what_plan_reads(tmp_path: Path) -> None:
+    file = tmp_path / "best.json"
+    variants = ("--variant", "none", "--variant", "plan")
+    done = run_command("compare", *variants, "--reserve", "0", "--budget", "30", "--save", str(file), "--", "true")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(file.read_text())
+    check(document)
+    assert document["evidence"]["variant"] in ("none", "plan")
+    assert run_command("plan", "--options", str(file), "--json").returncode == 0
+
+
+def test_compare_saves_nothing_where_the_rounds_are_too_few(tmp_path: Path) -> None:
+    file = tmp_path / "best.json"
+    command = ("--budget", "3", "--save", str(file), "--", "sleep", "0.4")
+    done = run_command("compare", "--variant", "none", "--variant", "plan", *command)
+    assert (done.returncode, file.exists()) == (1, False)
+    assert "is not written: too few rounds" in done.stderr
