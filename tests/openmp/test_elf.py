@@ -104,6 +104,20 @@ def test_reads_the_wide_hash_table_of_s390x(tmp_path: Path) -> None:
         assert found.exports("GOMP_parallel")
 
 
+def test_reads_the_narrow_hash_table_of_other_64_bit_machines(tmp_path: Path) -> None:
+    for machine in (21, 23, 62, 183):
+        with library(tmp_path / "x.so", crafted(old_table(">"), order=">", machine=machine)) as found:
+            assert found.exports("GOMP_parallel")
+
+
+@pytest.mark.parametrize(("offset", "byte"), [(0, 0x7E), (3, 0x00), (4, 0), (4, 3), (5, 0), (5, 3)])
+def test_rejects_another_identity(tmp_path: Path, offset: int, byte: int) -> None:
+    content = bytearray(crafted(old_table()))
+    content[offset] = byte
+    with pytest.raises(ELFError, match="not an ELF file"), library(tmp_path / "x.so", bytes(content)):
+        pass
+
+
 @needs_gcc
 @pytest.mark.parametrize("style", ["sysv", "gnu", "both"])
 def test_reads_what_a_compiler_wrote(tmp_path: Path, style: str) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import chain
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +10,14 @@ from ompaffinity.ids import parse_ordered_id_list
 from ompaffinity.openmp.variables import BINDING_VARIABLES, MANAGED_VARIABLES, rank_environment
 from ompaffinity.placement.model import RankPlacement
 
-orders = st.lists(st.integers(0, 400), min_size=1, max_size=40, unique=True)
+runs = st.builds(
+    lambda first, count, stride: [*range(first, first + count * stride, stride)],
+    st.integers(0, 400),
+    st.integers(1, 12),
+    st.integers(1, 4),
+)
+orders = st.lists(runs, min_size=1, max_size=6).map(lambda parts: [*dict.fromkeys(chain.from_iterable(parts))])
+"""CPUs in any order, with runs of equal strides, as cores and their siblings have them."""
 
 
 def placement(cpus: list[int], helpers: tuple[int, ...] = ()) -> RankPlacement:
@@ -55,6 +64,24 @@ def test_standard_places_name_each_cpu_in_order(cpus: list[int]) -> None:
 def test_gnu_lists_name_each_cpu_in_order(cpus: list[int]) -> None:
     text = variables("gomp", cpus)["GOMP_CPU_AFFINITY"].replace(" ", ",")
     assert parse_ordered_id_list(text) == cpus
+
+
+@pytest.mark.parametrize(
+    ("cpus", "words"), [([4, 5, 6, 7], "4-7"), ([0, 2, 4, 6], "0-6:2"), ([3, 1, 2], "3 1 2"), ([9], "9")]
+)
+def test_gnu_lists_have_runs_as_intervals(cpus: list[int], words: str) -> None:
+    assert variables("gomp", cpus)["GOMP_CPU_AFFINITY"] == words
+
+
+@given(orders, st.lists(st.integers(500, 600), min_size=1, max_size=3, unique=True))
+def test_intel_lists_have_a_set_for_a_place_of_several_cpus(cpus: list[int], more: list[int]) -> None:
+    places = [*((cpu,) for cpu in cpus), tuple(more), (1000,)]
+    rank = placement([0] * len(places))._replace(places=tuple(places))
+    value = rank_environment(rank, runtime="iomp", granularity="thread")[0].get("KMP_AFFINITY", "")
+    if len(more) > 1:
+        before, _, after = value.partition("{")
+        assert before.endswith(("[", ","))
+        assert after == f"{','.join(map(str, more))}}},1000]"
 
 
 @given(orders)
