@@ -7,22 +7,20 @@ and two at once, on this process's CPUs; the variants are those of ``ompaffinity
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import os
-import platform
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.conditions import Conditions
 from ompaffinity.measure.runs import metric_of
 from ompaffinity.measure.session import Comparison, Settings, compare_variants
 from ompaffinity.measure.variants import VARIANTS, variant_manager
 from ompaffinity.openmp.library_path import find_library
 from ompaffinity.openmp.variables import MANAGED_VARIABLES
 
-RESULTS = Path(__file__).resolve().parent / "results"
 NAMES = ("none", "threads", "mask", "plan", "team", "passive")
 LIBRARIES = {"libgomp": ("gomp", None), "libomp (LLVM)": ("iomp", "libomp.so.5"), "libiomp5": ("iomp", "libiomp5.so")}
 
@@ -38,7 +36,8 @@ def main() -> None:
     for name in MANAGED_VARIABLES:
         os.environ.pop(name, None)
     logging.getLogger("ompaffinity").disabled = True
-    text = [f"{platform.machine()}, {options.cpus} CPUs; microseconds per region, summed over the ranks\n"]
+    conditions = Conditions()
+    text = ["Microseconds per region, summed over the ranks.\n"]
     documents = []
     with tempfile.TemporaryDirectory() as folder:
         program = str(Path(folder, "barrier"))
@@ -54,9 +53,7 @@ def main() -> None:
                 text.append(_table(library, ranks, comparison))
                 sys.stdout.write(text[-1])
                 sys.stdout.flush()
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "barrier.md").write_text("\n".join(text))
-    (RESULTS / "barrier.json").write_text(json.dumps(documents, indent=1) + "\n")
+    conditions.write("barrier", "\n".join(text), {"comparisons": documents})
 
 
 def _compared(program: str, family: str, preload: str | None, ranks: int, budget: float) -> Comparison:

@@ -7,24 +7,21 @@ unbound one (a shell with numactl and a Python wrapper are measured beside it). 
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.conditions import Conditions
 from benchmarks.measure import ratio_table, ratios, table
 from ompaffinity.bind.manager import OMPProcessManager
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RESULTS = Path(__file__).resolve().parent / "results"
 CHILD = [sys.executable, "-c", "pass"]
 WRAPPER = (
     "import os, sys; os.sched_setaffinity(0, {int(cpu) for cpu in sys.argv[1].split(',')});"
@@ -37,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=60)
     options = parser.parse_args()
+    conditions = Conditions()
     manager = OMPProcessManager(tensor_parallel_size=1, runtime="gomp")
     contestants = _contestants(manager)
     times: dict[str, list[float]] = {name: [] for name in contestants}
@@ -57,14 +55,8 @@ def main() -> None:
             if name in times
         },
     }
-    text = (
-        f"Python {platform.python_version()}, {platform.machine()}, {options.rounds} interleaved rounds\n\n"
-        f"{table(times)}\n\n{ratio_table(rows)}\n"
-    )
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "context.md").write_text(text)
-    (RESULTS / "context.json").write_text(json.dumps({"seconds": times, "ratios": rows}, indent=1) + "\n")
-    sys.stdout.write(text)
+    text = f"{options.rounds} interleaved rounds.\n\n{table(times)}\n\n{ratio_table(rows)}"
+    conditions.write("context", text, {"seconds": times, "ratios": rows})
 
 
 def _contestants(manager: OMPProcessManager) -> dict[str, Callable[[], object]]:

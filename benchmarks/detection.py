@@ -9,18 +9,16 @@ Ours is measured in this process (that is how a server uses it), the peers as pr
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
-import platform
 import shutil
 import statistics
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.conditions import Conditions
 from benchmarks.measure import ratio_table, ratios, table, time_calls
 from benchmarks.trees import write_tree
 from ompaffinity.topology.source import load_topology
@@ -28,7 +26,6 @@ from ompaffinity.topology.source import load_topology
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RESULTS = Path(__file__).resolve().parent / "results"
 SIZES = ((128, 2), (1024, 2), (8192, 4))
 
 
@@ -39,7 +36,7 @@ def main() -> None:
     parser.add_argument("--largest", type=int, default=8192, help="leave out the larger trees")
     options = parser.parse_args()
     rounds, sizes = options.rounds, [size for size in SIZES if size[0] <= options.largest]
-    load = os.getloadavg()
+    conditions = Conditions()
     times: dict[str, list[float]] = {}
     rows: dict[str, dict[str, float]] = {}
     for cpus, threads in sizes:
@@ -58,17 +55,10 @@ def main() -> None:
     least, most = sizes[0][0], sizes[-1][0]
     small, large = (statistics.median(times[f"{cpus} CPUs, ours"]) for cpus in (least, most))
     exponent = math.log(large / small) / math.log(most / least) if most > least else 1
-    heading = (
-        f"Python {platform.python_version()}, {platform.machine()}, {rounds} interleaved rounds, warm cache,"
-        f" load average before {load[0]:.1f}"
-    )
+    heading = f"{rounds} interleaved rounds, warm cache."
     growth = f"Growth from {least} to {most} CPUs: cost ~ CPUs^{exponent:.2f} (1 is linear)."
-    text = "\n\n".join([heading, table(times), ratio_table(rows), growth]) + "\n"
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "detection.md").write_text(text)
-    results = {"seconds": times, "ratios": rows, "exponent": exponent}
-    (RESULTS / "detection.json").write_text(json.dumps(results, indent=1) + "\n")
-    sys.stdout.write(text)
+    text = "\n\n".join([heading, table(times), ratio_table(rows), growth])
+    conditions.write("detection", text, {"seconds": times, "ratios": rows, "exponent": exponent})
 
 
 def _contestants(tree: Path, cpus: int) -> dict[str, Callable[[], object]]:

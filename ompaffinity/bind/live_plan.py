@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING
 from ompaffinity.bind.environment import copy_of
 from ompaffinity.bind.plan_files import held_by_plans
 from ompaffinity.bind.saved_options import resolved
-from ompaffinity.devices.live import live_gpus
 from ompaffinity.devices.model import GPUHome, NoGPUsError
-from ompaffinity.devices.recorded import recorded_gpus
 from ompaffinity.errors import RequestError, TopologyError
 from ompaffinity.messages import RUNTIME_DIFFERS, RUNTIME_UNKNOWN, TWO_OPENMP_RUNTIMES, Message
 from ompaffinity.openmp.detect import GOMP, IOMP, expected_runtimes, probe_runtimes
@@ -145,8 +143,13 @@ def with_gpu_homes(
     nodes, cpus = checked_maps(request.numa_bind_nodes, request.numa_bind_cpus)
     if synthetic:
         return request
+    # Most plans have no GPU, and the readers of GPUs take a part of every start.
     if machine is None:
+        from ompaffinity.devices.live import live_gpus
+
         return request._replace(gpu_homes=homes(live_gpus(topology, user_nodes=nodes)))
+    from ompaffinity.devices.recorded import recorded_gpus
+
     try:
         return request._replace(gpu_homes=homes(recorded_gpus(machine, topology, user_nodes=nodes)))
     except NoGPUsError as error:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.bind.start_methods import FORK, FORKSERVER
 from ompaffinity.openmp.plan_document import worker_environment
@@ -36,8 +35,7 @@ def command_variables(plan: Plan, placement: RankPlacement, environ: Mapping[str
     return variables, removed
 
 
-@dataclass(frozen=True)
-class WorkerProfile:
+class WorkerProfile(NamedTuple):
     """What a manager sets for a worker and what it guards.
 
     `variables` makes them from the plan, the placement and the environment that the worker would inherit.

@@ -7,13 +7,13 @@ may have gone to another one), and only where the value that was set is still th
 
 from __future__ import annotations
 
-import logging
 import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
 from ompaffinity.bind.deferred_signals import deferred_signals, surely
 from ompaffinity.errors import BindingError
+from ompaffinity.messages import LOGGER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
     Step = Callable[[], str | None]
 
-logger = logging.getLogger("ompaffinity")
 T = TypeVar("T")
 
 
@@ -62,7 +61,10 @@ class Undo:
             failure = self._steps.pop()()
             if failure is not None:
                 self.failures.append(failure)
-                logger.warning("%s: %s", BindingError.code, failure)
+                # Loading it takes a part of every start, and few restore with a failure.
+                import logging
+
+                logging.getLogger(LOGGER).warning("%s: %s", BindingError.code, failure)
 
 
 @contextmanager

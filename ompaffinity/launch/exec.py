@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -24,8 +23,6 @@ from ompaffinity.placement.request import LIVE, SIZES, PlacementRequest, product
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
-
-logger = logging.getLogger("ompaffinity")
 
 MAX_CPUS = 8192
 """NR_CPUS is at most this in any kernel today."""

@@ -245,7 +245,7 @@ def _about_unused_nodes(
         return "this process may use no memory there; --span machine uses their cores"
     if request.ranks >= len(nodes):
         return "too few CPUs there for a rank as large as the others"
-    if request.span == AUTO and request.ranks < len(nodes):
+    if request.span == AUTO:
         reason = "each rank gets equally many whole nodes of one package"
         if request.group > 1:
             reason += ", and a tensor-parallel group stays in one package at a small cost"
