@@ -13,6 +13,7 @@ from ompaffinity.errors import InterruptedBySignalError, OMPAffinityError, Reque
 from ompaffinity.launch.output import Line, LineSplitter
 from ompaffinity.launch.ranks import free_port, rank_variables
 from ompaffinity.launch.supervise import Supervisor
+from ompaffinity.proof.foreign import cpu_times
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,10 +24,7 @@ if TYPE_CHECKING:
 
 GRACE_SECONDS = 5
 """How long ranks may take to end after SIGTERM."""
-TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 GROUPED = re.compile(r"[+-]?[0-9]{1,3}(,[0-9]{3})+(\.[0-9]+)?")
-BUSY = (0, 1, 2, 5, 6, 7)
-"""user, nice, system, irq, softirq, steal (proc_stat(5)); guests are in user already."""
 
 
 class CommandFailedError(OMPAffinityError):
@@ -106,14 +104,8 @@ def _start(
 
 def _busy_seconds() -> float:
     """Return the CPU seconds that this machine has spent so far on the CPUs that this process may use."""
-    names = {f"cpu{cpu}" for cpu in os.sched_getaffinity(0)}
-    ticks = 0
-    with open("/proc/stat", encoding="ascii") as file:
-        for line in file:
-            name, *fields = line.split()
-            if name in names:
-                ticks += sum(int(fields[place]) for place in BUSY if place < len(fields))
-    return ticks / TICKS
+    busy = cpu_times().busy
+    return sum(busy.get(cpu, 0.0) for cpu in os.sched_getaffinity(0))
 
 
 def _own_seconds() -> float:

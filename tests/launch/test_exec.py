@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from ompaffinity.launch.exec import options_of_group
 from ompaffinity.launch.mask_groups import MaskGroup
 from ompaffinity.launch.ranks import LauncherRank
-from tests.conftest import CPUS, ROOT, needs_program, needs_two_cpus
+from tests.conftest import CPUS, ROOT, needs_program, needs_two_cpus, run_command
 from tests.openmp.libraries import needs_torch
 
 REPORT = """
@@ -298,3 +299,9 @@ def test_the_command_starts_with_the_signals_of_a_fresh_process() -> None:
     shell = ["sh", "-c", "grep SigIgn /proc/self/status"]
     direct = subprocess.run(shell, capture_output=True, text=True, check=True).stdout
     assert launch(*EXEC, *options, *shell).stdout == direct
+
+
+def test_the_command_gets_the_default_actions_of_the_signals_that_python_ignores() -> None:
+    done = run_command("exec", "--", "grep", "SigIgn", "/proc/self/status")
+    ignored = int(done.stdout.split()[1], 16)
+    assert not ignored & (1 << (signal.SIGPIPE - 1) | 1 << (signal.SIGXFSZ - 1))

@@ -123,6 +123,27 @@ def test_memory_left_is_that_of_the_fullest_group() -> None:
 
 
 @pytest.mark.parametrize(
+    ("statistics", "left"),
+    [
+        ("", 100),
+        ("active_file 30\ninactive_file 20\n", 150),
+        ("slab_reclaimable 7\nslab_unreclaimable 1000\n", 107),
+        ("anon 500\nfile 400\n", 100),
+        ("inactive_file 1\ntotal_inactive_file 40\ntotal_active_file 5\nactive_file 2\n", 145),
+        ("active_file 99999\n", 4000),
+    ],
+)
+def test_memory_that_the_kernel_can_reclaim_is_left(statistics: str, left: int) -> None:
+    files = {
+        **V2,
+        "sys/fs/cgroup/a/memory.max": "4000",
+        "sys/fs/cgroup/a/memory.current": "3900",
+        "sys/fs/cgroup/a/memory.stat": statistics,
+    }
+    assert memory_left(ArchiveTree({path: content.encode() for path, content in files.items()})) == left
+
+
+@pytest.mark.parametrize(
     ("point", "name"), [("/dev/cpuset", "dev/cpuset/dummy/cpus"), ("/my\\040groups", "my groups/dummy/cpuset.cpus")]
 )
 def test_reads_escaped_mount_points(point: str, name: str) -> None:
