@@ -169,7 +169,7 @@ GUESTS = {
             2,
             nodes=FOUR_NODES,
             distances=UNEVEN,
-            tests=(*READS, "proof", "memory", "watch"),
+            tests=(*READS, "proof", "memory", "watch", "span"),
         ),
         # Node 2 has CPUs and no memory, node 3 memory and no CPUs.
         Guest(
@@ -179,7 +179,7 @@ GUESTS = {
             cores=2,
             threads=2,
             nodes={0: Node("0-3", 512), 1: Node("4-5", 256), 2: Node("6-7", 0), 3: Node("", 256)},
-            tests=(*READS, "proof", "memory", "limits", "smt", "launch"),
+            tests=(*READS, "proof", "memory", "limits", "smt", "launch", "span"),
         ),
         Guest(
             "x86-72-nodes",
