@@ -52,13 +52,15 @@ class Scheduling(NamedTuple):
 class ProcessFacts(NamedTuple):
     """The parent of a process, its start time in clock ticks since boot, and whether it was forked without an exec.
 
-    `has_ended`: it is a zombie, or its main thread has ended before the others.
+    `has_ended`: it is a zombie, or its main thread has ended before the others. `ticks` is its CPU time so far in clock
+    ticks, with that of threads that have ended.
     """
 
     parent: int
     start_time: int
     forked: bool
     has_ended: bool = False
+    ticks: int = 0
 
 
 class ThreadTimes(NamedTuple):
@@ -249,6 +251,7 @@ def process_facts(pid: int) -> ProcessFacts:
         _integer(fields, START_TIME_FIELD),
         bool(_integer(fields, FLAGS_FIELD) & FORKED_FLAG),
         fields.get(STATE_FIELD) in ("Z", "X"),
+        _integer(fields, USER_FIELD) + _integer(fields, SYSTEM_FIELD),
     )
 
 

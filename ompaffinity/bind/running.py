@@ -71,11 +71,19 @@ class Rebinding(NamedTuple):
         return Rebinding((*self.changes, *other.changes), (*self.refused, *other.refused))
 
 
-def bind_threads(pid: int, started: int, masks: Mapping[int, tuple[int, ...]], others: tuple[int, ...]) -> Rebinding:
+def bind_threads(
+    pid: int,
+    started: int,
+    masks: Mapping[int, tuple[int, ...]],
+    others: tuple[int, ...],
+    *,
+    keep_narrower: bool = False,
+) -> Rebinding:
     """Bind the threads of a process to the CPUs in `masks`, {kernel id: CPUs}, and all other threads to `others`.
 
     `started` is its start time in clock ticks since boot; another process that has the number now is left alone.
-    Threads that it starts meanwhile are bound as well. Threads that have their CPUs already are in no list.
+    Threads that it starts meanwhile are bound as well. Threads that have their CPUs already are in no list. With
+    `keep_narrower` other threads that are within `others` already stay as they are.
     """
     seen: set[int] = set()
     changes: list[ThreadChange] = []
@@ -91,6 +99,8 @@ def bind_threads(pid: int, started: int, masks: Mapping[int, tuple[int, ...]], o
             break
         seen.update(new)
         for number in new:
+            if keep_narrower and number not in masks and (mask_of(number) or set()) <= set(others):
+                continue
             found = _bind_thread(pid, number, masks.get(number, others))
             if isinstance(found, ThreadChange):
                 changes.append(found)

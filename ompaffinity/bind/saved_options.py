@@ -13,7 +13,7 @@ from ompaffinity.bind.plan_files import saved_document
 from ompaffinity.errors import RequestError
 from ompaffinity.ids import format_id_list
 from ompaffinity.messages import OPTIONS_MEASURED_ELSEWHERE
-from ompaffinity.placement.environment import completed, options_from_text, split_options
+from ompaffinity.placement.environment import completed, options_from_text, options_text, split_options
 from ompaffinity.placement.fields import WHOLE, DocumentReader, Source
 from ompaffinity.placement.options import OPTIONS_FLAG, OPTIONS_VARIABLE
 
@@ -106,7 +106,8 @@ def resolved(given: Mapping[str, Any], environ: Mapping[str, str]) -> Resolved:
     path, others = split_options(text)
     if path is not None:
         files.append(read_saved_options(path))
-        environ = {**environ, OPTIONS_VARIABLE: f"{files[0].text} {others}"}
+        beside = completed(options_from_text(others), files[0].options)
+        environ = {**environ, OPTIONS_VARIABLE: options_text(beside)}
     if given.get("options") is not None:
         files.append(read_saved_options(given["options"]))
         rest = completed(rest, files[-1].options)

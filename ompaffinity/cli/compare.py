@@ -19,6 +19,7 @@ from ompaffinity.measure.runs import metric_of
 from ompaffinity.measure.session import Settings, compare_variants
 from ompaffinity.measure.variants import PLAN, USUAL, VARIANTS, Variant, variant_manager, what_it_sets
 from ompaffinity.messages import WARNING
+from ompaffinity.placement.environment import completed, environment_options
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.topology.source import load_topology
 
@@ -83,7 +84,8 @@ def _saved(path: str, comparison: Comparison, request: dict[str, Any]) -> int:
     """Write the advised options; return 1 where the comparison was too short for advice."""
     from ompaffinity.measure.saved import advised_document
 
-    given = resolved(request, {}).given
+    files = resolved(request, os.environ)
+    given = completed(files.given, environment_options(files.environ))
     document = advised_document(comparison, given, load_topology(), os.getloadavg())
     if document is None:
         print(f"ompaffinity: {path} is not written: {comparison.advice.text}", file=sys.stderr)

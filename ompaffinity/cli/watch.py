@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from contextlib import ExitStack, contextmanager
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.bind.plan_files import saved_placements
 from ompaffinity.cli.verify import UNPROVEN_STATUS
-from ompaffinity.errors import RequestError
+from ompaffinity.errors import OMPAffinityError, OutputError, RequestError
 from ompaffinity.proof.drift import REPAIRED, REPLANNED
 from ompaffinity.proof.events import Events
 from ompaffinity.proof.verdict import DIFFERS, UNPROVEN
@@ -56,6 +57,11 @@ def _exports(values: dict[str, Any], stack: ExitStack) -> Iterator[Callable[[Wat
     """Yield what publishes each status: the metrics files and servers that are asked for."""
     if "prometheus" not in values and "listen" not in values:
         return
+    folder = os.path.dirname(values.get("prometheus", "")) or "."
+    if "prometheus" in values and not os.access(folder, os.W_OK):
+        raise RequestError(
+            f"--prometheus {values['prometheus']} cannot be written: {folder} is no directory that permits it"
+        )
     from ompaffinity.integrations.prometheus import Metrics
 
     metrics = Metrics()
@@ -95,18 +101,37 @@ def _watch(
         stopped = stack.enter_context(_stopped_by_signals(events))
         show = stack.enter_context(_reporter(bool(values.get("json"))))
         status = watcher.start(min(START_SECONDS, interval))
+        failures: set[str] = set()
         while True:
-            for export in exports:
-                export(status)
             show(status)
+            for export in exports:
+                with _reported_once(failures):
+                    export(status)
             if watcher.has_ended:
                 return 0
-            events.watch_processes(watcher.pids)
-            events.watch_files(watcher.files())
+            with _reported_once(failures):
+                events.watch_processes(watcher.pids)
+                events.watch_files(watcher.files())
             events.wait(interval)
             if stopped:
                 return 0
-            status = watcher.check()
+            status = status._replace(changes=())
+            with _reported_once(failures):
+                status = watcher.check()
+
+
+@contextmanager
+def _reported_once(failures: set[str]) -> Iterator[None]:
+    """Report a failure on standard error, each one once: what fails now may work at the next check."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except (OMPAffinityError, OSError) as error:
+        text = " ".join(str(error).split())
+        if text not in failures:
+            failures.add(text)
+            sys.stderr.write(f"ompaffinity: warning: a check failed, and the next one follows: {shown(text)}\n")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
     from prometheus_client.registry import CollectorRegistry
 
-    from ompaffinity.proof.watch_status import WatchStatus
+    from ompaffinity.proof.watch_status import RankStatus, WatchStatus
 
 VERDICT_VALUES = {HOLDS: 1, UNPROVEN: 0, DIFFERS: -1}
 LABELS = ("rank", "local_rank", "pid")
@@ -99,22 +99,27 @@ class Metrics:
         from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
         status = self._status
-        ranks = () if status is None else status.ranks
+        # Of two servers the ranks that have ended may have the same labels, which a scraper rejects.
+        ranks = {} if status is None else {_labels(rank): rank for rank in status.ranks}
         families: list[GaugeMetricFamily | CounterMetricFamily] = []
         for name, (text, field) in GAUGES.items():
             gauge = GaugeMetricFamily(name, text, labels=LABELS)
-            for rank in ranks:
+            for labels, rank in ranks.items():
                 value = VERDICT_VALUES[rank.verdict] if field is None else getattr(rank, field)
                 if value is not None:
-                    gauge.add_metric([str(rank.rank), str(rank.local_rank), str(rank.pid or "")], value)
+                    gauge.add_metric(labels, value)
             families.append(gauge)
         for name, (text, field) in COUNTERS.items():
             counter = CounterMetricFamily(name, text, labels=LABELS)
-            for rank in ranks:
-                counter.add_metric([str(rank.rank), str(rank.local_rank), str(rank.pid or "")], getattr(rank, field))
+            for labels, rank in ranks.items():
+                counter.add_metric(labels, getattr(rank, field))
             families.append(counter)
         yield from families
         yield GaugeMetricFamily(LAST_CHECK, "When the ranks were checked last", value=self._checked)
+
+
+def _labels(rank: RankStatus) -> tuple[str, str, str]:
+    return str(rank.rank), str(rank.local_rank), str(rank.pid or "")
 
 
 def parse_address(address: str) -> tuple[str, int]:

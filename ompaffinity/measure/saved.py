@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import shlex
 from typing import TYPE_CHECKING
 
 from ompaffinity.bind.saved_options import SCHEMA, measured_machine
 from ompaffinity.measure.variants import MASK, NOTHING, PLAN, THREADS
-from ompaffinity.placement.option_values import option_words
-from ompaffinity.placement.options import PLAN_OPTIONS
+from ompaffinity.placement.environment import options_text
 from ompaffinity.placement.request import SIZES, product_of_sizes
 from ompaffinity.shown import brief_command
 
@@ -45,16 +43,10 @@ def advised_document(
     chosen = {**request, **(variant.request or {}), **INSTEAD[variant.kind]}
     if variant.kind in (NOTHING, THREADS):
         chosen = INSTEAD[variant.kind]
-    words = [
-        word
-        for option in PLAN_OPTIONS
-        if option.field in chosen and option.field not in NOT_SAVED
-        for word in option_words(option, chosen[option.field])
-    ]
     baseline = comparison.results[0].variant.name
     return {
         "schema": SCHEMA,
-        "options": shlex.join(words),
+        "options": options_text({name: value for name, value in chosen.items() if name not in NOT_SAVED}),
         "machine": measured_machine(topology).to_document(),
         "evidence": {
             "variant": variant.name,

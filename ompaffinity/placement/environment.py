@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.errors import IDListError, RequestError
 from ompaffinity.ids import parse_ordered_id_list
-from ompaffinity.placement.option_values import option_value
+from ompaffinity.placement.option_values import option_value, option_words
 from ompaffinity.placement.options import OPTIONS_FLAG, OPTIONS_VARIABLE, PLAN_OPTIONS, SEVERAL_VALUES
 from ompaffinity.placement.request import AUTO, CONFLICTS_WITH_LISTS, PlacementRequest, parse_bind
 
@@ -42,24 +42,26 @@ def requested(given: Mapping[str, Any], environ: Mapping[str, str]) -> Placement
     Raises:
         RequestError: a variable's value is not understood, or `given` names no such option.
     """
+    return PlacementRequest(**completed(given, environment_options(environ)))
+
+
+def completed(given: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments that are `given`, completed by those `others` that they do not replace.
+
+    Raises:
+        RequestError: `given` names no such option.
+    """
     unknown = given.keys() - set(PlacementRequest._fields)
     if unknown:
         known = ", ".join(PlacementRequest._fields)
         raise RequestError(f"{', '.join(sorted(unknown))}: no such option; the options are {known}")
-    arguments = request_from_environment(environ)
-    if environ.get(OPTIONS_VARIABLE, "").strip():
-        arguments = options_from_text(environ[OPTIONS_VARIABLE]) | arguments
-    return PlacementRequest(**completed(given, arguments))
-
-
-def completed(given: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments that are `given`, completed by those `others` that they do not replace."""
     asked = PlacementRequest(**given)
     # The environment does not apply where what is given replaces it: its binding to GPU ranks, its reserve to ranks
     # that have their own or share all of a node.
     replaced = {
         "bind": asked.for_gpus,
         "reserve": asked.share or asked.reserve_per_rank is not None,
+        "reserve_per_rank": asked.reserve is not None,
     }
     arguments = {name: value for name, value in others.items() if not replaced.get(name)} | dict(given)
     if not isinstance(arguments.get("bind", AUTO), str) or asked.numa_bind_cpus is not None:
@@ -122,6 +124,28 @@ def options_from_text(text: str, origin: str = f"the environment variable {OPTIO
         parser.error(str(error))
     found = vars(parser.parse_args(words))
     return {field: True if value is True else option_value(options[field], value) for field, value in found.items()}
+
+
+def options_text(values: Mapping[str, Any]) -> str:
+    """Return planning options in the form of the command line: the inverse of `options_from_text`."""
+    import shlex
+
+    words = [
+        word for option in PLAN_OPTIONS if option.field in values for word in option_words(option, values[option.field])
+    ]
+    return shlex.join(words)
+
+
+def environment_options(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the planning options that the environment sets: single variables, then OMPAFFINITY_OPTIONS.
+
+    Raises:
+        RequestError: a variable's value is not understood.
+    """
+    arguments = request_from_environment(environ)
+    if environ.get(OPTIONS_VARIABLE, "").strip():
+        arguments = options_from_text(environ[OPTIONS_VARIABLE]) | arguments
+    return arguments
 
 
 def split_options(text: str) -> tuple[str | None, str]:

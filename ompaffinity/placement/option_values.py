@@ -108,6 +108,8 @@ def option_words(option: Option, value: Any) -> list[str]:
     """Return the words of the command line that set an option to a value: the inverse of `option_value`."""
     if option.kind == "flag":
         return [option.flag] if value else []
+    if option.kind == "files":
+        return [word for name in value for word in (option.flag, str(name))]
     if option.kind in ("numbers", "lists"):
         return [option.flag, *(str(part) if isinstance(part, int) else format_ordered(part) for part in value)]
     if option.kind == "bind" and not isinstance(value, str):

@@ -20,7 +20,7 @@ Mask = tuple[int, ...]
 VERDICT = "verdict"
 CPUSET_CHANGED, CPUS_OFFLINE, CPUS_ONLINE = "cpuset-changed", "cpus-offline", "cpus-online"
 THREADS_REBOUND, TEAM_REPINNED = "threads-rebound", "team-repinned"
-RANK_RESTARTED, RANK_ENDED = "rank-restarted", "rank-ended"
+RANK_RESTARTED, RANK_MOVED, RANK_ENDED = "rank-restarted", "rank-moved", "rank-ended"
 COMPETITOR, COMPETITOR_ENDED, MEMORY_MOVED = "competitor", "competitor-ended", "memory-moved"
 REPAIRED, REPLANNED, REPAIR_REFUSED, REPAIR_STOPPED = "repaired", "replanned", "repair-refused", "repair-stopped"
 DRIFTS = (CPUSET_CHANGED, CPUS_OFFLINE, THREADS_REBOUND, TEAM_REPINNED, MEMORY_MOVED)
@@ -134,7 +134,7 @@ def kind_and_cause(
         return CPUSET_CHANGED, f"{text} {format_id_list(planned - now.cpuset)}"
     earlier = {} if before is None else before.masks
     if before is None:
-        return THREADS_REBOUND, "its CPUs were set before the watch began"
+        return THREADS_REBOUND, "its CPUs were set before it was observed"
     known = {number for number in drifted if number in earlier}
     if not known:
         return TEAM_REPINNED, "the program started threads and pinned them itself"

@@ -10,6 +10,7 @@ import ctypes
 import os
 import select
 import socket
+import struct
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -17,7 +18,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-IN_MODIFY = 0x2
+IN_MODIFY, IN_IGNORED = 0x2, 0x8000
+EVENT_HEADER = struct.Struct("iIII")
+"""struct inotify_event without its name: watch, mask, cookie, length of the name."""
 IN_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
 KOBJECT_UEVENT = 15
 UEVENT_GROUP = 1
@@ -78,9 +81,11 @@ class Events:
         """Wake on a write to one of these files, besides those before."""
         if self._inotify is None:
             return
-        for path in set(paths) - self._files:
-            self._files.add(path)
-            ctypes.CDLL(None).inotify_add_watch(self._inotify, os.fsencode(path), IN_MODIFY)
+        wanted = set(paths)
+        self._files &= wanted
+        for path in wanted - self._files:
+            if ctypes.CDLL(None).inotify_add_watch(self._inotify, os.fsencode(path), IN_MODIFY) >= 0:
+                self._files.add(path)
 
     def wait(self, seconds: float) -> bool:
         """Wait for so many seconds at most; return whether an event ended it."""
@@ -101,15 +106,26 @@ class Events:
         if self._uevents is not None and self._uevents.fileno() in descriptors:
             descriptors = descriptors - {self._uevents.fileno()}
             relevant = self._is_about_cpus(self._uevents)
-        for descriptor in descriptors & {self._wake_read, self._inotify}:
+        if self._wake_read in descriptors:
             with suppress(OSError):
-                os.read(descriptor, EVENT_BYTES)
+                os.read(self._wake_read, EVENT_BYTES)
         for pid, descriptor in list(self._processes.items()):
             if descriptor in descriptors:
                 self._drop(pid)
         if self._inotify in descriptors:
+            self._read_inotify()
             time.sleep(SETTLING_SECONDS)
         return relevant or bool(descriptors)
+
+    def _read_inotify(self) -> None:
+        """Read all events; after the end of a group its files may come back under the same paths."""
+        with suppress(OSError):
+            content = b"" if self._inotify is None else os.read(self._inotify, EVENT_BYTES)
+            while len(content) >= EVENT_HEADER.size:
+                _, mask, _, length = EVENT_HEADER.unpack_from(content)
+                content = content[EVENT_HEADER.size + length :]
+                if mask & IN_IGNORED:
+                    self._files.clear()
 
     @staticmethod
     def _is_about_cpus(uevents: socket.socket) -> bool:
@@ -136,8 +152,12 @@ class Events:
     def _opened_uevents(self) -> socket.socket | None:
         try:
             found = socket.socket(socket.AF_NETLINK, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, KOBJECT_UEVENT)
-            found.bind((0, UEVENT_GROUP))
         except (OSError, AttributeError):
+            return None
+        try:
+            found.bind((0, UEVENT_GROUP))
+        except OSError:
+            found.close()
             return None
         self._poll.register(found.fileno(), select.POLLIN)
         return found

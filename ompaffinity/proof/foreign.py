@@ -21,6 +21,7 @@ BUSY_COLUMNS = (0, 1, 2, 5, 6, 7)
 """user, nice, system, irq, softirq, steal; the time of guests is part of user."""
 STEAL_COLUMN = 7
 SHOWN_PROCESSES = 3
+NANOSECOND = 1e-9
 LEAST_TICKS = 2
 TICKS = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
@@ -63,21 +64,29 @@ def cpu_times() -> CPUTimes:
 
 
 def own_seconds(before: Mapping[int, ProcessState], after: Mapping[int, ProcessState]) -> dict[int, float]:
-    """Return the CPU time of the threads of some processes between two observations: {CPU: seconds}.
+    """Return the CPU time of some processes between two observations: {CPU: seconds}.
 
-    A thread that may run on several CPUs is assumed to have run on each of them alike.
+    A thread that may run on several CPUs is assumed to have run on each of them alike, and one that has ended on those
+    of its process. A process counts from its second observation on.
     """
-    by_mask: dict[tuple[int, ...], int] = {}
+    by_mask: dict[tuple[int, ...], float] = {}
     for pid, state in after.items():
         earlier = before.get(pid)
-        ran = {} if earlier is None else {thread.thread_id: thread.run_ns for thread in earlier.threads}
+        if earlier is None or earlier.start_time != state.start_time:
+            continue
+        ran = {thread.thread_id: thread.run_ns for thread in earlier.threads}
+        total = (state.ticks - earlier.ticks) / TICKS
         for thread in state.threads:
-            used = max(0, thread.run_ns - ran.get(thread.thread_id, 0 if earlier is not None else thread.run_ns))
-            by_mask[thread.cpus] = by_mask.get(thread.cpus, 0) + used
+            used = max(0, thread.run_ns - ran.get(thread.thread_id, 0)) * NANOSECOND
+            total -= used
+            by_mask[thread.cpus] = by_mask.get(thread.cpus, 0.0) + used
+        if total > LEAST_TICKS / TICKS and state.threads:
+            everywhere = tuple({cpu for thread in state.threads for cpu in thread.cpus})
+            by_mask[everywhere] = by_mask.get(everywhere, 0.0) + total
     found: dict[int, float] = {}
-    for cpus, nanoseconds in by_mask.items():
+    for cpus, seconds in by_mask.items():
         for cpu in cpus:
-            found[cpu] = found.get(cpu, 0.0) + nanoseconds * 1e-9 / len(cpus)
+            found[cpu] = found.get(cpu, 0.0) + seconds / len(cpus)
     return found
 
 

@@ -66,7 +66,8 @@ class ProcessState(NamedTuple):
     process was *started* with: later changes do not show; it is `environment_complete` unless the program has
     overwritten a part. `placement` is what the manager set there. `runtimes_known` is False where its libraries may not
     be read. `forked`: it has executed no program since it was forked. `seconds` is the monotonic time of the
-    observation, `bytes_read` what it has read so far (None: unknown), `peak_bytes` the most memory that it had.
+    observation, `bytes_read` what it has read so far (None: unknown), `peak_bytes` the most memory that it had. `ticks`
+    is its CPU time so far, with that of threads that have ended, in clock ticks.
     """
 
     pid: int
@@ -86,6 +87,7 @@ class ProcessState(NamedTuple):
     seconds: float = 0.0
     bytes_read: int | None = None
     peak_bytes: int = 0
+    ticks: int = 0
 
 
 def require_proc() -> None:
@@ -121,6 +123,7 @@ def observe_threads(pid: int) -> ProcessState:
         start_time=facts.start_time,
         forked=facts.forked,
         seconds=seconds,
+        ticks=facts.ticks,
     )
 
 
@@ -181,7 +184,9 @@ def with_threads(
     return before._replace(
         threads=threads,
         parent=facts.parent,
+        forked=facts.forked,
         seconds=seconds,
+        ticks=facts.ticks,
         memory=None,
         bytes_read=bytes_read(before.pid),
         peak_bytes=_peak_bytes(before.pid),

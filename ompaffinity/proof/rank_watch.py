@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import OMPAffinityError
 from ompaffinity.ids import format_id_list
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
     from ompaffinity.placement.model import RankPlacement
     from ompaffinity.proof.drift import Mask
-    from ompaffinity.proof.foreign import CPUTimes
+    from ompaffinity.proof.observe import ProcessState
+    from ompaffinity.proof.surroundings import Surroundings
     from ompaffinity.proof.timeline import Outcome, Window
     from ompaffinity.proof.tree import Member
     from ompaffinity.proof.verdict import RankVerdict
@@ -36,32 +37,21 @@ SUBJECTS = ("memory", "process")
 BALANCING = "/proc/sys/kernel/numa_balancing"
 
 
-class Surroundings(NamedTuple):
-    """What all ranks have in common in a check.
-
-    `before` and `after` are the times of the CPUs, `own` is the CPU time of the watched processes in between, {CPU:
-    seconds}. `cpusets` are those of the control groups, {pid: CPUs}.
-    """
-
-    before: CPUTimes
-    after: CPUTimes
-    own: Mapping[int, float]
-    online: frozenset[int]
-    cpusets: Mapping[int, frozenset[int] | None]
-
-
 class RankWatch:
     """One rank: its current placement, its process, and what is counted since the watch began."""
 
-    def __init__(self, placement: RankPlacement) -> None:
-        self.placement = self.original = placement
+    def __init__(self, original: RankPlacement, placement: RankPlacement) -> None:
+        self.original, self.placement = original, placement
         self.state: RankState | None = None
         self.drifted: dict[int, Mask] = {}
         self._misplaced: dict[int, Mask] = {}
         self.crowded_checks = 0
         self.has_competitor = False
+        self.is_stale = False
         self._pid: int | None = None
+        self._start = 0
         self._ended: int | None = None
+        self._checks_without = 0
         self._team: dict[int, Mask] = {}
         self._was_proven = False
         self._verdict: str | None = None
@@ -74,7 +64,7 @@ class RankWatch:
         self._foreign_share: float | None = None
         self._delay_seconds = self._foreign_seconds = 0.0
         self._bytes_by_node: dict[int, int] | None = None
-        self._remote_before: int | None = None
+        self._memory_before: tuple[int, int] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -98,24 +88,21 @@ class RankWatch:
         self.state, self._team, self._was_proven, self._last = None, {}, False, None
         self.drifted, self._misplaced, self._reported, self._refused = {}, {}, frozenset(), ()
         self._repairs_in_row = 0
-        self._bytes_by_node = self._remote_before = self._delay_share = self._foreign_share = None
+        self._bytes_by_node = self._memory_before = self._delay_share = self._foreign_share = None
         self.crowded_checks, self.has_competitor = 0, False
+
+    def lost(self, checks: int) -> bool:
+        """Count a check without a process; return whether there were more than so many in a row."""
+        self._checks_without += 1
+        return self._checks_without > checks
 
     def check(
         self, member: Member, timeline: Timeline | None, verdict: RankVerdict, around: Surroundings
     ) -> list[Change]:
         """Compare the process with what it was in the last check; return what has changed."""
-        process, changes = member.state, []
-        if self._pid not in (None, process.pid) or (self.state and self.state.start_time != process.start_time):
-            self._ended = self._pid
-            self._forget()
-        if self._ended is not None:
-            self._pid = process.pid
-            self._restarts += 1
-            self._verdict = UNPROVEN
-            text = f"process {self._ended} has ended, and process {process.pid} is the rank now"
-            changes.append(self.change(drift.RANK_RESTARTED, text))
-        self._pid, self._ended = process.pid, None
+        process = member.state
+        changes = [*self._taken_over(process, around)]
+        self._pid, self._ended, self._checks_without = process.pid, None, 0
         outcome = (timeline or Timeline(self.placement)).outcome()
         masks = {thread.thread_id: thread.cpus for thread in process.threads}
         self._learn_team(outcome, masks)
@@ -125,14 +112,38 @@ class RankWatch:
             masks,
             self._team,
             around.cpusets.get(process.pid),
-            around.online.union(*masks.values()),
+            (around.online or frozenset(self.placement.affinity)).union(*masks.values()),
         )
         self.drifted = drifted_threads(self.placement, now)
-        self._misplaced = {} if self._team or outcome.verdict != DIFFERS else self._misplaced_team(timeline, now)
+        is_known = bool(self._team) and now.team_lives
+        self._misplaced = {} if is_known or outcome.verdict != DIFFERS else self._misplaced_team(timeline, now)
         before, self.state = self.state, now
         changes += self._changes(before, now, outcome, verdict)
         self._count(timeline, around)
         return changes
+
+    def _taken_over(self, process: ProcessState, around: Surroundings) -> Iterator[Change]:
+        """Yield that another process is the rank now."""
+        before = self._pid
+        if before is not None and (before != process.pid or self._start != process.start_time):
+            lives = before in around.alive and before != process.pid
+            self._forget()
+            self._ended = None if lives else before
+            if lives:
+                self._pid, self._verdict = process.pid, UNPROVEN
+                text = f"process {process.pid} computes for the rank now, not process {before}"
+                yield self.change(drift.RANK_MOVED, text)
+        if self._ended is not None:
+            self._pid, self._verdict = process.pid, UNPROVEN
+            self._restarts += 1
+            text = f"process {self._ended} has ended, and process {process.pid} is the rank now"
+            yield self.change(drift.RANK_RESTARTED, text)
+        self._start = process.start_time
+
+    @property
+    def was_proven(self) -> bool:
+        """Whether its process, the current one, was proven."""
+        return self._was_proven
 
     def _misplaced_team(self, timeline: Timeline | None, now: RankState) -> dict[int, Mask]:
         """Return the places of a team that was never proven, if there are as many busy threads as planned."""
@@ -148,7 +159,8 @@ class RankWatch:
         evidence = outcome.window.evidence
         team = {thread.thread_id: thread.cpus for thread in evidence.threads if thread is not None}
         if evidence.by_count:
-            team = {}
+            # Which of them is which is not known; where it was, before the team had to float, it is kept.
+            team = self._team if self._team.keys() <= masks.keys() else {}
         if team.keys() <= masks.keys():
             self._team, self._was_proven = team, True
 
@@ -174,6 +186,11 @@ class RankWatch:
             yield self.change(*moved)
         if self._reported and not signature:
             self._reported = frozenset()
+            # What was seen meanwhile is over.
+            self.is_stale = True
+            if not others and self._verdict == DIFFERS:
+                self._verdict = HOLDS if self._was_proven and now.team_lives else UNPROVEN
+                self._differences = ()
             yield self.change(drift.VERDICT, "its threads have the planned CPUs again")
         elif earlier != self._verdict:
             yield self._verdict_change(outcome)
@@ -198,7 +215,8 @@ class RankWatch:
             activity = self._last.activity
             self._delay_share = max((thread.delay_seconds or 0.0 for thread in activity.busy), default=0.0)
             self._delay_share /= activity.seconds
-        found = foreign_time(self.placement.affinity, around.before, around.after, around.own)
+        own = around.own.get(self._pid or 0, {})
+        found = foreign_time(self.placement.affinity, around.before, around.after, own)
         self._foreign_share = None if found is None else found.share
         if found is not None:
             self._foreign_seconds += found.seconds
@@ -216,24 +234,31 @@ class RankWatch:
         self.has_competitor = False
         return self.change(drift.COMPETITOR_ENDED, "no other process uses much of the CPU time of its CPUs any more")
 
-    def remember_memory(self, bytes_by_node: dict[int, int] | None, *, repair: bool) -> Iterator[Change]:
-        """Take where the pages are now; yield if many of them have moved to other nodes."""
+    def remember_memory(
+        self, bytes_by_node: dict[int, int] | None, *, complete: bool, repair: bool
+    ) -> Iterator[Change]:
+        """Take where the pages are now; yield if many of them have moved to other nodes.
+
+        It is not `complete` where only a part could be read.
+        """
         self._bytes_by_node = bytes_by_node
         remote, total = self._remote_bytes, sum((bytes_by_node or {}).values())
-        if remote is None:
+        if remote is None or not complete:
             return
-        earlier, self._remote_before = self._remote_before, remote
-        if earlier is None or remote - earlier <= max(MOVED_BYTES, MOVED_SHARE * total):
+        earlier, self._memory_before = self._memory_before, (total - remote, remote)
+        # New memory elsewhere has not moved: what is more there must be less here.
+        moved = 0 if earlier is None else min(remote - earlier[1], earlier[0] - (total - remote))
+        if moved <= max(MOVED_BYTES, MOVED_SHARE * total):
             return
         self._drifts += 1
         away = {node: size for node, size in sorted((bytes_by_node or {}).items()) if node not in self.placement.nodes}
         where = ", ".join(f"{size / 2**20:.0f} MiB on node {node}" for node, size in away.items())
         nodes = format_id_list(self.placement.nodes)
         yield self.change(drift.MEMORY_MOVED, f"{where}, the plan requires node {nodes}", _cause_of_migration())
-        if repair and self._pid is not None:
-            moved, message = move_pages(self._pid, self.placement)
-            kind = drift.REPAIRED if moved else drift.REPAIR_REFUSED
-            self._repairs += bool(moved)
+        if repair and self._pid is not None and self.placement.memory_policy != "none":
+            returned, message = move_pages(self._pid, self.placement)
+            kind = drift.REPAIRED if returned else drift.REPAIR_REFUSED
+            self._repairs += bool(returned)
             yield self.change(kind, message.message)
 
     @property
@@ -245,6 +270,7 @@ class RankWatch:
     def replan(self, placement: RankPlacement) -> None:
         """Take another placement: what the process has now has drifted from it."""
         self.placement = placement
+        self._repairs_in_row, self._refused = 0, ()
         if self.state is None:
             return
         team = dict(zip(self._team, placement.places)) if len(self._team) == len(placement.places) else {}
@@ -262,18 +288,20 @@ class RankWatch:
         """Bind again what has drifted; yield what was done, or why it could not be."""
         if self.state is None or self._repairs_in_row > MAX_REPAIRS:
             return
-        self._repairs_in_row += 1
-        if self._repairs_in_row > MAX_REPAIRS:
+        if self._repairs_in_row == MAX_REPAIRS:
+            self._repairs_in_row += 1
             text = f"its threads got other CPUs again after {MAX_REPAIRS} repairs in a row; they are left as they are"
             yield self.change(drift.REPAIR_STOPPED, text, "the program, or another tool, sets their CPUs as well")
             return
         # Of a team that was never proven the order is known from its threads alone.
-        self._team = self._team or self._misplaced
+        team = self._misplaced or self._team
         done = repaired(self.placement, self.state, {**self.drifted, **self._misplaced})
         given = {change.thread_id: change.cpus for change in done.binding.changes if change.pid == self.state.pid}
         if given:
             self._repairs += 1
-            self._team = {number: given.get(number, mask) for number, mask in self._team.items()}
+            self._repairs_in_row += 1
+            self.is_stale = True
+            self._team = {number: given.get(number, mask) for number, mask in team.items()}
             self.state = self.state._replace(masks={**self.state.masks, **given}, team=self._team)
             self._judge_again(self.state)
             yield self.change(drift.REPAIRED, done.message)

@@ -19,8 +19,10 @@ MAX_PROCESSES = 4096
 """More processes below the given ones are not a server."""
 DETAIL_WINDOWS = 8
 """Once a process has loaded a runtime, its environment and libraries are read again after so many windows."""
-FIRST_READINGS, LATER_READINGS = (1, 2, 4, 8, 16), 64
-"""A process that is watched is read in full after so many windows, and then each time that so many have passed."""
+FIRST_READINGS, LATER_READINGS, COMPLETE_READINGS = (1, 2, 4, 8, 16), 16, 64
+"""A process that is watched is read in full after so many windows, and then each time that so many have passed: more
+seldom once it has a library that computes.
+"""
 SEARCH_PAUSE = 500
 """All processes are searched again after so many times of what the search takes ..."""
 SEARCH_SECONDS = 60.0
@@ -39,7 +41,9 @@ class FullReader:
         Raises:
             RequestError: there are more than `MAX_PROCESSES`.
         """
-        found = [*roots, *(pid for pid in processes_below(*roots) if pid not in (*roots, os.getpid()))]
+        below = (pid for pid in processes_below(*roots) if pid not in (*roots, os.getpid()))
+        # A root may be below another one.
+        found = list(dict.fromkeys((*roots, *below)))
         if len(found) > MAX_PROCESSES:
             raise RequestError(f"there are {len(found)} processes below; name the workers (at most {MAX_PROCESSES})")
         return found
@@ -93,11 +97,14 @@ class LightReader(FullReader):
         """
         count = self._counted(pid, known)
         is_complete = known is not None and bool(known.runtimes or known.engines)
-        is_due = count % LATER_READINGS == 0 or (not is_complete and count in FIRST_READINGS)
+        later = COMPLETE_READINGS if is_complete else LATER_READINGS
+        is_due = count % later == 0 or count in FIRST_READINGS
         try:
             if known is None or is_due:
                 return _with_masks(observe_process(pid, with_memory=False))
-            return _observed_lightly(known)
+            state = _observed_lightly(known)
+            # It has executed another program: everything is new.
+            return state if state.forked == known.forked else _with_masks(observe_process(pid, with_memory=False))
         except ProcessEndedError:
             self._has_ended = True
             raise

@@ -28,13 +28,13 @@ class Repair(NamedTuple):
 def repaired(placement: RankPlacement, state: RankState, masks: Mapping[int, Mask]) -> Repair:
     """Bind threads of a rank to these CPUs, {kernel id: CPUs}, as far as they are available.
 
-    A thread none of whose CPUs is available gets all CPUs of the rank that are; so do threads that are started
-    meanwhile. All others stay as they are.
+    A thread none of whose CPUs is available gets all CPUs of the rank that are; so do other threads that may run
+    outside of these. All others stay as they are.
     """
     rest = _available(placement.affinity, state, placement)
-    wanted = {**state.masks, **{number: _available(cpus, state, placement) for number, cpus in masks.items()}}
+    wanted = {number: _available(cpus, state, placement) for number, cpus in masks.items()}
     with deferred_signals():
-        binding = bind_threads(state.pid, state.start_time, wanted, rest)
+        binding = bind_threads(state.pid, state.start_time, wanted, rest, keep_narrower=True)
     reasons = tuple(dict.fromkeys(message.message for message in refusals(binding)))
     return Repair(binding, _in_words(binding), reasons)
 

@@ -58,6 +58,10 @@ def _planned(
 
 def _with_a_cpu_each(old: RankPlacement, new: RankPlacement) -> RankPlacement:
     cpus = new.cpus[: len(old.cpus)]
+    if len(old.places) > 1 and len(set(old.places)) == 1:
+        # The plan lets its team float.
+        floating = (new.affinity,) * len(old.places)
+        return old._replace(cpus=cpus, helper_cpus=new.helper_cpus, places=floating, affinity=new.affinity)
     host = tuple(sorted({*new.affinity} - {*cpus[1:]}))
     places = (host, *((cpu,) for cpu in cpus[1:]))
     return old._replace(cpus=cpus, helper_cpus=new.helper_cpus, places=places, affinity=new.affinity)

@@ -17,6 +17,7 @@ from ompaffinity.proof.verdict import HOLDS, with_differences
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from ompaffinity.bind.pages import MappedMemory
     from ompaffinity.placement.model import RankPlacement
     from ompaffinity.proof.observe import ProcessState
     from ompaffinity.proof.verdict import OtherProcess, RankVerdict
@@ -65,6 +66,7 @@ class TreeObserver:
         self._max_windows = max_windows
         self._assigned: dict[int, RankPlacement] = {}
         self._replaced: dict[tuple[int, tuple[int, ...]], RankPlacement] = {}
+        self.originals: dict[tuple[int, tuple[int, ...]], RankPlacement] = {}
         self._busiest: dict[int, int] = {}
         self._cpu_seconds: dict[int, float] = {}
         self._windows = 0
@@ -136,15 +138,22 @@ class TreeObserver:
         self._busiest[after.pid] = max(self._busiest.get(after.pid, 0), len(activity.busy))
 
     def _placements(self) -> dict[int, RankPlacement | None]:
-        """Return the placement to compare each process with: that of the plan, where there is one."""
+        """Return the placement to compare each process with: that of the plan, or one that has replaced it."""
+        return {
+            pid: placement and self._replaced.get(placement.key, placement)
+            for pid, placement in self._original_placements().items()
+        }
+
+    def _original_placements(self) -> dict[int, RankPlacement | None]:
         found = placements_in_tree(self.states, self.given)
         if self.plan is not None:
             found = {pid: self._placement_of(self.states[pid], placement) for pid, placement in found.items()}
-        return {pid: placement and self._replaced.get(placement.key, placement) for pid, placement in found.items()}
+        return found
 
     def replace(self, original: RankPlacement, now: RankPlacement) -> None:
         """Compare the processes that have the `original` placement with another one from now on."""
         self._replaced[original.key] = now
+        self.originals[original.key] = original
 
     def _placement_of(self, state: ProcessState, started_as: RankPlacement | None) -> RankPlacement | None:
         if self._max_windows is None:
@@ -183,21 +192,25 @@ class TreeObserver:
         for member in self.ranks():
             self._memory[member.pid] = observe_memory(member.state)
 
-    def memory_of(self, pid: int) -> dict[int, int] | None:
-        """Return where the pages of a process were at the last `observe_memory`, {node: bytes}; None: unknown."""
+    def memory_of(self, pid: int) -> MappedMemory | None:
+        """Return where the pages of a process were at the last `observe_memory`, None where that is unknown."""
         state = self._memory.get(pid)
-        return None if state is None or state.memory is None else state.memory.bytes_by_node
+        return None if state is None else state.memory
 
-    def _members(self) -> list[Member]:
-        placements = self._placements()
-        return [
-            Member(state, self._busiest.get(pid, 0), placements[pid], self._cpu_seconds.get(pid, 0.0))
-            for pid, state in self.states.items()
-        ]
+    def members(self) -> list[Member]:
+        """Return all processes of the trees."""
+        placements, originals = self._placements(), self._original_placements()
+        found = []
+        for pid, state in self.states.items():
+            original = originals[pid]
+            key = None if original is None else original.key
+            busiest, seconds = self._busiest.get(pid, 0), self._cpu_seconds.get(pid, 0.0)
+            found.append(Member(state, busiest, placements[pid], seconds, key))
+        return found
 
     def ranks(self) -> list[Member]:
         """Return the processes that are ranks."""
-        return [member for group in groups_of(self._members()) if group.placement for member in self._at_once(group)]
+        return [member for group in groups_of(self.members()) if group.placement for member in self._at_once(group)]
 
     def _at_once(self, group: Group) -> list[Member]:
         """Return the ranks of a group that ran at the same time as its latest one."""
@@ -221,20 +234,22 @@ class TreeObserver:
         timelines = (self.timelines.get(member.pid) for member in self.ranks())
         return any(timeline is not None and timeline.differing_seconds >= seconds for timeline in timelines)
 
-    def judge(self) -> Judgement:
-        """Return the verdicts on what was observed."""
+    def judge(self, members: Sequence[Member] | None = None) -> Judgement:
+        """Return the verdicts on what was observed: of the ranks, or of these processes as ranks."""
         ranks: list[RankVerdict] = []
-        for group in groups_of(self._members()):
-            if group.placement is None:
-                continue
-            members = self._at_once(group)
-            for member in members:
+        by_key: dict[object, list[Member]] = {}
+        for member in self.ranks() if members is None else members:
+            by_key.setdefault(member.key, []).append(member)
+        for group in by_key.values():
+            for member in group:
+                if member.placement is None:
+                    continue
                 verdict = verdict_of_timeline(
-                    self.timelines.get(member.pid) or Timeline(group.placement),
+                    self.timelines.get(member.pid) or Timeline(member.placement),
                     self._with_memory(member.state),
                     self._environment_of(member),
                 )
-                others = [other for other in members if other is not member]
+                others = [other for other in group if other is not member]
                 if others:
                     verdict = with_differences(verdict, [shared_placement(others[0], member, self.states)])
                 ranks.append(verdict)

@@ -40,13 +40,15 @@ MAIN_SHARE = 0.25
 class Member(NamedTuple):
     """A process of a tree: its state, its most busy threads in a window, the placement of its group, and its CPU time.
 
-    `placement` is its own, that of its nearest ancestor that has one, or None.
+    `placement` is its own, that of its nearest ancestor that has one, or None; `key` distinguishes its rank, also where
+    another placement has replaced the one that it was started with.
     """
 
     state: ProcessState
     busy_threads: int = 0
     placement: RankPlacement | None = None
     cpu_seconds: float = 0.0
+    key: tuple[int, tuple[int, ...]] | None = None
 
     @property
     def pid(self) -> int:
@@ -115,7 +117,7 @@ def groups_of(members: Sequence[Member]) -> list[Group]:
     groups: dict[tuple[int, tuple[int, ...]] | None, list[Member]] = {}
     for member in members:
         placement = member.placement
-        key = None if placement is None else placement.key
+        key = None if placement is None else member.key or placement.key
         groups.setdefault(key, []).append(member)
     return [Group(found[0].placement, tuple(_ranks(found))) for found in groups.values()]
 

@@ -7,7 +7,7 @@ import os
 import threading
 from typing import TYPE_CHECKING
 
-from ompaffinity.errors import OMPAffinityError, RequestError
+from ompaffinity.errors import RequestError
 from ompaffinity.messages import LOGGER
 from ompaffinity.proof.drift import COMPETITOR, DRIFTS
 from ompaffinity.proof.events import Events
@@ -44,7 +44,7 @@ class Watch:
         self._on_drift = _log if on_drift is None else on_drift
         self._on_change = on_change
         self._status = WatchStatus(0.0, ())
-        self._stopped, self._pid = False, os.getpid()
+        self._stopped, self._has_failed, self._pid = False, False, os.getpid()
         self._events = Events()
         self._thread = threading.Thread(target=self._run, name="ompaffinity-watch", daemon=True)
         self._thread.start()
@@ -56,8 +56,8 @@ class Watch:
 
     @property
     def healthy(self) -> bool:
-        """Whether no rank differs from its placement, for a health endpoint."""
-        return self._status.verdict != DIFFERS
+        """Whether the last check succeeded and no rank differs from its placement, for a health endpoint."""
+        return self._status.verdict != DIFFERS and not self._has_failed and (self._stopped or self._thread.is_alive())
 
     def stop(self) -> None:
         """End the watch, and wait for its thread; again, and in a forked child, it does nothing."""
@@ -67,6 +67,7 @@ class Watch:
         self._events.wake()
         if threading.current_thread() is not self._thread:
             self._thread.join()
+            self._events.close()
 
     def __enter__(self) -> Watch:
         return self
@@ -75,16 +76,18 @@ class Watch:
         self.stop()
 
     def _run(self) -> None:
-        with self._events:
-            check: Callable[[], WatchStatus] = self._watcher.start
-            while not self._stopped:
-                try:
-                    self._report(check())
-                    self._events.watch_processes(pid for pid in self._watcher.pids if pid != os.getpid())
-                    self._events.watch_files(self._watcher.files())
-                except (OMPAffinityError, OSError) as error:
-                    logging.getLogger(LOGGER).warning("the watch could not check this process: %s", error)
-                check = self._watcher.check
+        check: Callable[[], WatchStatus] = self._watcher.start
+        while not self._stopped:
+            try:
+                self._report(check())
+                self._events.watch_processes(pid for pid in self._watcher.pids if pid != os.getpid())
+                self._events.watch_files(self._watcher.files())
+                self._has_failed = False
+            except Exception:  # a watch that ended silently would look like one that finds nothing
+                self._has_failed = True
+                logging.getLogger(LOGGER).exception("the watch could not check the workers; it tries again")
+            check = self._watcher.check
+            if not self._stopped:
                 self._events.wait(self._interval)
 
     def _report(self, status: WatchStatus) -> None:

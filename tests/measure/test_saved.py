@@ -215,3 +215,29 @@ def test_compare_saves_nothing_where_the_rounds_are_too_few(tmp_path: Path) -> N
     done = run_command("compare", "--variant", "none", "--variant", "plan", *command)
     assert (done.returncode, file.exists()) == (1, False)
     assert "is not written: too few rounds" in done.stderr
+
+
+def test_a_reserve_that_is_given_replaces_that_per_rank_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = saved(tmp_path / "best.json", "--reserve-per-rank 1")
+    assert resolved({"options": file, "reserve": 0}, {}).given == {"reserve": 0}
+    assert run_command("plan", "--options", file, "--reserve", "0").returncode == 0
+    monkeypatch.setenv("OMPAFFINITY_OPTIONS", f"--options {file} --reserve 0")
+    assert OMPProcessManager().plan.ranks
+
+
+def test_an_unknown_option_beside_a_file_is_rejected(tmp_path: Path) -> None:
+    file = saved(tmp_path / "best.json", "--bind none")
+    with pytest.raises(RequestError, match="other: no such option"):
+        OMPProcessManager(options=file, other=1)  # type: ignore[call-arg]
+
+
+def test_compare_saves_the_options_of_the_environment(tmp_path: Path) -> None:
+    file = tmp_path / "best.json"
+    command = ("compare", "--variant", "plan", "--variant", "none", "--budget", "30", "--save", str(file), "--", "true")
+    done = run_command(*command, OMPAFFINITY_OPTIONS="--wait-policy brief", OMPAFFINITY_RESERVED_CPUS="0")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(file.read_text())
+    if document["evidence"]["variant"] == "plan":
+        assert document["options"] == "--reserve 0 --wait-policy brief"

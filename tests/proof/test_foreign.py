@@ -58,7 +58,12 @@ def test_a_thread_counts_for_each_of_its_cpus_alike() -> None:
 
 
 def test_a_process_counts_from_its_second_observation_on() -> None:
-    assert own_seconds({}, {100: process((4,), run_ns=10**9)}) == {4: 0.0}
+    assert own_seconds({}, {100: process((4,), run_ns=10**9)}) == {}
+
+
+def test_threads_that_have_ended_count_on_the_cpus_of_their_process() -> None:
+    before, after = process((4,), (4, 5)), process((4,), (4, 5))._replace(ticks=3 * TICKS)
+    assert own_seconds({100: before}, {100: after}) == pytest.approx({4: 1.5, 5: 1.5})
 
 
 def times(seconds: float, busy: float, steal: float = 0.0) -> CPUTimes:

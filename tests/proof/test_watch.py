@@ -19,6 +19,7 @@ from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.proc import mask_of
 from ompaffinity.proof.drift import Change
+from ompaffinity.proof.rank_watch import FOREIGN_SHARE
 from ompaffinity.proof.watch import Watcher
 from ompaffinity.topology.source import load_topology
 from tests.conftest import CPUS, needs_two_cpus
@@ -107,12 +108,13 @@ def test_a_thread_that_taskset_moves_is_reported_once() -> None:
         assert watcher.check().ranks[0].drifts == 1
 
 
-def test_a_drift_that_is_taken_back_is_reported() -> None:
+@pytest.mark.parametrize("checks", [1, 4])
+def test_a_drift_that_is_taken_back_is_reported(checks: int) -> None:
     with server() as (pid, team, placement):
         watcher = Watcher([pid])
         watcher.start()
         os.sched_setaffinity(team[1], {FIRST})
-        checked(watcher)
+        checked(watcher, "none", checks)
         os.sched_setaffinity(team[1], placement.places[1])
         changes = checked(watcher, "verdict")
         assert [(change.kind, change.verdict) for change in changes] == [("verdict", "holds")]
@@ -186,7 +188,14 @@ def test_another_process_on_the_same_cpus_is_named() -> None:
                 assert (watcher.check().ranks[0].foreign_share or 0) > 0.05
             finally:
                 neighbour.kill()
-        assert kinds(checked(watcher, "competitor-ended")) == ["competitor-ended"]
+        for _ in range(8):
+            time.sleep(SECONDS)
+            status = watcher.check()
+            share = status.ranks[0].foreign_share or 0
+            if share <= FOREIGN_SHARE:
+                break
+        # On a busy machine others go on.
+        assert kinds([*status.changes]) == (["competitor-ended"] if share <= FOREIGN_SHARE else [])
 
 
 def test_every_worker_that_carries_a_placement_is_watched() -> None:
@@ -201,6 +210,18 @@ def test_every_worker_that_carries_a_placement_is_watched() -> None:
                     break
             assert status.verdict == "differs"
             assert any("has the placement of rank 0" in text for rank in status.ranks for text in rank.differences)
+
+
+def test_a_root_that_has_ended_is_none_any_more() -> None:
+    with server() as (pid, _, _), subprocess.Popen(["sleep", "60"]) as other:
+        watcher = Watcher([pid, other.pid])
+        watcher.start()
+        assert set(watcher.pids) == {pid, other.pid}
+        other.kill()
+        # It is not reaped yet.
+        time.sleep(0.2)
+        watcher.check()
+        assert watcher.pids == (pid,)
 
 
 def test_a_server_without_placement_needs_a_plan() -> None:
@@ -243,7 +264,8 @@ def test_another_user_is_refused_the_repair_and_the_privilege_is_named() -> None
                 Watcher([pid]).start(0.5)
             except RequestError as refusal:
                 os.write(writer, f"{refusal}\n".encode())
-            for change in Watcher([pid], [placement], repair=True).start().changes:
+            watcher = Watcher([pid], [placement], repair=True)
+            for change in (*watcher.start().changes, *checked(watcher, "none", 5)):
                 os.write(writer, f"{change}\n".encode())
             os._exit(0)
         os.close(writer)
@@ -251,8 +273,8 @@ def test_another_user_is_refused_the_repair_and_the_privilege_is_named() -> None
             error, *changes = file.read().splitlines()
         os.waitpid(child, 0)
         assert "may not be read; run as their user or with CAP_SYS_PTRACE" in error
-        assert changes[-1].endswith("[repair-refused]")
-        assert "CAP_SYS_NICE" in changes[-1]
+        assert [change.rpartition(" ")[2] for change in changes] == ["[verdict]", "[repair-refused]"]
+        assert "CAP_SYS_NICE" in changes[1]
         assert mask_of(team[1]) == {FIRST}
 
 
@@ -284,7 +306,8 @@ def test_a_cpuset_that_changes_is_reported_and_the_plan_follows(cpuset: Path) ->
         ]
         assert (changes[0].cause or "").endswith(f"to {FIRST}")
         assert masks(team) == [{FIRST}, {FIRST}]
-        assert checked(watcher) == []
+        # The team is proven again, by its number alone; which thread is which is still known afterwards.
+        assert checked(watcher, checks=5, until="none") == []
         (cpuset / "cpuset.cpus").write_text(f"{FIRST},{LAST}")
         assert "replanned" in kinds(checked(watcher, "replanned"))
         assert masks(team) == as_planned(placement)

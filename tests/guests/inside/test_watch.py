@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 GROUPS = Path("/sys/fs/cgroup")
 SECONDS = 2.0
-CHECKS = 30
+CHECKS = 100
 HELD = 160
 """Memory of the worker in MiB; less than 64 MiB that move are not reported."""
 
