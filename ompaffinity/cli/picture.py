@@ -37,6 +37,7 @@ STYLE = """
 .l3 { fill: #f7f7f7; stroke: #aaaaaa } .gpu { fill: #ffffff; stroke: #666666 }
 .core { fill: none; stroke: #bbbbbb } .free { fill: #cfe3f5 } .sibling { fill: #d9d9d9 }
 .idle { fill: #ffffff; stroke: #888888; stroke-dasharray: 2 2 } .barred { fill: #bdbdbd }
+.unused-node { stroke-dasharray: 5 2 } .remainder { stroke-dasharray: 5 2 1 2 } .quota { stroke-dasharray: 1 3 }
 .off { fill: #f2f2f2; stroke: #cccccc } .stroke { stroke: #777777; stroke-width: 1.2 } .helper { fill: #ffffff }
 .on { fill: #111111; font: 9px sans-serif } .light { fill: #ffffff; font: 9px sans-serif }
 @media (prefers-color-scheme: dark) {

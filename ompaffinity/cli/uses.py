@@ -12,8 +12,11 @@ if TYPE_CHECKING:
 
 FREE, SIBLING, IDLE, BARRED, OFFLINE = "free", "sibling", "idle", "barred", "off"
 """How a CPU without a rank is drawn: allowed (without a plan), next to an OpenMP thread, idle, not usable, offline."""
-STATES = {"smt-sibling": SIBLING, "unused-node": IDLE, "remainder": IDLE, "quota": IDLE, "efficiency-core": IDLE}
-"""{reason: how it is drawn}; the other reasons bar a CPU from use."""
+STATES = {
+    "smt-sibling": SIBLING,
+    **{reason: f"{IDLE} {reason}" for reason in ("unused-node", "remainder", "quota", "efficiency-core")},
+}
+"""{reason: how it is drawn}; the other reasons bar a CPU from use. Idle CPUs have a dashed edge of their reason."""
 
 
 class Use(NamedTuple):

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 
 from ompaffinity.bind.live_plan import with_gpu_homes
-from ompaffinity.cli.picture import COLOURS, MAX_CPUS, write_picture
+from ompaffinity.cli.picture import COLOURS, MAX_CPUS, STYLE, write_picture
 from ompaffinity.cli.png import FONTS
 from ompaffinity.cli.terminal_map import LETTERS, print_map
-from ompaffinity.cli.uses import BARRED, OFFLINE, uses
+from ompaffinity.cli.uses import BARRED, OFFLINE, SIBLING, STATES, uses
 from ompaffinity.errors import PlacementError, RequestError
 from ompaffinity.placement.model import Plan
 from ompaffinity.placement.plan import make_plan
@@ -136,7 +136,13 @@ def test_distinguishes_why_a_cpu_has_no_rank(tmp_path: Path) -> None:
     topology = topology._replace(cpus=(*topology.cpus[:7], off))
     plan = make_plan(topology, PlacementRequest(cpus=(0, 1, 2, 3), span="node"))
     shown = states(drawn(topology, plan, tmp_path))
-    assert (shown[0], shown[2], shown[4], shown[7]) == ("sibling", "idle", "barred", "off")
+    assert (shown[0], shown[2], shown[4], shown[7]) == ("sibling", "idle unused-node", "barred", "off")
+
+
+def test_idle_cpus_have_an_edge_of_their_reason() -> None:
+    idle = [state for state in STATES.values() if state != SIBLING]
+    assert len(idle) == len({*idle}) == 4
+    assert all(f".{state.split()[1]} {{" in STYLE or state == "idle efficiency-core" for state in idle)
 
 
 def texts(root: ElementTree.Element) -> list[str]:
