@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from ompaffinity.proof.observe import ProcessState
     from ompaffinity.topology.tree import Tree
 
+OWN_GROUP = "/sys/fs/cgroup"
 INSIDE = ("cpuset.cpus.effective", "cpuset/cpuset.effective_cpus", "cpuset/cpuset.cpus")
-"""The cpuset of a container as it sees it itself, below its /sys/fs/cgroup: v2, v1."""
+"""The cpuset of a container as it sees it itself, below `OWN_GROUP`: v2, v1."""
 
 
 class Surroundings(NamedTuple):
@@ -101,7 +102,7 @@ def _cpuset(tree: Tree, pid: int) -> frozenset[int] | None:
     if cpus is not None:
         return frozenset(cpus)
     for name in INSIDE:
-        inside = read_id_list(tree, f"proc/{pid}/root/sys/fs/cgroup/{name}")
+        inside = read_id_list(tree, f"proc/{pid}/root{OWN_GROUP}/{name}")
         if inside:
             return frozenset(inside)
     return None

@@ -22,8 +22,8 @@ ompaffinity.ray.plan_cluster(4, adress="auto")
 """
 
 
-def test_options_are_the_fields_of_a_request() -> None:
-    assert [*PlanOptions.__annotations__] == [*PlacementRequest._fields]
+def test_options_are_the_fields_of_a_request_and_a_file_of_options() -> None:
+    assert [*PlanOptions.__annotations__] == ["options", *PlacementRequest._fields]
 
 
 def test_a_type_checker_finds_a_misspelt_option(tmp_path: Path) -> None:

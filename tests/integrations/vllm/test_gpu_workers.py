@@ -76,7 +76,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
             del user_nodes
             return every if whole_bus or (environ == {} and not hidden) else chosen
 
-        monkeypatch.setattr(live_plan, "live_gpus", live)
+        monkeypatch.setattr("ompaffinity.devices.live.live_gpus", live)
         monkeypatch.setattr(gpus, "live_gpus", live)
         for room in (gpus, gpu_workers):
             monkeypatch.setattr(room, "load_topology", lambda: topology)
