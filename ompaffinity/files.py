@@ -7,6 +7,19 @@ import stat
 import tempfile
 from contextlib import suppress
 
+from ompaffinity.errors import RequestError
+
+
+def require_writable(option: str, path: str) -> None:
+    """Check the folder of a file that an option names, before the work whose result is written there.
+
+    Raises:
+        RequestError: it is no folder, or does not permit new files.
+    """
+    folder = os.path.dirname(path) or "."
+    if not os.access(folder, os.W_OK):
+        raise RequestError(f"{option} {path} cannot be written: {folder} is no directory that permits it")
+
 
 def write_whole(path: str, content: bytes) -> None:
     """Write a file: a temporary one beside it is renamed (rename(2)), so that no reader ever sees a part.

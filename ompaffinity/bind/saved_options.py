@@ -68,7 +68,6 @@ class SavedOptions(NamedTuple):
     """The options in a file: its name, {field: value}, and the machine that they were measured on."""
 
     name: str
-    text: str
     options: dict[str, Any]
     machine: MeasuredMachine
 
@@ -130,9 +129,8 @@ def read_saved_options(path: str | os.PathLike[str]) -> SavedOptions:
     row = DocumentReader(source).row(WHOLE, saved_document(path, source))
     if row.text("schema", MAX_TEXT) != SCHEMA:
         raise row.invalid("schema", repr(SCHEMA))
-    text = row.text("options", MAX_TEXT)
-    options = options_from_text(text, source.name)
-    return SavedOptions(os.path.basename(os.fspath(path)), text, options, _machine(row.row("machine")))
+    options = options_from_text(row.text("options", MAX_TEXT), source.name)
+    return SavedOptions(os.path.basename(os.fspath(path)), options, _machine(row.row("machine")))
 
 
 def _machine(row: Row) -> MeasuredMachine:

@@ -12,7 +12,7 @@ from ompaffinity.bind.running import SCHEMA, boot_id, changes_from_document, tak
 from ompaffinity.cli.options import flags_of
 from ompaffinity.cli.plan import planned
 from ompaffinity.errors import RequestError
-from ompaffinity.files import write_whole
+from ompaffinity.files import require_writable, write_whole
 from ompaffinity.messages import has_warning
 from ompaffinity.placement.fields import Source
 from ompaffinity.placement.request import PlacementRequest
@@ -29,9 +29,8 @@ if TYPE_CHECKING:
 def run_bind(values: dict[str, Any]) -> int:
     """Bind the processes, or take a binding back; return 1 with --strict if something is refused, else 0."""
     planning = values.keys() & {*PlacementRequest._fields, "options"}
-    folder = os.path.dirname(values.get("save", "")) or "."
-    if "save" in values and not os.access(folder, os.W_OK):
-        raise RequestError(f"--save {values['save']} cannot be written: {folder} is no directory that permits it")
+    if "save" in values:
+        require_writable("--save", values["save"])
     if "undo" in values:
         conflicting = planning | (values.keys() & {"pids", "plan", "seconds"})
         if conflicting:

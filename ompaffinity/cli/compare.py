@@ -14,7 +14,7 @@ from ompaffinity.cli.log import messages_not_logged
 from ompaffinity.cli.options import flags_of, planning_options
 from ompaffinity.cli.parse import parse_command_line
 from ompaffinity.errors import InterruptedBySignalError, OMPAffinityError, PlacementError, RequestError
-from ompaffinity.files import write_whole
+from ompaffinity.files import require_writable, write_whole
 from ompaffinity.measure.runs import metric_of
 from ompaffinity.measure.session import Settings, compare_variants
 from ompaffinity.measure.variants import PLAN, USUAL, VARIANTS, Variant, variant_manager, what_it_sets
@@ -49,9 +49,8 @@ def run_compare(values: dict[str, Any]) -> int:
     )
     if settings.budget_seconds < 1:
         raise RequestError(f"--budget is {settings.budget_seconds}; it must be at least 1 second")
-    folder = os.path.dirname(values.get("save", "")) or "."
-    if "save" in values and not os.access(folder, os.W_OK):
-        raise RequestError(f"--save {values['save']} cannot be written: {folder} is no directory that permits it")
+    if "save" in values:
+        require_writable("--save", values["save"])
     if "svg" in values:
         from ompaffinity.cli.plot import check_plots
 

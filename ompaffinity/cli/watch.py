@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import sys
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 from ompaffinity.bind.plan_files import saved_placements
+from ompaffinity.cli import log
 from ompaffinity.cli.verify import UNPROVEN_STATUS
 from ompaffinity.errors import OMPAffinityError, OutputError, RequestError
+from ompaffinity.files import require_writable
 from ompaffinity.proof.drift import REPAIRED, REPLANNED
 from ompaffinity.proof.events import Events
 from ompaffinity.proof.verdict import DIFFERS, UNPROVEN
-from ompaffinity.proof.watch import START_SECONDS, Watcher
+from ompaffinity.proof.watch import CHECKS_PER_MEMORY, START_SECONDS, Watcher
 from ompaffinity.shown import shown
 
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from ompaffinity.proof.watch_status import WatchStatus
 
 INTERVAL = 5
-CHECKS_PER_MEMORY = 12
 
 
 def run_watch(values: dict[str, Any]) -> int:
@@ -57,11 +57,8 @@ def _exports(values: dict[str, Any], stack: ExitStack) -> Iterator[Callable[[Wat
     """Yield what publishes each status: the metrics files and servers that are asked for."""
     if "prometheus" not in values and "listen" not in values:
         return
-    folder = os.path.dirname(values.get("prometheus", "")) or "."
-    if "prometheus" in values and not os.access(folder, os.W_OK):
-        raise RequestError(
-            f"--prometheus {values['prometheus']} cannot be written: {folder} is no directory that permits it"
-        )
+    if "prometheus" in values:
+        require_writable("--prometheus", values["prometheus"])
     from ompaffinity.integrations.prometheus import Metrics
 
     metrics = Metrics()
@@ -129,7 +126,7 @@ def _reported_once(failures: set[str]) -> Iterator[None]:
         raise
     except (OMPAffinityError, OSError) as error:
         text = " ".join(str(error).split())
-        if text not in failures:
+        if text not in failures and not log.is_quiet():
             failures.add(text)
             sys.stderr.write(f"ompaffinity: warning: a check failed, and the next one follows: {shown(text)}\n")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.errors import RequestError
 from ompaffinity.files import write_whole
+from ompaffinity.interpreter import install_command
 from ompaffinity.proof.verdict import DIFFERS, HOLDS, UNPROVEN
 
 if TYPE_CHECKING:
@@ -51,9 +52,8 @@ class Metrics:
         try:
             from prometheus_client.registry import CollectorRegistry
         except ImportError:
-            raise RequestError(
-                "metrics need prometheus_client; install it with: pip install 'ompaffinity[metrics]'"
-            ) from None
+            command = install_command("ompaffinity[metrics]")
+            raise RequestError(f"metrics require prometheus_client; install it with: {command}") from None
         self._status: WatchStatus | None = None
         self._checked = 0.0
         self._registry: CollectorRegistry = CollectorRegistry()

@@ -1,4 +1,4 @@
-"""The advice of a comparison as a file for ``--options``: the options, and the evidence for them. Pure."""
+"""The advice of a comparison as a file for ``--options``: the options, and the evidence for them."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class Events:
             self._poll.register(descriptor, select.POLLIN)
 
     def watch_files(self, paths: Iterable[str]) -> None:
-        """Wake on a write to one of these files, besides those before."""
+        """Wake on a write to one of these files."""
         if self._inotify is None:
             return
         wanted = set(paths)

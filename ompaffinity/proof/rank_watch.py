@@ -47,7 +47,7 @@ class RankWatch:
         self._misplaced: dict[int, Mask] = {}
         self.crowded_checks = 0
         self.has_competitor = False
-        self.is_stale = False
+        self.is_stale = self._is_stolen = False
         self._pid: int | None = None
         self._start = 0
         self._ended: int | None = None
@@ -220,13 +220,16 @@ class RankWatch:
         self._foreign_share = None if found is None else found.share
         if found is not None:
             self._foreign_seconds += found.seconds
+            self._is_stolen = found.stolen > found.seconds / 2
             self.crowded_checks = self.crowded_checks + 1 if found.share > FOREIGN_SHARE else 0
 
     def competitors(self, names: str | None) -> Change:
         """Return the change that others use the CPUs of the rank: these processes, None where they are not seen."""
         self.has_competitor = True
         text = f"other processes took {self._foreign_share or 0.0:.0%} of the CPU time of its CPUs"
-        unseen = "none that this user can see: the hypervisor (steal), interrupts, or another container"
+        if self._is_stolen:
+            names = "the hypervisor ran other guests (steal)"
+        unseen = "none that this user can see: interrupts, or processes of another container"
         return self.change(drift.COMPETITOR, text, names or unseen)
 
     def competitors_ended(self) -> Change:

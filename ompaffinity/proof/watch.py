@@ -34,6 +34,8 @@ START_SECONDS = 5.0
 KEPT_WINDOWS = 16
 MEMORY_SECONDS = 60.0
 """Where the pages are is read again after so long at the earliest ..."""
+CHECKS_PER_MEMORY = 12
+"""... or after so many checks, where the caller chooses the interval ..."""
 MEMORY_PAUSE = 1000
 """... and after so many times of the CPU time that reading takes."""
 LEAST_SECONDS = 0.25

@@ -12,7 +12,7 @@ from ompaffinity.messages import LOGGER
 from ompaffinity.proof.drift import COMPETITOR, DRIFTS
 from ompaffinity.proof.events import Events
 from ompaffinity.proof.verdict import DIFFERS
-from ompaffinity.proof.watch import Watcher
+from ompaffinity.proof.watch import CHECKS_PER_MEMORY, Watcher
 from ompaffinity.proof.watch_status import WatchStatus
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from ompaffinity.proof.drift import Change
 
 INTERVAL_SECONDS = 5.0
-CHECKS_PER_MEMORY = 12
 LEAST_INTERVAL = 0.25
 
 
@@ -103,6 +102,16 @@ class Watch:
                     logging.getLogger(LOGGER).exception("a function that receives changes of the watch failed")
 
 
+def check_interval(interval: object) -> None:
+    """Check the seconds between two checks.
+
+    Raises:
+        RequestError: it is no number, or less than 0.25 seconds.
+    """
+    if not isinstance(interval, (int, float)) or not interval >= LEAST_INTERVAL:
+        raise RequestError(f"interval is {interval!r}; it must be at least {LEAST_INTERVAL} seconds")
+
+
 def watch_current_process(
     interval: float = INTERVAL_SECONDS,
     on_drift: Callable[[Change], object] | None = None,
@@ -119,8 +128,7 @@ def watch_current_process(
     Raises:
         RequestError: the interval is less than 0.25 seconds, or /proc is not mounted.
     """
-    if not isinstance(interval, (int, float)) or not interval >= LEAST_INTERVAL:
-        raise RequestError(f"interval is {interval!r}; it must be at least {LEAST_INTERVAL} seconds")
+    check_interval(interval)
     watcher = Watcher(
         [os.getpid()], plan, may_be_empty=True, repair=repair, memory_seconds=CHECKS_PER_MEMORY * interval
     )

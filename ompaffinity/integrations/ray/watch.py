@@ -6,10 +6,9 @@ import os
 from collections import deque
 from typing import TYPE_CHECKING, NamedTuple
 
-from ompaffinity.errors import RequestError
 from ompaffinity.integrations.ray.nodes import connected, in_one_line
-from ompaffinity.proof.watch import Watcher
-from ompaffinity.proof.watch_self import CHECKS_PER_MEMORY, INTERVAL_SECONDS, LEAST_INTERVAL, Watch
+from ompaffinity.proof.watch import CHECKS_PER_MEMORY, Watcher
+from ompaffinity.proof.watch_self import INTERVAL_SECONDS, Watch, check_interval
 
 if TYPE_CHECKING:
     from typing import Any
@@ -100,8 +99,7 @@ def watch_cluster(interval: float = INTERVAL_SECONDS, *, repair: bool = False) -
     Raises:
         RequestError: Ray is not installed, this program is not connected to a cluster, or the interval is too short.
     """
-    if not isinstance(interval, (int, float)) or not interval >= LEAST_INTERVAL:
-        raise RequestError(f"interval is {interval!r}; it must be at least {LEAST_INTERVAL} seconds")
+    check_interval(interval)
     with connected(None):
         import ray
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
