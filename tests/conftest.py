@@ -108,6 +108,9 @@ def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProc
 CPUS = sorted(os.sched_getaffinity(0))
 """The CPUs that the tests may use."""
 
+COMPETITORS = ("competitor", "competitor-ended")
+"""Kinds of changes that a watch reports on a busy machine, whatever the test does."""
+
 needs_two_cpus = pytest.mark.skipif(len(CPUS) < 2, reason="two ranks or two OpenMP threads need two CPUs")
 
 ONE_OR_TWO = [1, pytest.param(2, marks=needs_two_cpus)]

@@ -22,7 +22,7 @@ from ompaffinity.proof.drift import Change
 from ompaffinity.proof.rank_watch import FOREIGN_SHARE
 from ompaffinity.proof.watch import Watcher
 from ompaffinity.topology.source import load_topology
-from tests.conftest import CPUS, needs_two_cpus
+from tests.conftest import COMPETITORS, CPUS, needs_two_cpus
 from tests.guests.inside.computing import bound_program, started_program
 from tests.openmp.libraries import GOMP, needs_gomp
 
@@ -30,7 +30,6 @@ pytestmark = [needs_two_cpus, needs_gomp]
 SECONDS = 0.6
 FIRST, LAST = CPUS[0], CPUS[-1]
 OTHER_USER = 65534
-COMPETITORS = ("competitor", "competitor-ended")
 CPUSETS = Path("/sys/fs/cgroup/cpuset")
 
 
