@@ -6,9 +6,11 @@ The names below are loaded when they are first used, so ``import ompaffinity`` l
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
+
+TYPE_CHECKING = False
+# Type checkers take it as true; importing typing would take most of the time of this import.
 
 if TYPE_CHECKING:
     from ompaffinity import ray as ray

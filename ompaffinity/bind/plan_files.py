@@ -8,7 +8,6 @@ import select
 import time
 from typing import TYPE_CHECKING
 
-from ompaffinity.bind.live_holders import held_live
 from ompaffinity.errors import RequestError
 from ompaffinity.placement.document import held_cpus_from_document, plan_ranks_from_document
 from ompaffinity.placement.environment import requested, split_options
@@ -47,6 +46,8 @@ def held_by_plans(
     held: list[HeldCPUs] = []
     for plan in plans:
         if plan == LIVE:
+            from ompaffinity.bind.live_holders import held_live
+
             held += held_live(launcher)
         else:
             held.append(plan if isinstance(plan, HeldCPUs) else _held_by_file(plan))

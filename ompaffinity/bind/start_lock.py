@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
-import tempfile
 import time
 
 from ompaffinity.errors import RequestError
@@ -74,4 +73,6 @@ def _folder() -> str:
             continue
         if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and os.access(folder, os.W_OK):
             return folder
+    import tempfile
+
     return tempfile.gettempdir()

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import threading
-from concurrent.futures import Future, wait
-from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from concurrent.futures import Future
+    from queue import SimpleQueue
     from typing import Any
 
 _lock = threading.Lock()
@@ -23,6 +23,10 @@ _jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] | None = None
 def call_in_starter(function: Callable[[], Any]) -> Any:
     """Call `function` in the starter thread and return or raise what it does."""
     global _jobs  # noqa: PLW0603
+    # Loaded here: exec needs no such thread, and they load logging.
+    from concurrent.futures import Future, wait
+    from queue import SimpleQueue
+
     with _lock:
         if _jobs is None:
             jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ompaffinity import __version__
@@ -42,14 +43,33 @@ def parse_command_line(arguments: list[str]) -> tuple[str, dict[str, Any]]:
         raise RequestError(
             f"there is no verb {arguments[0][:MAX_SHOWN]!r}{did_you_mean(arguments[0], VERBS)}; see ompaffinity --help"
         )
-    parsed, unknown = make_parser(arguments[:1]).parse_known_args(arguments)
-    texts = vars(parsed)
-    verb = texts.pop("verb")
+    verb, texts, unknown = _texts(arguments)
     if unknown:
         raise RequestError(_unknown(verb, unknown))
     options = {option.field: option for option in VERBS[verb]}
     values = {field: True if text is True else option_value(options[field], text) for field, text in texts.items()}
     return verb, values if command is None else values | {"command": command}
+
+
+def _texts(arguments: list[str]) -> tuple[str, dict[str, Any], list[str]]:
+    """Return the verb, {field: text} of its options, and the words that are none."""
+    # The width of a help is read from the terminal, which loads shutil.
+    formatter = partial(argparse.RawDescriptionHelpFormatter, width=None if {"-h", "--help"} & {*arguments} else 80)
+    if not arguments or arguments[0] not in VERBS:
+        parsed, unknown = _make_parser().parse_known_args(arguments)
+        return parsed.verb, {}, unknown
+    verb = arguments[0]
+    parser = _Parser(
+        prog=f"ompaffinity {verb}",
+        usage=f"ompaffinity {verb} {_usage(verb)}",
+        description=f"{SUMMARIES[verb][0].upper()}{SUMMARIES[verb][1:]}.",
+        epilog=EXAMPLES[verb],
+        formatter_class=formatter,
+        allow_abbrev=False,
+    )
+    _add_options(parser, VERBS[verb])
+    parsed, unknown = parser.parse_known_args(arguments[1:])
+    return verb, vars(parsed), unknown
 
 
 def _unknown(verb: str, words: list[str]) -> str:
@@ -74,11 +94,8 @@ class _Parser(argparse.ArgumentParser):
         raise RequestError(f"{message}; see {self.prog} --help")
 
 
-def make_parser(with_options: Collection[str] = tuple(VERBS)) -> argparse.ArgumentParser:
-    """Return the parser of the command line, generated from the table of options; it raises RequestError on errors.
-
-    Only the verbs `with_options` get theirs: adding those of all verbs takes several milliseconds.
-    """
+def _make_parser() -> argparse.ArgumentParser:
+    """Return the parser of a command line without a verb in front: of the help, the version, and what is wrong."""
     parser = _Parser(
         prog="ompaffinity",
         description="Plan, bind and verify the CPUs and the memory of inference workers and their OpenMP threads.",
@@ -89,18 +106,8 @@ def make_parser(with_options: Collection[str] = tuple(VERBS)) -> argparse.Argume
     )
     parser.add_argument("--version", action="version", version=f"ompaffinity {__version__}")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
-    for verb, options in VERBS.items():
-        verb_parser = verbs.add_parser(
-            verb,
-            help=SUMMARIES[verb],
-            usage=f"ompaffinity {verb} {_usage(verb)}",
-            description=f"{SUMMARIES[verb][0].upper()}{SUMMARIES[verb][1:]}.",
-            epilog=EXAMPLES[verb],
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        if verb in with_options:
-            _add_options(verb_parser, options)
+    for verb in VERBS:
+        verbs.add_parser(verb, help=SUMMARIES[verb])
     return parser
 
 
