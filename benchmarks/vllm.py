@@ -5,6 +5,9 @@ twice (the second shows how far two equal servers differ), and the plugin. In sh
 while the processes of the others are stopped, alone and beside a process that is always busy on one CPU. The value is
 tokens per second in a window of a fixed length. Goal: at least 0.98 of vLLM's own binding, missed only if the 95 %
 interval lies wholly below. vLLM's own binding of two workers needs a CPU list where there is one memory node.
+
+``--waiting`` compares the wait policies of the plugin instead: keep twice, and brief, beside neighbours that are busy
+for 0, 10, 50 and 100 % of the time.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ import psutil
 
 from benchmarks.conditions import Conditions
 from benchmarks.load import spinner
+from benchmarks.teams import interval_text
 from ompaffinity.measure.statistics import Interval, median_interval, paired_ratio
 from tests.vllm.servers import make_model, number_type, serving
 
@@ -35,6 +39,9 @@ if TYPE_CHECKING:
 
 CONNECTIONS, PROMPT, ANSWER = 8, 32, 64
 OWN, AGAIN, PLUGIN = "vLLM's own", "vLLM's own, again", "plugin"
+KEEP, KEEP_AGAIN, BRIEF = "keep", "keep, again", "brief"
+NEIGHBOURS = {"alone": 0.0, "beside a busy process": 1.0}
+SHARES = {"alone": 0.0, **{f"a neighbour of {100 * share:.0f} %": share for share in (0.1, 0.5, 1.0)}}
 WARM_UP_SECONDS, WAKE_SECONDS, REST_SECONDS = 2.5, 0.5, 0.5
 
 
@@ -71,16 +78,19 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=6, help="length of a window")
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--name", default="vllm", help="name of the files of results")
+    parser.add_argument("--waiting", action="store_true", help="compare the plugin's wait policies, not bindings")
+    parser.add_argument("--name", help="name of the files of results (default: vllm, or vllm-waiting)")
     options = parser.parse_args()
     conditions = Conditions()
     reports = []
     with tempfile.TemporaryDirectory() as folder:
         model = make_model(Path(folder, "model"))
         for workers in options.workers:
-            rounds = _measured(model, Path(folder), workers, options.rounds, options.seconds)
+            environments = WAITING if options.waiting else _environments(workers)
+            neighbours = SHARES if options.waiting else NEIGHBOURS
+            rounds = _measured(model, Path(folder), workers, environments, neighbours, options)
             for beside, windows in rounds.items():
-                reports.append(_judged(workers, beside, windows))
+                reports.append(_judged(workers, beside, windows, next(iter(environments))))
                 sys.stdout.write(_table(reports[-1]) + "\n")
                 sys.stdout.flush()
     head = (
@@ -89,7 +99,8 @@ def main() -> None:
         f" {options.rounds} shuffled rounds\n"
     )
     results = {"machine": head.strip(), "tables": reports}
-    conditions.write(options.name, "\n".join([head, *map(_table, reports)]), results)
+    name = options.name or ("vllm-waiting" if options.waiting else "vllm")
+    conditions.write(name, "\n".join([head, *map(_table, reports)]), results)
 
 
 def _environments(workers: int) -> dict[str, dict[str, str]]:
@@ -99,14 +110,26 @@ def _environments(workers: int) -> dict[str, dict[str, str]]:
     return {OWN: own, AGAIN: own, PLUGIN: {"OMPAFFINITY_VLLM": "1"}}
 
 
+WAITING = {
+    KEEP: {"OMPAFFINITY_VLLM": "1"},
+    KEEP_AGAIN: {"OMPAFFINITY_VLLM": "1"},
+    BRIEF: {"OMPAFFINITY_VLLM": "1", "OMPAFFINITY_WAIT_POLICY": "brief"},
+}
+
+
 def _measured(
-    model: Path, folder: Path, workers: int, rounds: int, seconds: float
+    model: Path,
+    folder: Path,
+    workers: int,
+    environments: dict[str, dict[str, str]],
+    neighbours: dict[str, float],
+    options: argparse.Namespace,
 ) -> dict[str, dict[str, list[float]]]:
-    """Return tokens per second of each server in each round, alone and beside a busy process."""
-    found: dict[str, dict[str, list[float]]] = {beside: {} for beside in ("alone", "beside a busy process")}
+    """Return tokens per second of each server in each round, beside each of the neighbours."""
+    found: dict[str, dict[str, list[float]]] = {beside: {} for beside in neighbours}
     with ExitStack() as stack:
         servers = {}
-        for number, (name, environment) in enumerate(_environments(workers).items()):
+        for number, (name, environment) in enumerate(environments.items()):
             log = folder / f"log-{workers}-{number}"
             words = ["--tensor-parallel-size", str(workers)]
             servers[name] = Server(*stack.enter_context(serving(model, log, *words, **environment)))
@@ -114,15 +137,16 @@ def _measured(
         # Stopped processes do not end on SIGTERM.
         stack.callback(_resume, servers)
         order = random.Random(0)  # noqa: S311
-        for turn in range(rounds):
+        for turn in range(options.rounds):
             for name in order.sample([*servers], len(servers)):
                 with servers[name].awake():
                     tokens_per_second(servers[name].port, WAKE_SECONDS, seed=turn)
                     for beside in order.sample([*found], len(found)):
                         with ExitStack() as neighbour:
-                            if beside != "alone":
-                                neighbour.enter_context(spinner(sorted(os.sched_getaffinity(0))[:1]))
-                            rate = tokens_per_second(servers[name].port, seconds, seed=turn)
+                            if neighbours[beside]:
+                                first = sorted(os.sched_getaffinity(0))[:1]
+                                neighbour.enter_context(spinner(first, share=neighbours[beside]))
+                            rate = tokens_per_second(servers[name].port, options.seconds, seed=turn)
                         found[beside].setdefault(name, []).append(rate)
                 time.sleep(REST_SECONDS)
     return found
@@ -168,34 +192,29 @@ def tokens_per_second(port: int, seconds: float, seed: int) -> float:
     return sum(counts) / seconds
 
 
-def _judged(workers: int, beside: str, windows: dict[str, list[float]]) -> dict[str, Any]:
+def _judged(workers: int, beside: str, windows: dict[str, list[float]], base: str) -> dict[str, Any]:
     rows = {
         name: {
             "rate": median_interval(rates)._asdict(),
-            "to vLLM's own": paired_ratio(rates, windows[OWN])._asdict(),
+            f"to {base}": paired_ratio(rates, windows[base])._asdict(),
             "windows": rates,
         }
         for name, rates in windows.items()
     }
-    return {"workers": workers, "beside": beside, "rows": rows}
+    return {"workers": workers, "beside": beside, "base": base, "rows": rows}
 
 
 def _table(report: dict[str, Any]) -> str:
+    column = f"to {report['base']}"
     lines = [
         f"### {report['workers']} workers, {report['beside']}\n",
-        "| binding | tokens/s | to vLLM's own |",
+        f"| variant | tokens/s | {column} |",
         "|---|---|---|",
     ]
     for name, row in report["rows"].items():
-        rate, ratio = Interval(**row["rate"]), Interval(**row["to vLLM's own"])
-        lines.append(f"| {name} | {_words(rate, 0)} | {_words(ratio, 2)} |")
+        rate, ratio = Interval(**row["rate"]), Interval(**row[column])
+        lines.append(f"| {name} | {interval_text(rate, 0)} | {interval_text(ratio)} |")
     return "\n".join(lines) + "\n"
-
-
-def _words(interval: Interval, digits: int) -> str:
-    if interval.low is None or interval.high is None:
-        return f"{interval.median:.{digits}f}"
-    return f"{interval.median:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"
 
 
 if __name__ == "__main__":
