@@ -20,7 +20,7 @@ from typing import Any
 from benchmarks.conditions import Conditions
 from benchmarks.engine_steps import STEPS, make_model, work
 from benchmarks.load import spinner
-from benchmarks.teams import alive, compared, comparison_table, measured, start_team
+from benchmarks.teams import alive, compared, comparison_table, measured, start_team, written
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.openmp.variables import MANAGED_VARIABLES
 
@@ -51,8 +51,7 @@ def main() -> None:
             reports += _reports(engine, model, cpus, options)
     versions = ", ".join(f"{engine} {version(PACKAGES[engine])}" for engine in options.engines)
     head = f"{versions}; {RANKS} ranks, windows of {options.seconds:g} s, {options.rounds} shuffled rounds.\n"
-    text = "\n".join([head, *(comparison_table(report["title"], report) for report in reports)])
-    conditions.write("engines", text, {"machine": head.strip(), "tables": reports})
+    conditions.write("engines", written(head, reports), {"machine": head.strip(), "tables": reports})
 
 
 def _reports(engine: str, model: str, cpus: list[int], options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -73,7 +72,12 @@ def _reports(engine: str, model: str, cpus: list[int], options: argparse.Namespa
             with ExitStack() as stack:
                 load = [] if beside == "alone" else [stack.enter_context(spinner())]
                 rounds = measured(teams, options.rounds, options.seconds, cpus, load)
-            report = {"engine": engine, "beside": beside, "title": f"{engine}, {beside}", **compared(rounds, DEFAULT)}
+            report = {
+                "row": engine,
+                "column": beside,
+                "title": f"{engine}, {beside}",
+                **compared(rounds, DEFAULT),
+            }
             sys.stdout.write(comparison_table(report["title"], report) + "\n")
             sys.stdout.flush()
             reports.append(report)

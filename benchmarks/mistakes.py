@@ -19,7 +19,7 @@ from unittest import mock
 from benchmarks.conditions import Conditions
 from benchmarks.inference import RANKS, decode
 from benchmarks.load import spinner
-from benchmarks.teams import alive, compared, comparison_table, measured, start_team
+from benchmarks.teams import alive, compared, comparison_table, measured, start_team, written
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.openmp.variables import MANAGED_VARIABLES
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PLAN = "plan"
+MODES = {"one": "one rank of two threads", "dp": "two independent ranks", "tp": "two tensor-parallel ranks over gloo"}
 
 
 def main() -> None:
@@ -54,13 +55,13 @@ def main() -> None:
                     with ExitStack() as stack:
                         load = [] if beside == "alone" else [stack.enter_context(spinner())]
                         rounds = measured(teams, options.rounds, options.seconds, cpus, load)
-                    report = {"mode": mode, "title": f"{mode}, {beside}", "beside": beside, **compared(rounds, PLAN)}
+                    words = MODES[mode]
+                    report = {"row": words, "column": beside, "title": f"{words}, {beside}", **compared(rounds, PLAN)}
                     sys.stdout.write(comparison_table(report["title"], report) + "\n")
                     sys.stdout.flush()
                     reports.append(report)
     head = f"{len(cpus)} CPUs, windows of {options.seconds:g} s, {options.rounds} shuffled rounds.\n"
-    text = "\n".join([head, *(comparison_table(report["title"], report) for report in reports)])
-    conditions.write("mistakes", text, {"machine": head.strip(), "tables": reports})
+    conditions.write("mistakes", written(head, reports), {"machine": head.strip(), "tables": reports})
 
 
 def _variants(mode: str, cpus: list[int]) -> dict[str, dict[str, Any]]:

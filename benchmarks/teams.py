@@ -154,6 +154,30 @@ def comparison_table(title: str, report: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def summary_table(variant: str, reports: Sequence[Mapping[str, Any]]) -> str:
+    """Return a Markdown table of one variant's ratios to the base, of reports with the keys ``row`` and ``column``."""
+    columns = list(dict.fromkeys(str(report["column"]) for report in reports))
+    cells: dict[str, dict[str, str]] = {}
+    for report in reports:
+        if variant in report["rows"]:
+            ratio = Interval(**report["rows"][variant][f"to {report['base']}"])
+            cells.setdefault(str(report["row"]), {})[str(report["column"])] = interval_text(ratio)
+    lines = [
+        f"### {variant}, relative to {reports[0]['base']}\n",
+        f"| | {' | '.join(columns)} |",
+        "|---" * (len(columns) + 1) + "|",
+        *(f"| {row} | {' | '.join(found.get(column, '') for column in columns)} |" for row, found in cells.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def written(head: str, reports: Sequence[Mapping[str, Any]]) -> str:
+    """Return the whole text of the results: a summary of each variant but the base, then every table."""
+    variants = dict.fromkeys(name for report in reports for name in report["rows"] if name != report["base"])
+    summaries = (summary_table(variant, reports) for variant in variants)
+    return "\n".join([head, *summaries, *(comparison_table(report["title"], report) for report in reports)])
+
+
 def interval_text(interval: Interval, digits: int = 2) -> str:
     """Return ``"1.02 [0.98, 1.15]"``, or the median alone where there are too few values."""
     if interval.low is None or interval.high is None:

@@ -21,7 +21,7 @@ from benchmarks.conditions import Conditions
 from benchmarks.engine_steps import make_model, work
 from benchmarks.inference import intel_library
 from benchmarks.load import spinner
-from benchmarks.teams import alive, compared, comparison_table, measured, start_team
+from benchmarks.teams import alive, compared, comparison_table, measured, start_team, written
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.openmp.variables import MANAGED_VARIABLES
 
@@ -59,8 +59,7 @@ def main() -> None:
             for ranks in (1, 2):
                 reports += _reports(program, ranks, model, cpus, options)
     head = f"{len(cpus)} CPUs, windows of {options.seconds:g} s, {options.rounds} shuffled rounds.\n"
-    text = "\n".join([head, *(comparison_table(report["title"], report) for report in reports)])
-    conditions.write("waiting", text, {"machine": head.strip(), "tables": reports})
+    conditions.write("waiting", written(head, reports), {"machine": head.strip(), "tables": reports})
 
 
 def _reports(
@@ -79,9 +78,9 @@ def _reports(
             with ExitStack() as stack:
                 load = [stack.enter_context(spinner(share=share))] if share else []
                 rounds = measured(teams, options.rounds, options.seconds, cpus, load)
-            title = f"{words}, {f'a neighbour of {100 * share:.0f} %' if share else 'alone'}"
-            report = {"program": program, "ranks": ranks, "share": share, "title": title, **compared(rounds, KEEP)}
-            sys.stdout.write(comparison_table(title, report) + "\n")
+            beside = f"a neighbour of {100 * share:.0f} %" if share else "alone"
+            report = {"row": words, "column": beside, "title": f"{words}, {beside}", **compared(rounds, KEEP)}
+            sys.stdout.write(comparison_table(report["title"], report) + "\n")
             sys.stdout.flush()
             reports.append(report)
     return reports

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tests.guests.image import compile_python, emulator, image, pack
+from tests.guests.image import compile_python, emulator, image, newer_kernel, pack
 from tests.guests.table import ARCHITECTURES
 
 if TYPE_CHECKING:
@@ -54,6 +54,8 @@ def run_in_guest(guest: Guest, command: str, report: Callable[[str], object] = p
     """
     qemu = emulator(guest.architecture, guest.minimal_qemu)
     kernel, initramfs = image(guest.architecture)
+    if guest.newer_kernel:
+        kernel = newer_kernel(guest.architecture)
     with tempfile.TemporaryDirectory(prefix="ompaffinity-guest-") as folder:
         work = Path(folder)
         _pack_checkout(guest, command, work)
@@ -97,7 +99,7 @@ def _command_line(guest: Guest, qemu: list[str], kernel: Path, initrd: Path) -> 
         *("-machine", needs.board),
         # One thread for all emulated CPUs: many of them boot in seconds on two real ones, else in minutes.
         *("-accel", "kvm" if accelerated else "tcg,thread=single"),
-        *("-cpu", "host" if accelerated else needs.cpu),
+        *("-cpu", "host" if accelerated else f"{needs.cpu}{guest.cpu_flags}"),
         *guest.qemu_arguments(),
         *("-nodefaults", "-nographic", "-no-reboot", "-serial", "stdio", "-monitor", "none"),
         *("-kernel", str(kernel), "-initrd", str(initrd)),

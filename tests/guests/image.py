@@ -81,6 +81,26 @@ def image(architecture: str) -> tuple[Path, Path]:
     return kernel, initramfs
 
 
+def newer_kernel(architecture: str) -> Path:
+    """Return the kernel of Debian's backports for an architecture, fetched if it is not there yet.
+
+    Raises:
+        NoGuestError: it is not available here.
+    """
+    folder = _cache() / f"{architecture}-newer-kernel"
+    kernel = folder / "kernel"
+    with _locked(folder):
+        if not kernel.exists():
+            with tempfile.TemporaryDirectory(dir=folder) as work:
+                apt = _private_apt(Path(work) / "apt", architecture, f"{SUITE}-backports")
+                boot = Path(work) / "boot"
+                boot.mkdir()
+                (package,) = _download(apt, [_kernel_package(apt, architecture)], Path(work) / "packages")
+                _unpack(package, boot)
+                _kernel_in(boot, architecture).replace(kernel)
+    return kernel
+
+
 def emulator(architecture: str, minimum: tuple[int, int]) -> list[str]:
     """Return the start of a QEMU command line, of a release that is not older than `minimum`.
 
@@ -215,8 +235,7 @@ def _unpack(package: Path, root: Path) -> None:
 def _build(architecture: str, work: Path, kernel: Path, initramfs: Path) -> None:
     needs = ARCHITECTURES[architecture]
     apt = _private_apt(work / "apt", architecture, SUITE)
-    depends = _run("apt-cache", "depends", needs.kernel_package, env=apt)
-    kernel_package = next(line.split()[1] for line in depends.splitlines() if "Depends: linux-image" in line)
+    kernel_package = _kernel_package(apt, architecture)
     root, boot = work / "root", work / "boot"
     boot.mkdir()
     for name in ("bin", "lib", "lib64", "sbin"):
@@ -235,8 +254,17 @@ def _build(architecture: str, work: Path, kernel: Path, initramfs: Path) -> None
     (root / "init").write_text(INIT)
     (root / "init").chmod(0o755)
     pack(root, work / "initramfs")
-    next(boot.glob(f"boot/{needs.kernel_image}-*")).replace(kernel)
+    _kernel_in(boot, architecture).replace(kernel)
     (work / "initramfs").replace(initramfs)
+
+
+def _kernel_package(apt: dict[str, str], architecture: str) -> str:
+    depends = _run("apt-cache", "depends", ARCHITECTURES[architecture].kernel_package, env=apt)
+    return next(line.split()[1] for line in depends.splitlines() if "Depends: linux-image" in line)
+
+
+def _kernel_in(boot: Path, architecture: str) -> Path:
+    return next(boot.glob(f"boot/{ARCHITECTURES[architecture].kernel_image}-*"))
 
 
 def _install_wheels(wheels: Path, site: Path) -> None:

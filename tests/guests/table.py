@@ -89,7 +89,8 @@ class Node:
 class Guest:
     """One machine: CPUs are numbered by thread, core and package, as QEMU does; `tests` are files in ``inside/``.
 
-    `devices` are what QEMU's ``-device`` takes.
+    `devices` are what QEMU's ``-device`` takes. `newer_kernel`: the kernel is that of Debian's backports. `cpu_flags`
+    change the emulated CPU of the architecture.
     """
 
     name: str
@@ -105,6 +106,8 @@ class Guest:
     setup: str = ""
     seconds: int = 1200
     devices: tuple[str, ...] = ()
+    newer_kernel: bool = False
+    cpu_flags: str = ""
     in_ci: bool = True
 
     @property
@@ -221,6 +224,20 @@ GUESTS = {
             ),
             tests=("gpus",),
         ),
+        # Weighted interleave came with Linux 6.9.
+        Guest(
+            "x86-weights",
+            "amd64",
+            packages=1,
+            cores=4,
+            threads=1,
+            nodes={0: Node("0-1", 512), 1: Node("2-3", 512)},
+            tests=("weights",),
+            setup="python3 -m tests.guests.inside.weights",
+            newer_kernel=True,
+            # QEMU 7.2 emulates cmpxchg16b wrongly, which newer kernels use.
+            cpu_flags=",-cx16",
+        ),
         Guest(
             "arm-four-nodes",
             "arm64",
@@ -229,7 +246,7 @@ GUESTS = {
             1,
             nodes=FOUR_NODES,
             distances=UNEVEN,
-            tests=(*READS, "proof"),
+            tests=(*READS, "proof", "span", "watch"),
         ),
         Guest(
             "arm-smt2",
