@@ -1,4 +1,4 @@
-"""Give the nodes different weights, as firmware does for nodes of different bandwidth: ``python -m ...inside.weights``."""
+"""Give the nodes different weights, as firmware does for nodes of different bandwidth, before the tests run."""
 
 from __future__ import annotations
 
