@@ -8,50 +8,61 @@ from __future__ import annotations
 
 import os
 import threading
+from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from concurrent.futures import Future
-    from queue import SimpleQueue
     from typing import Any
 
+
+class _Job:
+    """A call, and later what it returned or raised; concurrent.futures would load logging, for several milliseconds."""
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self._function = function
+        self.done = threading.Event()
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.result = self._function()
+        except BaseException as error:  # noqa: BLE001
+            # Also SystemExit: the caller decides what it means.
+            self.error = error
+        self.done.set()
+
+
 _lock = threading.Lock()
-_jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] | None = None
+_jobs: SimpleQueue[_Job] | None = None
 
 
 def call_in_starter(function: Callable[[], Any]) -> Any:
     """Call `function` in the starter thread and return or raise what it does."""
     global _jobs  # noqa: PLW0603
-    # Loaded here: exec needs no such thread, and they load logging.
-    from concurrent.futures import Future, wait
-    from queue import SimpleQueue
-
     with _lock:
         if _jobs is None:
-            jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+            jobs: SimpleQueue[_Job] = SimpleQueue()
             threading.Thread(target=_serve, args=(jobs,), name="ompaffinity-starter", daemon=True).start()
             _jobs = jobs
         jobs = _jobs
-    future: Future[Any] = Future()
-    jobs.put((future, function))
+    job = _Job(function)
+    jobs.put(job)
     try:
-        return future.result()
+        job.done.wait()
     except KeyboardInterrupt:
         # What was begun is ended first: a worker that starts unseen would never be stopped.
-        wait([future])
+        job.done.wait()
         raise
+    if job.error is not None:
+        raise job.error
+    return job.result
 
 
-def _serve(jobs: SimpleQueue[tuple[Future[Any], Callable[[], Any]]]) -> None:
+def _serve(jobs: SimpleQueue[_Job]) -> None:
     while True:
-        future, function = jobs.get()
-        try:
-            future.set_result(function())
-        except BaseException as error:  # noqa: BLE001
-            # Also SystemExit: the caller decides what it means.
-            future.set_exception(error)
-        del future, function
+        jobs.get().run()
 
 
 def _forget() -> None:
