@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ompaffinity.errors import TopologyError
 from ompaffinity.topology.hwloc import parse_hwloc
-from ompaffinity.topology.model import UNKNOWN, Topology
+from ompaffinity.topology.model import UNKNOWN, Limits, Topology
 from ompaffinity.topology.synthetic import parse_synthetic
 
 LSTOPO = shutil.which("lstopo-no-graphics") or shutil.which("lstopo")
@@ -69,6 +69,11 @@ def test_reads_levels_nodes_and_limits() -> None:
         (8, 0, False, False),
     ]
     assert topology.distance(0, 8) == 40
+    assert topology.limits == Limits(cpuset_cpus=(0, 1, 8), cpuset_nodes=(0,))
+
+
+def test_an_export_without_nodes_and_allowed_cpus_has_no_limits() -> None:
+    assert read(core(0, 1)).limits == Limits()
 
 
 def test_reads_sets_of_many_words() -> None:

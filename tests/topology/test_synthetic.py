@@ -141,6 +141,10 @@ def test_reads_the_size_of_each_l3(size: str, expected: int | None) -> None:
     assert topology.l3_bytes == (() if expected is None else (expected,) * 4)
 
 
+def test_ignores_the_attributes_of_the_machine() -> None:
+    assert synthetic("(memory=1GB) core:2 pu:1") == synthetic("core:2 pu:1")
+
+
 def test_other_levels_and_attributes_of_an_export_are_read() -> None:
     text = "Package:1 L4Cache:1(size=134217728) L3Cache:2(size=32MB) L2dCache:1 Group0:1 Group1:2 Core:1 PU:1"
     assert [cpu.l3 for cpu in synthetic(text).cpus] == [0, 0, 1, 1]
@@ -152,6 +156,8 @@ def test_other_levels_and_attributes_of_an_export_are_read() -> None:
         "core:2 [numa] pu:1 [numa]",
         "numa:2 package:1 [numa] pu:1",
         "package:2 4 pu:1",
+        "core:2 (size=1) pu:1",
+        "[numa] (memory=1GB) pu:1",
         "core:2 pu:2(indexes=0,1,2)",
         "core:2 pu:2(indexes=2*2:2*2)",
         "core:2 pu:2(indexes=0*2)",

@@ -150,6 +150,30 @@ def test_reads_distances_beside_a_hidden_node() -> None:
     assert read(files).nodes[0].distances == {1: 10}
 
 
+def test_the_columns_of_a_distance_row_are_the_possible_nodes_where_no_list_of_online_ones_fits() -> None:
+    files = small_machine() | {
+        f"{NODE_ROOT}/online": b"1\n",
+        f"{NODE_ROOT}/possible": b"0-1\n",
+        f"{NODE_ROOT}/node1/cpulist": b"0-3\n",
+        f"{NODE_ROOT}/node1/distance": b"20 10\n",
+    }
+    assert read(files).nodes[0].distances == {1: 10}
+
+
+@pytest.mark.parametrize(
+    ("online", "nodes", "row"),
+    [
+        ("0-2", (0,), "10 20"),  # no list has as many nodes as the row
+        ("0-1", (0, 1, 2), "10 20"),  # one node has no distance
+        ("0-1", (0, 1), "10 x"),
+    ],
+)
+def test_a_row_without_the_distance_of_each_node_is_unknown(online: str, nodes: tuple[int, ...], row: str) -> None:
+    files = small_machine() | {f"{NODE_ROOT}/online": online.encode(), f"{NODE_ROOT}/node0/distance": row.encode()}
+    files |= {f"{NODE_ROOT}/node{node}/cpulist": f"{node}\n".encode() for node in nodes}
+    assert read(files).nodes[0].distances is None
+
+
 class CountingTree(ArchiveTree):
     """Counts the files that are asked for and are not there."""
 
@@ -206,6 +230,10 @@ def test_reads_kinds_from_the_pmus_of_hybrids(pmus: dict[str, str], kinds: list[
         ((718, 731, 997, 1024), ["efficiency", "efficiency", "performance", "performance"]),
         ((1024, 1024, 1024, 1024), [None] * 4),
         ((900, 1000, 1024, 1024), [None] * 4),
+        # One class up to a factor of 1.2.
+        ((850, 850, 1020, 1020), [None] * 4),
+        ((854, 854, 1024, 1024), [None] * 4),
+        ((853, 853, 1024, 1024), ["efficiency", "efficiency", "performance", "performance"]),
     ],
 )
 def test_reads_kinds_from_capacity(capacities: tuple[int, ...], kinds: list[str | None]) -> None:
@@ -305,6 +333,16 @@ def test_reads_nodes_of_any_number() -> None:
     assert (eight.id, eight.has_memory, eight.total_memory) == (8, False, 0)
     assert (far.id, far.cpus, far.has_memory, far.total_memory) == (250, (), True, UNKNOWN)
     assert far.distances is None, "a row whose columns cannot be told is no row"
+
+
+def test_gpu_memory_is_a_node_without_cpus_that_the_driver_names() -> None:
+    files = small_machine() | {f"{NODE_ROOT}/node{node}/cpulist": b"\n" for node in (1, 2)}
+    files |= {
+        f"{NODE_ROOT}/node0/cpulist": b"0-3\n",
+        "proc/driver/nvidia/gpus/0004:04:00.0/numa_status": b"Node:      0\n",
+        "proc/driver/nvidia/gpus/0004:05:00.0/numa_status": b"Node:      2\nStatus:    online\nSize:      1\n",
+    }
+    assert [node.device_memory for node in read(files).nodes] == [False, False, True]
 
 
 def test_reads_more_than_64_nodes() -> None:

@@ -162,6 +162,13 @@ def test_ignores_a_pipe_in_a_directory(tmp_path: Path) -> None:
         assert not tree.read("pipe")
 
 
+def test_reads_a_file_under_proc_to_its_end() -> None:
+    """The kernel returns whole records: every read is short, and not only the last one."""
+    with DirectoryTree("/") as tree:
+        read = tree.read("proc/self/maps") or b""
+    assert read.splitlines()[-1] == Path("/proc/self/maps").read_bytes().splitlines()[-1]
+
+
 def test_rejects_a_missing_directory() -> None:
     with pytest.raises(TopologyError, match="cannot open"):
         DirectoryTree("/does/not/exist")

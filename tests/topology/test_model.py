@@ -1,0 +1,22 @@
+from __future__ import annotations
+
+import pytest
+
+from ompaffinity.topology.model import MemoryNodeInfo, Topology
+
+
+@pytest.mark.parametrize(
+    ("rows", "equally_far"),
+    [
+        ([{0: 10, 1: 21, 2: 21}, {0: 21, 1: 10, 2: 21}, {0: 21, 1: 21, 2: 10}], True),
+        ([{0: 10, 1: 21, 2: 21}, {0: 21, 1: 10, 2: 21}, {0: 21, 1: 31, 2: 10}], False),
+        ([{0: 10, 1: 21, 2: 21}, {0: 21, 1: 10, 2: 21}, {0: 21, 2: 10}], False),
+        ([{0: 10, 1: 21, 2: 21}, {0: 21, 1: 10, 2: 21}, None], False),
+        ([None, None, None], True),
+    ],
+)
+def test_nodes_are_equally_far_if_all_distances_are_known_and_equal_or_none_is_known(
+    rows: list[dict[int, int] | None], equally_far: bool
+) -> None:
+    nodes = tuple(MemoryNodeInfo(id=node, distances=row) for node, row in enumerate(rows))
+    assert Topology("x86_64", "drawn", "drawn", (), nodes).equally_far == equally_far
