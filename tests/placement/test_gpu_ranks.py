@@ -19,7 +19,7 @@ from ompaffinity.placement.model import Plan
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import HeldCPUs, PlacementRequest
 from ompaffinity.topology.model import UNKNOWN, Limits, Topology
-from tests.placement.machines import codes, reasons, synthetic, without_nodes
+from tests.placement.machines import codes, reasons, synthetic, with_distances, without_nodes
 from tests.strategies import topologies
 
 TWO = "package:2 numa:1 core:8 pu:2"
@@ -295,6 +295,35 @@ def test_nodes_without_gpus_are_lent_to_the_nearest() -> None:
     assert one.ranks[0].nodes == (0, 1)
     machine = plan_of(topology, 0, span="machine", reserve=0)
     assert machine.ranks[0].nodes == (0, 1, 2, 3)
+
+
+def test_a_node_is_lent_to_the_nearest_node_with_gpus() -> None:
+    far = [[10, 30, 20, 15], [30, 10, 15, 30], [20, 15, 10, 30], [15, 30, 30, 10]]
+    plan = plan_of(with_distances(synthetic(FOUR), far), 0, 2, span="machine", reserve=0)
+    assert [rank.nodes for rank in plan.ranks] == [(0, 3), (1, 2)]
+
+
+@pytest.mark.parametrize(
+    ("gpus", "nodes"),
+    [((0, 1, 1), [(0, 3), (1, 2), (1, 2)]), ((0, 0, 1), [(0, 2, 3), (0, 2, 3), (1,)])],
+)
+def test_of_nodes_as_near_the_one_whose_ranks_have_the_fewest_cores_is_lent_another(
+    gpus: tuple[int, ...], nodes: list[tuple[int, ...]]
+) -> None:
+    plan = plan_of(synthetic("package:4 numa:1 core:8 pu:1"), *gpus, span="machine", reserve=0)
+    assert [rank.nodes for rank in plan.ranks] == nodes
+
+
+def test_idle_cores_that_are_reserved_are_on_the_node_of_the_gpu() -> None:
+    plan = plan_of(synthetic("package:1 numa:2 l3:3 core:3 pu:1"), 0, 0, span="package")
+    assert [rank.helper_cpus for rank in plan.ranks] == [(7,), (8,)]
+    assert reasons(plan)["remainder"] == (6, 15, 16, 17)
+
+
+def test_nodes_of_unknown_packages_are_not_lent_within_a_package() -> None:
+    topology = synthetic(FOUR)
+    topology = topology._replace(cpus=tuple(cpu._replace(package=UNKNOWN) for cpu in topology.cpus))
+    assert plan_of(topology, 0, span="package").ranks[0].nodes == (0,)
 
 
 def test_gpus_by_number() -> None:

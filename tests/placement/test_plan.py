@@ -245,6 +245,14 @@ def test_gpu_memory_is_not_for_cpu_ranks() -> None:
     assert plan.ranks[0].nodes == ()
 
 
+def test_a_memory_policy_is_set_only_if_several_nodes_have_main_memory() -> None:
+    topology = synthetic("numa:2 core:2 pu:1")
+    first, second = topology.nodes
+    assert make_plan(topology, PlacementRequest(nodes=(0,))).ranks[0].memory_policy == "bind"
+    of_gpu = topology._replace(nodes=(first, second._replace(device_memory=True)))
+    assert make_plan(of_gpu, PlacementRequest(nodes=(0,))).ranks[0].memory_policy == "none"
+
+
 def test_more_ranks_than_cpus_are_refused_with_the_numbers() -> None:
     with pytest.raises(PlacementError, match="9 ranks were requested, but only 8 CPUs"):
         plan_for("core:4 pu:2", 9)
@@ -353,9 +361,9 @@ def test_reports_unknown_cores() -> None:
     assert "unknown-cores" not in codes(make_plan(topology, PlacementRequest()))
 
 
-@pytest.mark.parametrize(("ranks", "level"), [(4, "warning"), (1, "note")])
-def test_more_ranks_than_the_quota_runs_are_a_warning(ranks: int, level: str) -> None:
-    topology = synthetic("core:8 pu:1")._replace(limits=Limits(cpu_quota=1.5))
+@pytest.mark.parametrize(("quota", "ranks", "level"), [(1.5, 4, "warning"), (1.5, 1, "note"), (2.0, 2, "note")])
+def test_more_ranks_than_the_quota_runs_are_a_warning(quota: float, ranks: int, level: str) -> None:
+    topology = synthetic("core:8 pu:1")._replace(limits=Limits(cpu_quota=quota))
     assert codes(make_plan(topology, PlacementRequest(tensor_parallel_size=ranks)))["quota-below-cpus"] == level
 
 
@@ -378,7 +386,13 @@ def test_reports_an_inherited_mask() -> None:
 
 
 @pytest.mark.parametrize(
-    ("quota", "expected"), [(4.9, [(0, 1), (4, 5)]), (0.5, [(0,), (4,)]), (100, [(0, 1, 2), (4, 5, 6)])]
+    ("quota", "expected"),
+    [
+        (4.9, [(0, 1), (4, 5)]),
+        (0.5, [(0,), (4,)]),
+        (8.0, [(0, 1, 2), (4, 5, 6)]),
+        (100, [(0, 1, 2), (4, 5, 6)]),
+    ],
 )
 def test_threads_stay_within_the_quota(quota: float, expected: list[tuple[int, ...]]) -> None:
     topology = synthetic("core:8 pu:1")._replace(limits=Limits(cpu_quota=quota))
@@ -388,6 +402,12 @@ def test_threads_stay_within_the_quota(quota: float, expected: list[tuple[int, .
     left_out = {cpu for group in plan.left_out if group.reason == "quota" for cpu in group.cpus}
     assert left_out == {0, 1, 2, 4, 5, 6} - {cpu for cpus in expected for cpu in cpus}
     assert ("quota-below-cpus" in codes(plan)) == (quota < 8)
+
+
+def test_a_mask_has_no_core_whose_threads_exceed_the_quota() -> None:
+    topology = synthetic("core:4 pu:2")._replace(limits=Limits(cpu_quota=2.0))
+    (rank,) = make_plan(topology, PlacementRequest(reserve=0)).ranks
+    assert (rank.cpus, rank.affinity) == ((1, 3), (0, 1, 2, 3))
 
 
 def test_reports_uneven_ranks_and_unused_nodes() -> None:
