@@ -150,6 +150,28 @@ def test_reads_the_node_from_a_bridge_above_the_gpu(tmp_path: Path) -> None:
     assert (device.nodes, device.source) == ((1,), "bridge")
 
 
+@pytest.mark.parametrize(
+    ("bridges", "nodes"),
+    [(("1", "-1", "-1", "-1"), (1,)), (("1", "0", "-1"), (0,)), (("0", "1", "-1"), (1,)), (("-1", "-1"), ())],
+)
+def test_the_nearest_bridge_with_a_node_counts(
+    tmp_path: Path, bridges: tuple[str, ...], nodes: tuple[int, ...]
+) -> None:
+    """From the root port down to the GPU."""
+    machine(tmp_path, TWO_NODES)
+    folder = "devices/pci0000:40"
+    for number, node in enumerate(bridges):
+        folder += f"/0000:{40 + number}:00.0"
+        write(tmp_path, {f"sys/{folder}/class": "0x060400", f"sys/{folder}/numa_node": node})
+    address = "0000:80:00.0"
+    for name, text in (("class", "0x030200"), ("vendor", "0x10de"), ("numa_node", "-1")):
+        write(tmp_path, {f"sys/{folder}/{address}/{name}": text})
+    (tmp_path / PCI).mkdir(parents=True)
+    (tmp_path / PCI / address).symlink_to(f"../../../{folder}/{address}")
+    (device,) = seen(tmp_path).gpus
+    assert (device.nodes, device.source) == (nodes, "bridge" if nodes else None)
+
+
 def test_reports_sources_that_differ(tmp_path: Path) -> None:
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:1a:00.0", 0, "4-7")
@@ -207,6 +229,14 @@ def test_settles_a_gpu_without_any_source() -> None:
     assert (settled.nodes, settled.source) == ((), None)
     assert "no source reports it" in messages[0].message
     assert settle("GPU 0", [Answer("sysfs", (1,), "")], topology)[0].nodes == (1,)
+
+
+def test_the_first_known_source_in_the_order_of_trust_decides() -> None:
+    order = ("user", "sysfs", "nvml-memory", "nvml-cpu", "amdsmi", "own-memory", "bridge", "local-cpus")
+    topology = load_topology(synthetic="numa:8 core:1 pu:1", architecture="x86_64")
+    for first, source in enumerate(order):
+        answers = [Answer(name, (node,) if node >= first else None, "") for node, name in enumerate(order)]
+        assert settle("GPU 0", reversed(answers), topology)[0] == ((first,), source)
 
 
 # NVML: the real binding over a stand-in driver.
