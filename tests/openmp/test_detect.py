@@ -29,6 +29,7 @@ from ompaffinity.openmp.variables import environment_messages
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.topology.source import load_topology
+from tests.conftest import needs_program
 from tests.openmp.libraries import (
     GOMP,
     INTEL,
@@ -281,6 +282,34 @@ def test_a_library_path_goes_before_torchs_own_folder(tmp_path: Path) -> None:
     (expected,) = expected_runtimes(environment)
     (probed,) = probe_runtimes(["torch"], environment)
     assert (expected.path, expected.family) == (probed.path, probed.family) == (os.path.realpath(found(LLVM)), "iomp")
+
+
+@pytest.fixture(params=["enable", "disable"], ids=["runpath", "rpath"])
+def torch_package(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package torch that is linked with the libgomp.so.1 beside it; the folder other has another one."""
+    package = tmp_path / "torch"
+    for folder in (package / "lib", tmp_path / "other"):
+        folder.mkdir(parents=True)
+        command = ["gcc", "-shared", "-fPIC", "-Wl,-soname,libgomp.so.1", "-x", "c", "-", "-o", str(folder / GOMP)]
+        subprocess.run(command, input=b"void GOMP_parallel(void) {}", check=True)
+    (package / "__init__.py").touch()
+    link = f"-Wl,--no-as-needed,--{request.param}-new-dtags,-rpath,$ORIGIN"
+    command = ["gcc", "-shared", link, "-x", "c", "/dev/null", "-x", "none", str(package / "lib" / GOMP)]
+    subprocess.run([*command, "-o", str(package / "lib" / "libtorch_cpu.so")], check=True)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return package
+
+
+@needs_program("gcc")
+def test_a_library_path_goes_before_a_runpath_and_after_an_rpath(torch_package: Path) -> None:
+    environment = {**os.environ, "LD_LIBRARY_PATH": str(torch_package.parent / "other")}
+    code = (
+        "import ctypes, sys; ctypes.CDLL(sys.argv[1]); print(*{line.split()[-1] for line in open('/proc/self/maps')})"
+    )
+    command = [sys.executable, "-c", code, str(torch_package / "lib" / "libtorch_cpu.so")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    (loaded,) = [path for path in done.stdout.split() if path.endswith(GOMP)]
+    assert [library.path for library in expected_runtimes(environment)] == [loaded]
 
 
 def test_a_probe_sees_what_this_interpreter_sees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

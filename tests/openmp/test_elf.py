@@ -132,6 +132,15 @@ def test_reads_what_a_compiler_wrote(tmp_path: Path, style: str) -> None:
         assert not found.exports("undefined")
 
 
+@needs_gcc
+@pytest.mark.parametrize(("tags", "has_runpath"), [("enable", True), ("disable", False)])
+def test_a_runpath_is_not_an_rpath(tmp_path: Path, tags: str, has_runpath: bool) -> None:
+    command = ["gcc", "-shared", f"-Wl,--{tags}-new-dtags,-rpath,/x", "-x", "c", "/dev/null"]
+    subprocess.run([*command, "-o", str(tmp_path / "x.so")], check=True)
+    with library(tmp_path / "x.so") as found:
+        assert found.has_runpath == has_runpath
+
+
 HUGE = 1 << 29
 HOSTILE = {
     "a chain that is a circle": crafted(struct.pack("<6I", 1, 3, 2, 0, 0, 2)),
