@@ -176,6 +176,19 @@ def test_reads_how_long_a_thread_ran() -> None:
     assert proc.scheduling(2**22 + 1) is None
 
 
+def test_a_process_that_has_ended_has_no_state() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pid = process.pid
+    assert (proc.parent_of(pid), proc.cpu_ticks(pid), proc.thread_name(pid, pid)) == (0, 0, "")
+    assert (proc.command_line(pid), list(proc.processes_below(pid))) == ([], [])
+    assert not proc.is_kernel_thread(pid)
+    assert (proc.mask_of(pid), proc.start_time(pid), proc.scheduling(pid), proc.bytes_read(pid)) == (None,) * 4
+    assert proc.memory_file(pid, "x", 1) is None
+    for read in (proc.thread_ids, proc.status_fields, proc.stat_fields, proc.process_facts, proc.mapped_files):
+        with pytest.raises(OSError, match=f"/proc/{pid}"):
+            read(pid)
+
+
 def test_finds_the_processes_below_one() -> None:
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]])"
     inner = "import os; print(os.getpid(), flush=True); input()"

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -22,6 +24,7 @@ from ompaffinity.placement.memory import share_of, with_sharing
 from ompaffinity.placement.model import RankPlacement
 from ompaffinity.topology import nodes
 from ompaffinity.topology.model import UNKNOWN
+from tests.conftest import ROOT, needs_namespaces
 
 GIB = 2**30
 TWO_ON_A_NODE = with_sharing(tuple(RankPlacement(rank, rank, bound=False, nodes=(0,)) for rank in range(2)))
@@ -232,6 +235,22 @@ def test_a_machine_whose_nodes_do_not_report_their_memory(monkeypatch: pytest.Mo
     memory = machine_memory()
     assert all(size > 0 for size in memory.total.values())
     assert memory.total
+
+
+HIDDEN_NODES = """
+mount -t tmpfs none /sys/devices/system/node && mount -t tmpfs none /proc/driver || exit 1
+mkdir -p /sys/devices/system/node/node0 /sys/devices/system/node/node1 /proc/driver/nvidia/gpus/0009:01:00.0
+for node in 0 1; do echo "Node $node MemTotal: 8192 kB" > /sys/devices/system/node/node$node/meminfo; done
+echo "Node: 1" > /proc/driver/nvidia/gpus/0009:01:00.0/numa_status
+exec "$0" -c "from ompaffinity.bind.capacity import machine_memory; print(machine_memory().total)"
+"""
+
+
+@needs_namespaces
+def test_gpu_memory_is_not_available_to_workers() -> None:
+    command = ["unshare", "-m", "sh", "-c", HIDDEN_NODES, sys.executable]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=ROOT)
+    assert done.stdout == "{0: 8388608}\n"
 
 
 def test_planned_budgets_count_host_memory_that_may_be_used_and_the_limit() -> None:

@@ -205,6 +205,33 @@ def test_a_second_binding_must_undo_the_first() -> None:
     assert os.sched_getaffinity(0) == before
 
 
+PINNED_CALLER = """if True:
+    import os, sys, threading
+    from ompaffinity import bind_current_process
+    from ompaffinity.placement.model import RankPlacement
+
+    first, last = map(int, sys.argv[1:])
+    stop = threading.Event()
+    threads = [threading.Thread(target=stop.wait) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    os.sched_setaffinity(0, {first})
+    os.sched_setaffinity(threads[-1].native_id, {last})
+    bind_current_process(RankPlacement(0, 0, cpus=(first,), places=((first,),), affinity=(first,)))
+    print(*(min(os.sched_getaffinity(thread.native_id)) for thread in threads))
+    print(*(len(os.sched_getaffinity(thread.native_id)) for thread in threads))
+    stop.set()
+"""
+
+
+@needs_two_cpus
+def test_if_the_caller_has_its_place_already_threads_with_the_mask_of_most_are_bound() -> None:
+    first, last = CPUS[0], CPUS[-1]
+    command = [sys.executable, "-c", PINNED_CALLER, str(first), str(last)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
+    assert done.stdout.splitlines() == [f"{first} {first} {first} {last}", "1 1 1 1"]
+
+
 @needs_two_cpus
 @needs_gomp
 @needs_llvm

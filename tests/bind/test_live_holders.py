@@ -57,6 +57,13 @@ def test_a_busy_process_with_a_narrow_mask_holds_its_cpus() -> None:
 
 
 @needs_two_cpus
+def test_a_busy_process_holds_the_cpus_that_any_of_its_threads_is_bound_to() -> None:
+    code = "import os, threading; thread = threading.Thread(target=threading.Event().wait, daemon=True); thread.start()"
+    with running(f"{code}; os.sched_setaffinity(thread.native_id, {{{CPUS[0]}}})\n{BUSY}") as pid:
+        assert held_of(pid) == tuple(CPUS[:1])
+
+
+@needs_two_cpus
 def test_an_idle_process_with_a_narrow_mask_holds_nothing() -> None:
     with running(IDLE, CPUS[:1]) as pid:
         assert held_of(pid) is None

@@ -18,6 +18,7 @@ from ompaffinity.doctor.record import Check
 from ompaffinity.doctor.software import software_checks
 from ompaffinity.errors import RequestError
 from ompaffinity.messages import Message
+from ompaffinity.topology.limits import read_limits
 from ompaffinity.topology.model import Topology
 from ompaffinity.topology.tree import DirectoryTree
 from tests.conftest import needs_libnuma, run_command
@@ -124,6 +125,13 @@ def test_reports_what_is_wrong_with_the_cpus(tmp_path: Path) -> None:
     assert "CPU 1 (isolcpus)" in found["isolated CPUs"].message
 
 
+@pytest.mark.parametrize(("quota", "level"), [(3.9, "warning"), (4.0, "ok"), (None, "ok")])
+def test_warns_of_a_quota_below_the_number_of_allowed_cpus(tmp_path: Path, quota: float | None, level: str) -> None:
+    machine = synthetic("core:4 pu:1")
+    machine = machine._replace(limits=machine.limits._replace(cpu_quota=quota))
+    assert cpus_of(machine, tmp_path)["CPU quota"].level == level
+
+
 @pytest.mark.parametrize(
     ("driver", "flags", "command_line", "level"),
     [
@@ -189,6 +197,23 @@ def test_reports_what_is_wrong_with_the_memory(tmp_path: Path, monkeypatch: pyte
     }
     assert "node 0: 8 of 1024 MiB, 6 free: 6.0 GiB unavailable" in found["huge pages"].message
     assert "node 1 is not allowed" in found["memory nodes"].message
+
+
+@pytest.mark.parametrize(("used", "level"), [(949, "ok"), (951, "warning"), (None, "ok")])
+def test_warns_of_a_memory_limit_that_is_used_by_more_than_95_percent(
+    tmp_path: Path, used: int | None, level: str
+) -> None:
+    files = {
+        "proc/self/cgroup": "0::/here\n",
+        "proc/self/mountinfo": "30 20 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+        "sys/fs/cgroup/here/memory.max": f"{1000 * 2**20}\n",
+    }
+    if used is not None:
+        files["sys/fs/cgroup/here/memory.current"] = f"{used * 2**20}\n"
+    machine = synthetic("core:2 pu:1")
+    with tree_of(tmp_path, files) as tree:
+        machine = machine._replace(limits=read_limits(tree))
+        assert checked(memory_checks(machine, tree))["memory limit"].level == level
 
 
 def test_reads_huge_pages_without_nodes(tmp_path: Path) -> None:
