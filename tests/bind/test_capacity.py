@@ -237,20 +237,23 @@ def test_a_machine_whose_nodes_do_not_report_their_memory(monkeypatch: pytest.Mo
     assert memory.total
 
 
-HIDDEN_NODES = """
-mount -t tmpfs none /sys/devices/system/node && mount -t tmpfs none /proc/driver || exit 1
+TWO_NODES = """
+mount -t tmpfs none /sys/devices/system/node && mount -t tmpfs none /proc/driver || exit 77
 mkdir -p /sys/devices/system/node/node0 /sys/devices/system/node/node1 /proc/driver/nvidia/gpus/0009:01:00.0
 for node in 0 1; do echo "Node $node MemTotal: 8192 kB" > /sys/devices/system/node/node$node/meminfo; done
 echo "Node: 1" > /proc/driver/nvidia/gpus/0009:01:00.0/numa_status
+echo "Mems_allowed_list: 0-1" > /proc/driver/status && mount --bind /proc/driver/status /proc/$$/status || exit 77
 exec "$0" -c "from ompaffinity.bind.capacity import machine_memory; print(machine_memory().total)"
 """
 
 
 @needs_namespaces
 def test_gpu_memory_is_not_available_to_workers() -> None:
-    command = ["unshare", "-m", "sh", "-c", HIDDEN_NODES, sys.executable]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True, cwd=ROOT)
-    assert done.stdout == "{0: 8388608}\n"
+    command = ["unshare", "-m", "sh", "-c", TWO_NODES, sys.executable]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    if done.returncode == 77:
+        pytest.skip("nothing can be mounted over /sys and /proc here")
+    assert done.stdout == "{0: 8388608}\n", done.stderr
 
 
 def test_planned_budgets_count_host_memory_that_may_be_used_and_the_limit() -> None:

@@ -513,6 +513,15 @@ def test_server_helpers_return_the_gpu_nodes(monkeypatch: pytest.MonkeyPatch, tm
             ompaffinity.get_device_numa_node(wrong)  # type: ignore[arg-type]
 
 
+def test_server_helpers_return_the_first_of_several_gpu_nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    machine(tmp_path, {**TWO_NODES, 2: "8-11"})
+    gpu(tmp_path, "0000:1a:00.0", -1, "0-7")
+    monkeypatch.setattr(device_nodes, "live_gpus", lambda topology: seen(tmp_path))
+    assert [device.nodes for device in seen(tmp_path).gpus] == [(0, 1)]
+    assert ompaffinity.get_all_device_numa_nodes() == [0]
+    assert ompaffinity.get_device_numa_node(0) == 0
+
+
 def test_rejects_a_missing_record() -> None:
     with pytest.raises(TopologyError):
         recorded_gpus("/no/such/record", load_topology())

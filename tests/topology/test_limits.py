@@ -87,6 +87,40 @@ def test_reads_a_group_that_is_the_root_of_its_mount() -> None:
     assert got.cpuset_cpus == (4, 5)
 
 
+@pytest.mark.parametrize(
+    ("root", "path", "folder"),
+    [
+        ("/docker", "/docker/abc", "abc"),
+        ("/docker", "/dockerabc", "dockerabc"),  # beside the root: the path is that of the namespace
+        ("/docker", "/abc", "abc"),
+    ],
+)
+def test_reads_a_group_below_the_root_of_its_mount(root: str, path: str, folder: str) -> None:
+    got = limits(
+        **{
+            "proc/self/mountinfo": f"30 23 0:26 {root} /groups rw - cgroup2 cgroup2 rw\n",
+            "proc/self/cgroup": f"0::{path}\n",
+            f"groups/{folder}/cpu.max": "150000 100000",
+        }
+    )
+    assert got.cpu_quota == 1.5
+
+
+@pytest.mark.parametrize(
+    ("line", "quota"),
+    [
+        ("30 23 0:26 / /groups rw - cgroup2 cgroup2", 1.5),
+        ("30 23 0:26 / /groups rw shared:1 master:2 - cgroup2 cgroup2 rw", 1.5),
+        ("30 23 0:26 / /groups rw - cgroup2", None),
+        ("30 23 0:26 / /groups rw cgroup2 cgroup2 rw nosuid", None),
+        ("cgroup2", None),
+    ],
+)
+def test_ignores_lines_that_name_no_mount(line: str, quota: float | None) -> None:
+    files = {"proc/self/mountinfo": f"{line}\n", "proc/self/cgroup": "0::/\n", "groups/cpu.max": "150000 100000"}
+    assert limits(**files).cpu_quota == quota
+
+
 def test_prefers_a_mount_that_contains_the_process() -> None:
     got = limits(
         **{
@@ -120,6 +154,16 @@ def test_memory_left_is_that_of_the_fullest_group() -> None:
     tree = ArchiveTree({path: content.encode() for path, content in files.items()})
     assert memory_left(tree) == 100
     assert (read_limits(tree).memory_limit_bytes, read_limits(tree).memory_usage_bytes) == (2000, 10)
+
+
+def test_no_memory_is_left_above_the_limit() -> None:
+    files = {**V2, "sys/fs/cgroup/a/memory.max": "4000", "sys/fs/cgroup/a/memory.current": "5000"}
+    assert memory_left(ArchiveTree({path: content.encode() for path, content in files.items()})) == 0
+
+
+@pytest.mark.parametrize("limit", ["0", "1"])
+def test_a_memory_limit_may_be_small(limit: str) -> None:
+    assert limits(**V2, **{"sys/fs/cgroup/a/memory.max": limit}).memory_limit_bytes == int(limit)
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ def test_numbers_levels_depth_first() -> None:
 def test_a_machine_without_numa_levels_has_one_node() -> None:
     machine = synthetic("core:1 pu:2")
     assert [(cpu.physical_core, cpu.numa_node, cpu.package) for cpu in machine.cpus] == [(0, 0, UNKNOWN)] * 2
-    assert [node.cpus for node in machine.nodes] == [(0, 1)]
+    assert [(node.cpus, node.total_memory) for node in machine.nodes] == [((0, 1), 2**30)]
 
 
 def test_levels_without_a_field_multiply_the_cpus() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import io
 import os
+import socket
 import tarfile
 import tempfile
 from pathlib import Path
@@ -16,7 +17,7 @@ from ompaffinity.errors import TopologyError
 from ompaffinity.topology import archive as archive_module
 from ompaffinity.topology import tar_stream
 from ompaffinity.topology.archive import ArchiveTree, open_archive
-from ompaffinity.topology.tree import DirectoryTree
+from ompaffinity.topology.tree import DirectoryTree, read_content
 
 
 def make_tar(path: Path, files: dict[str, bytes], *extra: tarfile.TarInfo, mode: str = "w:gz") -> str:
@@ -151,6 +152,10 @@ def test_a_damaged_header_ends_the_archive_or_is_rejected(tmp_path: Path) -> Non
     assert open_archive(str(path)).names("sys") == ["first"]
 
 
+def test_reads_an_archive_of_proc_alone_one_folder_down(tmp_path: Path) -> None:
+    assert open_archive(make_tar(tmp_path / "m.tar", {"box/proc/cpuinfo": b"1"}, mode="w")).read("proc/cpuinfo") == b"1"
+
+
 def test_rejects_an_archive_without_a_machine(tmp_path: Path) -> None:
     with pytest.raises(TopologyError, match="no recorded machine"):
         open_archive(make_tar(tmp_path / "m.tar.gz", {"a/b/sys/x": b"1"}))
@@ -167,6 +172,24 @@ def test_reads_a_file_under_proc_to_its_end() -> None:
     with DirectoryTree("/") as tree:
         read = tree.read("proc/self/maps") or b""
     assert read.splitlines()[-1] == Path("/proc/self/maps").read_bytes().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("path", "reads", "size"),
+    [
+        ("sys/list", (4096, 4096, 100), 8292),
+        ("sys/list", (4095, 4096), 4095),  # a short read ends a file of sysfs
+        ("proc/maps", (4095, 4096), 8191),
+        ("proc/maps", (), 0),
+    ],
+)
+def test_the_kernel_returns_a_file_by_pages_or_records(path: str, reads: tuple[int, ...], size: int) -> None:
+    ours, kernel = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with kernel:
+            for length in reads:
+                kernel.send(b"7" * length)
+        assert len(read_content(ours.fileno(), path, 2**20)) == size
 
 
 def test_rejects_a_missing_directory() -> None:
