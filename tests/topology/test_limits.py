@@ -106,19 +106,55 @@ def test_reads_a_group_below_the_root_of_its_mount(root: str, path: str, folder:
     assert got.cpu_quota == 1.5
 
 
+MOUNT = "30 23 0:26 / /groups rw - cgroup2 cgroup2"
+
+
+@pytest.mark.parametrize("line", [MOUNT, f"{MOUNT} rw", MOUNT.replace(" - ", " shared:1 master:2 - ")])
+def test_reads_a_mount_with_and_without_optional_fields(line: str) -> None:
+    files = {"proc/self/mountinfo": f"{line}\n", "proc/self/cgroup": "0::/\n", "groups/cpu.max": "150000 100000"}
+    assert limits(**files).cpu_quota == 1.5
+
+
 @pytest.mark.parametrize(
-    ("line", "quota"),
+    "line",
     [
-        ("30 23 0:26 / /groups rw - cgroup2 cgroup2", 1.5),
-        ("30 23 0:26 / /groups rw shared:1 master:2 - cgroup2 cgroup2 rw", 1.5),
-        ("30 23 0:26 / /groups rw - cgroup2", None),
-        ("30 23 0:26 / /groups rw cgroup2 cgroup2 rw nosuid", None),
-        ("cgroup2", None),
+        "24 23 0:5 / /proc rw - proc proc rw",
+        "30 23 0:26 / /groups rw - cgroup2",
+        "30 23 0:26 / /groups rw cgroup2 cgroup2 rw nosuid",
+        "cgroup2",
     ],
 )
-def test_ignores_lines_that_name_no_mount(line: str, quota: float | None) -> None:
-    files = {"proc/self/mountinfo": f"{line}\n", "proc/self/cgroup": "0::/\n", "groups/cpu.max": "150000 100000"}
-    assert limits(**files).cpu_quota == quota
+def test_ignores_lines_that_are_no_mount_of_groups(line: str) -> None:
+    mounts = f"{line}\n{MOUNT}\n"
+    files = {"proc/self/mountinfo": mounts, "proc/self/cgroup": "0::/\n", "groups/cpu.max": "150000 100000"}
+    assert limits(**files).cpu_quota == 1.5
+
+
+def test_reads_the_mount_beside_one_outside_the_namespace() -> None:
+    mounts = f"29 23 0:26 /../other /other rw - cgroup2 cgroup2 rw\n{MOUNT}\n"
+    files = {"proc/self/mountinfo": mounts, "proc/self/cgroup": "0::/\n", "groups/cpu.max": "150000 100000"}
+    assert limits(**files) == Limits(cpu_quota=1.5)
+
+
+def test_a_controller_outside_the_namespace_is_unknown_whatever_others_show() -> None:
+    mounts = (
+        "29 23 0:26 /../other /cpuset rw - cgroup cgroup rw,cpuset\n30 23 0:27 / /memory rw - cgroup cgroup rw,memory\n"
+    )
+    files = {"proc/self/mountinfo": mounts, "proc/self/cgroup": "3:cpuset:/\n2:cpu:/\n1:memory:/\n"}
+    assert limits(**files).unknown == ("cpuset",)
+
+
+@pytest.mark.parametrize(("mode", "cpus"), [("cpuset", (0, 1, 2, 3)), ("cpuset,cpuset_v2_mode", (0, 1))])
+def test_the_effective_cpus_of_version_1_count_in_version_2_mode(mode: str, cpus: tuple[int, ...]) -> None:
+    got = limits(
+        **{
+            "proc/mounts": f"cgroup /groups cgroup rw,{mode} 0 0\n",
+            "proc/self/cgroup": "1:cpuset:/\n",
+            "groups/cpuset.cpus": "0-3",
+            "groups/cpuset.effective_cpus": "0-1",
+        }
+    )
+    assert got.cpuset_cpus == cpus
 
 
 def test_prefers_a_mount_that_contains_the_process() -> None:

@@ -75,6 +75,8 @@ def changed(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
         (("cpus", 0, "cpu"), True),
         (("cpus", 0, "cpu"), 1),
         (("cpus", 0, "core"), "0"),
+        (("cpus", 0, "core"), True),
+        (("cpus", 0, "core"), 1.5),
         (("cpus", 0, "core"), ...),
         (("cpus", 0, "online"), "yes"),
         (("cpus", 0, "online"), False),

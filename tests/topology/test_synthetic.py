@@ -29,6 +29,17 @@ def test_a_machine_without_numa_levels_has_one_node() -> None:
     assert [(node.cpus, node.total_memory) for node in machine.nodes] == [((0, 1), 2**30)]
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [
+        ("5", 5), ("3kB", 3000), ("3MB", 3 * 10**6), ("3GB", 3 * 10**9), ("3TB", 3 * 10**12),
+        ("3KiB", 3 << 10), ("3MiB", 3 << 20), ("3GiB", 3 << 30), ("3TiB", 3 << 40),
+    ],
+)  # fmt: skip
+def test_reads_memory_sizes_in_every_unit(size: str, expected: int) -> None:
+    assert synthetic(f"numa:1(memory={size}) pu:1").nodes[0].total_memory == expected
+
+
 def test_levels_without_a_field_multiply_the_cpus() -> None:
     assert len(synthetic("Group:2 L2:2 Core:1 PU:3").cpus) == 12
 

@@ -103,6 +103,11 @@ def test_groups_packages_by_sibling_lists_where_ids_are_missing() -> None:
     assert [cpu.package for cpu in read(files).cpus] == [0, 1, 0, 1]
 
 
+def test_a_cpu_without_a_package_leaves_the_others_in_theirs() -> None:
+    files = small_machine(**{f"cpu{cpu}/topology/physical_package_id": "0" for cpu in (1, 2, 3)})
+    assert [cpu.package for cpu in read(files).cpus] == [UNKNOWN, 0, 0, 0]
+
+
 def test_ignores_die_ids_that_mean_none() -> None:
     files = small_machine()
     for cpu in range(4):

@@ -226,6 +226,17 @@ def test_rejects_more_files_than_a_record_has(tmp_path: Path, monkeypatch: pytes
         open_archive(path)
 
 
+@pytest.mark.parametrize("size", [-1, -1024])
+def test_rejects_a_negative_size(tmp_path: Path, size: int) -> None:
+    headers = [bytearray(special(f"sys/{name}", tarfile.REGTYPE).tobuf(tarfile.USTAR_FORMAT)) for name in "abc"]
+    headers[1][124:136] = b"%011o\0" % size
+    headers[1][148:156] = b" " * 8
+    headers[1][148:156] = b"%06o\0 " % sum(headers[1])
+    (tmp_path / "m.tar").write_bytes(b"".join(headers) + bytes(1024))
+    with pytest.raises(TopologyError):
+        open_archive(str(tmp_path / "m.tar"))
+
+
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 def test_rejects_large_headers(tmp_path: Path, form: int) -> None:
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz", format=form) as archive:
