@@ -239,6 +239,13 @@ def test_the_first_known_source_in_the_order_of_trust_decides() -> None:
         assert settle("GPU 0", reversed(answers), topology)[0] == ((first,), source)
 
 
+@pytest.mark.parametrize(("source", "level"), [("user", "note"), ("sysfs", "warning")])
+def test_a_difference_from_the_node_that_the_user_names_is_only_a_note(source: str, level: str) -> None:
+    topology = load_topology(synthetic="numa:2 core:2 pu:1", architecture="x86_64")
+    _, (message,) = settle("GPU 0", [Answer(source, (0,), ""), Answer("local-cpus", (1,), "")], topology)
+    assert (message.code, message.level) == ("device-sources-disagree", level)
+
+
 # NVML: the real binding over a stand-in driver.
 
 PROGRAM = """

@@ -70,6 +70,7 @@ def test_reads_levels_nodes_and_limits() -> None:
     ]
     assert topology.distance(0, 8) == 40
     assert topology.limits == Limits(cpuset_cpus=(0, 1, 8), cpuset_nodes=(0,))
+    assert topology.messages == ()
 
 
 def test_an_export_without_nodes_and_allowed_cpus_has_no_limits() -> None:

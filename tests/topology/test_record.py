@@ -100,6 +100,15 @@ def test_a_linked_directory_is_entered_within_the_record(record: Path) -> None:
         assert cpus.at("cpu99").names("") == []
 
 
+def test_the_copy_for_lscpu_has_no_linked_directory(record: Path, tmp_path: Path) -> None:
+    cpus = ONLINE.removesuffix("/online")
+    (record / cpus / "linked").symlink_to("cpu0")
+    with open_record(str(record)) as files:
+        files.write_to(str(tmp_path / "copy"))
+    assert (tmp_path / "copy" / cpus / "cpu0" / "topology").is_dir()
+    assert not (tmp_path / "copy" / cpus / "linked").exists()
+
+
 def test_reads_only_regular_files_of_a_record(record: Path) -> None:
     (record / ONLINE).unlink()
     os.mkfifo(record / ONLINE)

@@ -77,6 +77,12 @@ def test_reads_the_mask_if_the_list_lacks_its_own_cpu() -> None:
     assert [cpu.l3 for cpu in read(files).cpus] == [0, 0, 1, 1]
 
 
+def test_a_cpu_without_a_sibling_list_leaves_the_others_on_their_cores() -> None:
+    files = small_machine()
+    del files[f"{CPU_ROOT}/cpu0/topology/thread_siblings_list"]
+    assert [cpu.physical_core for cpu in read(files).cpus] == [1, 0, 1, 0]
+
+
 def test_lists_offline_cpus_as_offline() -> None:
     topology = read(small_machine(online="0-1,3", present="0-3", offline="2"))
     assert [(cpu.id, cpu.online, cpu.allowed) for cpu in topology.cpus] == [
