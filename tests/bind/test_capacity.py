@@ -68,6 +68,7 @@ def test_the_model_is_taken_off(machine: Any) -> None:
     assert kv_cache_bytes(TWO_ON_A_NODE[0], 0.5) == 14 * GIB
     assert kv_cache_bytes(TWO_ON_A_NODE[0], 0.5, model_bytes=10 * GIB) == 6 * GIB
     assert kv_cache_bytes(TWO_ON_A_NODE[0], 0.5, explicit=3 * GIB) == 3 * GIB
+    assert kv_cache_bytes(TWO_ON_A_NODE[0], 0.5, explicit=14 * GIB) == 14 * GIB
 
 
 def test_what_of_the_model_is_still_to_come_is_not_given_away(machine: Any) -> None:
@@ -130,10 +131,11 @@ def test_an_error_for_too_little_memory_names_the_sharers_and_a_remedy(machine: 
     assert "\n" not in text
 
 
-def test_no_room_at_all_is_an_error(machine: Any) -> None:
+@pytest.mark.parametrize("model", [16 * GIB, 40 * GIB])
+def test_no_room_at_all_is_an_error(machine: Any, model: int) -> None:
     machine(MachineMemory({0: 64 * GIB}, {0: 60 * GIB}, None, None), resident=2 * GIB)
     with pytest.raises(CapacityError, match=r"no room for any KV cache: 0.00 GiB are left"):
-        kv_cache_bytes(TWO_ON_A_NODE[0], 0.9, model_bytes=40 * GIB)
+        kv_cache_bytes(TWO_ON_A_NODE[0], 0.5, model_bytes=model)
 
 
 def test_a_machine_that_does_not_report_its_memory(machine: Any) -> None:
@@ -201,7 +203,7 @@ def test_budgets_never_add_up_to_more_than_there_is(
 
 
 @pytest.mark.parametrize(
-    ("available", "reported"), [(255 * 2**20, True), (257 * 2**20, False), (GIB, False), (100 * GIB, False)]
+    ("available", "reported"), [(255 * 2**20, True), (256 * 2**20, False), (GIB, False), (100 * GIB, False)]
 )
 def test_nearly_full_nodes(machine: Any, available: int, reported: bool) -> None:
     machine(MachineMemory({3: 4 * GIB}, {3: available}, None, None))

@@ -193,6 +193,7 @@ def test_reports_sources_that_differ(tmp_path: Path) -> None:
         ({"distance": "80 80 10"}, None),
         ({"distance": "255 255 10"}, None),
         ({"distance": "0 40 10"}, (1,)),
+        ({"distance": ""}, None),
     ],
 )
 def test_finds_the_nearest_cpu_nodes_of_a_gpu_memory_node(

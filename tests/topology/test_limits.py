@@ -197,9 +197,9 @@ def test_no_memory_is_left_above_the_limit() -> None:
     assert memory_left(ArchiveTree({path: content.encode() for path, content in files.items()})) == 0
 
 
-@pytest.mark.parametrize("limit", ["0", "1"])
-def test_a_memory_limit_may_be_small(limit: str) -> None:
-    assert limits(**V2, **{"sys/fs/cgroup/a/memory.max": limit}).memory_limit_bytes == int(limit)
+@pytest.mark.parametrize("limit", [0, 1, 2**50])
+def test_a_memory_limit_may_be_small_or_large(limit: int) -> None:
+    assert limits(**V2, **{"sys/fs/cgroup/a/memory.max": str(limit)}).memory_limit_bytes == limit
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,10 @@ def test_every_form_of_indexes_numbers_the_cpus(indexes: str) -> None:
     assert ids_of(f"package:2 core:2 pu:2(indexes={indexes})") == ids_of(f"package:2 core:2 pu:2(indexes={order})")
 
 
+def test_a_loop_of_indexes_may_have_one_step() -> None:
+    assert synthetic("core:4 pu:1(indexes=core:pu)").cpus == synthetic("core:4 pu:1").cpus
+
+
 def test_nodes_have_indexes_too() -> None:
     machine = synthetic("package:2 [numa(indexes=1,0)] core:1 pu:1")
     assert [(node.id, node.cpus) for node in machine.nodes] == [(0, (1,)), (1, (0,))]
