@@ -19,6 +19,7 @@ from ompaffinity.devices.pci import Answer, nearest_cpu_nodes, pci_address
 from ompaffinity.devices.recorded import recorded_gpus
 from ompaffinity.errors import RequestError, TopologyError
 from ompaffinity.integrations.vllm import device_nodes
+from ompaffinity.topology.snapshot import write_capture
 from ompaffinity.topology.source import load_topology
 from ompaffinity.topology.sysfs import read_sysfs
 from ompaffinity.topology.tree import DirectoryTree
@@ -98,6 +99,11 @@ def test_a_machine_with_one_node_needs_no_source(tmp_path: Path) -> None:
     gpu(tmp_path, "0000:1a:00.0", -1, "0-3")
     (device,) = seen(tmp_path).gpus
     assert device.nodes == (0,)
+    for nodes, settled in (("numa:1 core:2 pu:1", ((0,), "only-node")), ("numa:2 core:2 pu:1", ((), None))):
+        topology = load_topology(synthetic=nodes, architecture="x86_64")
+        assert settle("GPU 0", [], topology)[0] == settled
+    without_nodes = load_topology(synthetic="core:2 pu:1", architecture="x86_64")._replace(nodes=())
+    assert settle("GPU 0", [], without_nodes) == (((), None), [])
 
 
 def test_lists_only_gpus_and_accelerators(tmp_path: Path) -> None:
@@ -457,6 +463,8 @@ def test_reads_the_gpus_of_hwloc_exports(name: str, recorded_machines: Path) -> 
         (("answers", 0, "nodes"), [7]),
         (("answers", 0, "nodes"), [True]),
         (("answers", 0, "detail"), 1),
+        (("answers", 0, "node"), -1),
+        (("answers", 0, "node"), 1.5),
         (("answers",), [{"source": "sysfs", "nodes": [0], "detail": "", "node": 0}] * 2),
     ],
 )
@@ -474,6 +482,16 @@ def test_rejects_a_capture_with_invalid_devices(tmp_path: Path, where: tuple[Any
     done = run_command("devices", "--machine", str(capture))
     assert done.returncode == 2
     assert "the devices of this capture are damaged" in done.stderr
+
+
+def test_a_capture_of_a_machine_with_one_node_has_the_same_gpus(tmp_path: Path) -> None:
+    machine(tmp_path / "box", {0: "0-3"})
+    gpu(tmp_path / "box", "0000:1a:00.0", 0, "0-3")
+    topology = load_topology(machine=str(tmp_path / "box"))
+    found, capture = recorded_gpus(str(tmp_path / "box"), topology), str(tmp_path / "capture.json")
+    write_capture(topology, capture, [device.to_record(topology) for device in found.gpus])
+    again = recorded_gpus(capture, load_topology(machine=capture))
+    assert [device.nodes for device in again.gpus] == [device.nodes for device in found.gpus] == [(0,)]
 
 
 # The command, and the helpers with the names of servers.

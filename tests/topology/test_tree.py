@@ -192,9 +192,10 @@ def test_the_kernel_returns_a_file_by_pages_or_records(path: str, reads: tuple[i
         assert len(read_content(ours.fileno(), path, 2**20)) == size
 
 
-def test_rejects_a_missing_directory() -> None:
+@pytest.mark.parametrize("path", ["/does/not/exist", __file__])
+def test_rejects_a_missing_directory_and_a_file(path: str) -> None:
     with pytest.raises(TopologyError, match="cannot open"):
-        DirectoryTree("/does/not/exist")
+        DirectoryTree(path)
 
 
 def test_reads_an_archive_without_links_directly() -> None:
