@@ -125,6 +125,15 @@ def test_lists_only_gpus_and_accelerators(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
+def test_a_gpu_without_a_vendor_is_nvidias_where_its_driver_has_it(tmp_path: Path) -> None:
+    machine(tmp_path, TWO_NODES)
+    for address in ("0004:04:00.0", "0004:05:00.0"):
+        gpu(tmp_path, address, 0, vendor="")
+    write(tmp_path, {"proc/driver/nvidia/gpus/0004:05:00.0/numa_status": "Node: 255"})
+    # The other one is a display, which does not count beside a GPU.
+    assert [(device.address, device.vendor) for device in seen(tmp_path).gpus] == [("0004:05:00.0", "nvidia")]
+
+
 def test_a_display_counts_only_without_other_gpus(tmp_path: Path) -> None:
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:07:00.0", 0, vendor="0x1234", kind="0x038000")

@@ -346,6 +346,16 @@ def test_reads_nodes_of_any_number() -> None:
     assert far.distances is None, "a row whose columns cannot be told is no row"
 
 
+def test_available_memory_is_free_memory_page_cache_and_reclaimable_slabs() -> None:
+    sizes = {
+        "MemTotal": 1000, "MemFree": 1, "Active(file)": 2, "Inactive(file)": 4, "SReclaimable": 8,
+        "MemUsed": 16, "Active(anon)": 32, "Inactive(anon)": 64, "Slab": 128, "SUnreclaim": 256, "Active": 512,
+    }  # fmt: skip
+    text = "".join(f"Node 0 {name}: {size} kB\n" for name, size in sizes.items())
+    files = small_machine() | {f"{NODE_ROOT}/node0/cpulist": b"0-3\n", f"{NODE_ROOT}/node0/meminfo": text.encode()}
+    assert read(files).nodes[0].available_memory == 15 * 1024
+
+
 def test_gpu_memory_is_a_node_without_cpus_that_the_driver_names() -> None:
     files = small_machine() | {f"{NODE_ROOT}/node{node}/cpulist": b"\n" for node in (1, 2)}
     files |= {
