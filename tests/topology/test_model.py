@@ -20,3 +20,9 @@ def test_nodes_are_equally_far_if_all_distances_are_known_and_equal_or_none_is_k
 ) -> None:
     nodes = tuple(MemoryNodeInfo(id=node, distances=row) for node, row in enumerate(rows))
     assert Topology("x86_64", "drawn", "drawn", (), nodes).equally_far == equally_far
+
+
+def test_an_unknown_distance_is_that_of_linux_without_a_slit() -> None:
+    nodes = (MemoryNodeInfo(id=0, distances={0: 10, 1: 32}), MemoryNodeInfo(id=1))
+    machine = Topology("x86_64", "drawn", "drawn", (), nodes)
+    assert [machine.distance(*pair) for pair in ((0, 1), (1, 0), (1, 1), (7, 7), (0, 7))] == [32, 20, 10, 10, 20]
