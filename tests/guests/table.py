@@ -246,7 +246,7 @@ GUESTS = {
             1,
             nodes=FOUR_NODES,
             distances=UNEVEN,
-            tests=(*READS, "proof", "span", "watch"),
+            tests=(*READS, "proof", "span"),
         ),
         Guest(
             "arm-smt2",
@@ -285,7 +285,7 @@ GUESTS = {
             cores=2,
             threads=1,
             nodes={0: Node("0-1", 384), 1: Node("2-3", 384)},
-            tests=("memory",),
+            tests=("memory", "watch"),
             in_ci=False,
         ),
         # Emulation has no drawers and books; what is mounted over sysfs has.
