@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.errors import RequestError
@@ -97,7 +97,7 @@ def _installed_with_mkl() -> list[RuntimeLibrary]:
     try:
         has_mkl = any(name.startswith("libmkl_rt.so") for name in os.listdir(folder))
     except OSError:
-        has_mkl = False
+        return []
     return [RuntimeLibrary(os.path.join(folder, "libiomp5.so"), "", "MKL's")] if has_mkl else []
 
 
@@ -228,18 +228,12 @@ def runtime_of_parallel_regions() -> str | None:
     A runtime in the global scope (preloaded) goes first, then torch's, then the first that is loaded.
     """
     libraries = loaded_runtimes()
-    if not libraries:
-        return None
-    first = global_runtime_file()
-    if first is None:
-        try:
-            torch = [mapped.path for mapped in mapped_files("self", TORCH_LIBRARY)]
-        except OSError:
-            torch = []
+    files = [library.path for library in libraries]
+    if libraries and global_runtime_file() is None:
         # dlsym(3) searches a library and what it is linked with.
-        if torch:
-            return torch[0]
-    return libraries[0].path
+        with suppress(OSError):
+            files = [*(mapped.path for mapped in mapped_files("self", TORCH_LIBRARY)), *files]
+    return next(iter(files), None)
 
 
 def _object_at(address: int) -> str | None:

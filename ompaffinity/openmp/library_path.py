@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from functools import lru_cache
+from functools import cache
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def library_path(environ: Mapping[str, str]) -> list[str]:
     return [folder for folder in environ.get("LD_LIBRARY_PATH", "").replace(";", ":").split(":") if folder]
 
 
-@lru_cache(maxsize=1)
+@cache
 def _loader_cache() -> dict[str, str]:
     """Return {soname: path} of the loader's cache, as ldconfig(8) prints it; the first entry of a name counts."""
     import subprocess
@@ -73,9 +73,9 @@ def _loader_cache() -> dict[str, str]:
         done = subprocess.run([program, "-p"], capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
     except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
         return {}
-    cache: dict[str, str] = {}
+    files: dict[str, str] = {}
     for line in done.stdout.splitlines():
         name, arrow, path = line.partition(" => ")
         if arrow:
-            cache.setdefault(name.split()[0], path.strip())
-    return cache
+            files.setdefault(name.split()[0], path.strip())
+    return files

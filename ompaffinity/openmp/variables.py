@@ -72,10 +72,6 @@ MAX_KMP_LENGTH = 4000
 """libiomp5 2026.2 ignores values of more than about 4080 characters, with a warning, and binds no thread."""
 
 
-MAX_COUNT_LENGTH = 10
-"""A longer number of threads is none."""
-
-
 MIN_INTERVAL = 4
 """Shorter runs of CPUs are listed one by one, which is easier to read and not longer."""
 
@@ -139,9 +135,11 @@ def _thread_counts(planned: int, inherited: Mapping[str, str]) -> dict[str, str]
     counts = {}
     for name in (*THREAD_COUNTS, *FOLLOWING_COUNTS):
         asked = next((inherited[other] for other in (name, *OTHER_NAMES.get(name, ())) if other in inherited), "")
-        count = int(asked) if asked.strip().isdecimal() and len(asked) < MAX_COUNT_LENGTH else 0
-        if 0 < count < planned:
-            counts[name] = str(count)
+        digits = asked.strip().lstrip("0")
+        # Python refuses to convert thousands of digits.
+        is_number = digits.isascii() and digits.isdigit() and len(digits) <= len(str(planned))
+        if is_number and int(digits) < planned:
+            counts[name] = digits
         elif name in THREAD_COUNTS:
             counts[name] = str(planned)
     return counts
@@ -155,7 +153,7 @@ def _standard(places: Sequence[tuple[int, ...]]) -> dict[str, str]:
 def _gomp(places: Sequence[tuple[int, ...]]) -> dict[str, str]:
     if any(len(place) != 1 for place in places):
         return _standard(places)
-    return {"GOMP_CPU_AFFINITY": " ".join(_interval_words([place[0] for place in places]))}
+    return {"GOMP_CPU_AFFINITY": " ".join(_interval_words([cpu for (cpu,) in places]))}
 
 
 def _iomp(places: Sequence[tuple[int, ...]]) -> dict[str, str]:
@@ -163,7 +161,7 @@ def _iomp(places: Sequence[tuple[int, ...]]) -> dict[str, str]:
     singles: list[int] = []
     for place in places:
         if len(place) == 1:
-            singles.append(place[0])
+            singles += place
         else:
             words += _interval_words(singles)
             singles.clear()
@@ -205,28 +203,27 @@ _BRIEF = {
 """Spin for about a millisecond at most. Defaults: 300000 iterations in libgomp, 200 ms in libomp and libiomp5."""
 
 
-def _runs(numbers: Sequence[int]) -> Iterator[tuple[int, int, int]]:
-    """Yield (first, count, stride) of maximal ascending runs; short runs are yielded number by number."""
+def _runs(numbers: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Yield the maximal ascending runs of equal strides; short runs are yielded number by number."""
     start = 0
     while start < len(numbers):
         end = start + 1
-        stride = numbers[end] - numbers[start] if end < len(numbers) else 0
-        if stride > 0:
-            while end < len(numbers) and numbers[end] - numbers[end - 1] == stride:
-                end += 1
-        if end - start >= MIN_INTERVAL:
-            yield numbers[start], end - start, stride
-            start = end
-        else:
-            yield numbers[start], 1, 1
-            start += 1
+        while end < len(numbers) and numbers[end] - numbers[end - 1] == numbers[start + 1] - numbers[start] > 0:
+            end += 1
+        if end - start < MIN_INTERVAL:
+            end = start + 1
+        yield numbers[start:end]
+        start = end
+
+
+def _stride(first: int, second: int) -> str:
+    return "" if second == first + 1 else f":{second - first}"
 
 
 def _interval_words(numbers: Sequence[int]) -> Iterator[str]:
     """Yield ``0``, ``4-9``, ``0-14:2``: the format of GOMP_CPU_AFFINITY and of the proclist of KMP_AFFINITY."""
-    for first, count, stride in _runs(numbers):
-        last = first + (count - 1) * stride
-        yield str(first) if count == 1 else f"{first}-{last}" if stride == 1 else f"{first}-{last}:{stride}"
+    for first, *others in _runs(numbers):
+        yield f"{first}-{others[-1]}{_stride(first, others[0])}" if others else str(first)
 
 
 def _place_words(places: Sequence[tuple[int, ...]]) -> Iterator[str]:
@@ -234,10 +231,10 @@ def _place_words(places: Sequence[tuple[int, ...]]) -> Iterator[str]:
     singles: list[int] = []
     for place in (*places, None):
         if place is not None and len(place) == 1:
-            singles.append(place[0])
+            singles += place
             continue
-        for first, count, stride in _runs(singles):
-            yield f"{{{first}}}" if count == 1 else f"{{{first}}}:{count}:{stride}"
+        for first, *others in _runs(singles):
+            yield f"{{{first}}}:{len(others) + 1}:{others[0] - first}" if others else f"{{{first}}}"
         singles.clear()
         if place is not None:
             yield "{" + ",".join(_members(place)) + "}"
@@ -245,5 +242,5 @@ def _place_words(places: Sequence[tuple[int, ...]]) -> Iterator[str]:
 
 def _members(place: Sequence[int]) -> Iterator[str]:
     """Yield ``0``, ``4:6``, ``0:8:2``: the CPUs of one place of OMP_PLACES, with runs as start, count and stride."""
-    for first, count, stride in _runs(place):
-        yield str(first) if count == 1 else f"{first}:{count}" if stride == 1 else f"{first}:{count}:{stride}"
+    for first, *others in _runs(place):
+        yield f"{first}:{len(others) + 1}{_stride(first, others[0])}" if others else str(first)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,7 @@ def intel_library() -> str | None:
 
 INTEL = intel_library()
 
+needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
 needs_gomp = pytest.mark.skipif(not loadable(GOMP), reason="libgomp1 is not installed")
 needs_llvm = pytest.mark.skipif(not loadable(LLVM), reason="libomp5 is not installed")
 needs_newer_llvm = pytest.mark.skipif(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -30,11 +31,13 @@ from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.topology.source import load_topology
 from tests.conftest import needs_program
+from tests.openmp.elf_files import DT_RPATH, DT_RUNPATH, crafted, old_table
 from tests.openmp.libraries import (
     GOMP,
     INTEL,
     LLVM,
     NEWER_LLVM,
+    needs_gcc,
     needs_gomp,
     needs_intel,
     needs_llvm,
@@ -141,6 +144,11 @@ def test_what_is_expected_is_what_a_worker_loads() -> None:
     assert [library[:2] for library in probe_runtimes(["torch"], environment)] == [library[:2] for library in expected]
 
 
+def test_a_probe_ignores_what_the_interpreter_prints_before(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("print('started', flush=True)\n")
+    assert probe_runtimes(["json"], {**os.environ, "PYTHONPATH": str(tmp_path)}) == ()
+
+
 def test_reports_why_a_probe_fails() -> None:
     with pytest.raises(RequestError, match="ModuleNotFoundError: No module named 'missing_module'"):
         probe_runtimes(["missing_module"])
@@ -168,6 +176,83 @@ def test_what_this_process_has_loaded_the_one_in_the_global_scope_first() -> Non
     assert families(GOMP) == "['gomp']"
     assert families(GOMP, LD_PRELOAD=LLVM) == "['iomp', 'gomp']"
     assert families(LLVM, LD_PRELOAD=GOMP) == "['gomp', 'iomp']"
+
+
+def child_prints(code: str, *arguments: object, **environment: str) -> Any:
+    """Return what a process prints that has run `code`: the value of `answer`, as JSON."""
+    program = f"import ctypes, json, os, sys\n{code}\nprint(json.dumps(answer))\n"
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, check=True)
+    return json.loads(done.stdout)
+
+
+PARALLEL_REGIONS = """
+from ompaffinity.openmp.detect import loaded_runtimes, runtime_of_parallel_regions
+for name in sys.argv[1:]:
+    ctypes.CDLL(name)
+answer = [runtime_of_parallel_regions(), [library.path for library in loaded_runtimes()]]
+"""
+
+
+@needs_gomp
+@needs_llvm
+def test_parallel_regions_use_the_preloaded_runtime_or_the_first() -> None:
+    assert child_prints(PARALLEL_REGIONS) == [None, []]
+    first, loaded = child_prints(PARALLEL_REGIONS, GOMP, LLVM)
+    assert (first, len(loaded)) == (loaded[0], 2)
+    for preloaded, other in ((GOMP, LLVM), (LLVM, GOMP)):
+        first, _ = child_prints(PARALLEL_REGIONS, other, LD_PRELOAD=preloaded)
+        assert os.path.realpath(first) == os.path.realpath(found(preloaded))
+
+
+@needs_gomp
+@needs_gcc
+def test_parallel_regions_use_torchs_runtime_unless_one_is_preloaded(tmp_path: Path) -> None:
+    torch = tmp_path / "libtorch_cpu.so"
+    subprocess.run(["gcc", "-shared", "-x", "c", "/dev/null", "-o", str(torch)], check=True)
+    assert child_prints(PARALLEL_REGIONS, torch) == [None, []]
+    assert child_prints(PARALLEL_REGIONS, torch, GOMP)[0] == str(torch)
+    assert child_prints(PARALLEL_REGIONS, torch, LD_PRELOAD=GOMP)[0] != str(torch)
+
+
+@needs_gomp
+def test_a_loaded_runtime_whose_file_was_deleted_has_its_name_in_the_loader(tmp_path: Path) -> None:
+    file, link = tmp_path / "libgomp-copy.so", tmp_path / "libgomp.so.1"
+    shutil.copy(found(GOMP), file)
+    link.symlink_to(file)
+    code = (
+        "from ompaffinity.openmp.detect import loaded_runtimes\n"
+        "ctypes.CDLL(sys.argv[1])\n"
+        "os.unlink(sys.argv[2])\n"
+        "answer = [library.path for library in loaded_runtimes()]\n"
+    )
+    assert child_prints(code, link, file) == [str(link)]
+
+
+RUNTIMES_OF_FILES = """
+from ompaffinity.openmp.detect import runtimes_of_process
+from ompaffinity.proc import MappedFile, mapped_files
+ctypes.CDLL(sys.argv[1])
+missing = [MappedFile(number, number + 1, 0, number, f"/missing/libomp{number}.so", False) for number in range(64)]
+count = int(sys.argv[2])
+answer = runtimes_of_process(os.getpid(), [*missing[:count], *mapped_files("self")] if count else None)
+"""
+
+
+@needs_gomp
+@pytest.mark.parametrize("missing", [0, 1, 63])
+def test_reads_the_runtimes_of_a_process_beside_files_that_cannot_be_read(missing: int) -> None:
+    libraries, problems = child_prints(RUNTIMES_OF_FILES, GOMP, missing)
+    assert [tuple(library) for library in libraries] == [(os.path.realpath(found(GOMP)), "gomp", "loaded")]
+    assert len(problems) == missing
+    assert all("libomp" in problem and "cannot be read (No such file" in problem for problem in problems)
+
+
+@needs_gomp
+def test_reads_at_most_64_files_of_a_process_and_reports_the_rest() -> None:
+    libraries, problems = child_prints(RUNTIMES_OF_FILES, GOMP, 64)
+    assert (libraries, len(problems)) == ([], 65)
+    assert "has mapped 65 such files" in problems[-1]
 
 
 @pytest.mark.parametrize(
@@ -212,16 +297,60 @@ def test_the_manager_plans_for_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -
     assert "two-openmp-runtimes" not in [message.code for message in OMPProcessManager(bind="none").messages]
 
 
-@needs_intel
 def test_finds_the_runtime_that_pip_installed_with_mkl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    assert expected_runtimes({}) == ()
     (tmp_path / "lib").mkdir()
-    shutil.copy(str(INTEL), tmp_path / "lib" / "libiomp5.so")
+    (tmp_path / "lib" / "libiomp5.so").write_bytes(crafted(old_table(), symbol="__kmpc_fork_call"))
     assert expected_runtimes({}) == ()
     (tmp_path / "lib" / "libmkl_rt.so.3").touch()
     (library,) = expected_runtimes({})
     assert library == (str(tmp_path / "lib" / "libiomp5.so"), "iomp", "MKL's")
+
+
+def standin_torch(folder: Path, monkeypatch: pytest.MonkeyPatch, path_tag: int = DT_RUNPATH) -> Path:
+    """Write and import-path a package that is linked with libgomp as torch is; return the file of that libgomp."""
+    libraries = folder / "torch" / "lib"
+    libraries.mkdir(parents=True)
+    (folder / "torch" / "__init__.py").touch()
+    torch = crafted(old_table(), symbol="none", needed="libgomp.so.1", path_tag=path_tag)
+    (libraries / "libtorch_cpu.so").write_bytes(torch)
+    (libraries / "libgomp.so.1").write_bytes(crafted(old_table()))
+    monkeypatch.syspath_prepend(folder)
+    return libraries / "libgomp.so.1"
+
+
+@pytest.mark.parametrize("path_tag", [DT_RUNPATH, DT_RPATH])
+def test_a_library_path_goes_before_a_runpath_of_torch_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path_tag: int
+) -> None:
+    torchs, other = standin_torch(tmp_path, monkeypatch, path_tag), tmp_path / "libgomp.so.1"
+    other.write_bytes(crafted(old_table()))
+    expected = RuntimeLibrary(str(other if path_tag == DT_RUNPATH else torchs), "gomp", "torch's")
+    assert expected_runtimes({"LD_LIBRARY_PATH": str(tmp_path)}) == (expected,)
+
+
+@pytest.mark.parametrize(("soname", "reasons"), [("libgomp.so.1", ["preloaded"]), ("x.so", ["preloaded", "torch's"])])
+def test_a_preloaded_runtime_replaces_torchs_of_the_same_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, soname: str, reasons: list[str]
+) -> None:
+    standin_torch(tmp_path, monkeypatch)
+    preloaded = tmp_path / "preloaded.so"
+    preloaded.write_bytes(crafted(old_table(), soname=soname))
+    found = expected_runtimes({"LD_PRELOAD": str(preloaded)})
+    assert [library.reason for library in found] == reasons
+
+
+def test_a_runtime_is_listed_once_and_other_preloaded_libraries_are_not(tmp_path: Path) -> None:
+    path, link, other = tmp_path / "x.so", tmp_path / "link.so", tmp_path / "other.so"
+    path.write_bytes(crafted(old_table()))
+    link.symlink_to(path)
+    other.write_bytes(crafted(old_table(), symbol="other"))
+    (library,) = [
+        found for found in expected_runtimes({"LD_PRELOAD": f"{other} {path} {link}"}) if found.reason == "preloaded"
+    ]
+    assert library.path == str(path)
 
 
 @needs_torch

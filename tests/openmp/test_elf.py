@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import resource
-import shutil
 import struct
 import subprocess
 import sys
@@ -18,58 +17,8 @@ from hypothesis import strategies as st
 
 from ompaffinity.openmp.detect import family_of_file
 from ompaffinity.openmp.elf import ELFError, SharedLibrary
-
-needs_gcc = pytest.mark.skipif(shutil.which("gcc") is None, reason="gcc is not installed")
-
-DYNAMIC, STRINGS, SYMBOLS, TABLE = 0x200, 0x400, 0x500, 0x1000
-NAMES = b"\0GOMP_parallel\0libcrafted.so\0libneeded.so\0"
-DT_GNU_HASH = 0x6FFFFEF5
-
-
-def hash_of(name: bytes) -> int:
-    value = 5381
-    for byte in name:
-        value = (value * 33 + byte) & 0xFFFFFFFF
-    return value
-
-
-def crafted(
-    table: bytes, tag: int = 4, *, wide: bool = True, order: str = "<", size: int = 0, machine: int = 62
-) -> bytes:
-    """Return an ELF file with a hash table and one defined symbol, GOMP_parallel, at the index 1."""
-    word = "Q" if wide else "I"
-    tags = ((1, 29), (14, 15), (29, 0), (5, STRINGS), (6, SYMBOLS), (tag, TABLE), (0, 0))
-    dynamic = b"".join(struct.pack(f"{order}2{word}", *pair) for pair in tags)
-    identity = b"\x7fELF" + bytes([2 if wide else 1, 1 if order == "<" else 2, 1]) + bytes(9)
-    header = struct.pack(f"{order}HHI3{word}I6H", 3, machine, 1, 0, 64, 0, 0, 64, 56 if wide else 32, 2, 0, 0, 0)
-    size = max(size, TABLE + len(table))
-    if wide:
-        segments = struct.pack(f"{order}2I6Q", 1, 5, 0, 0, 0, size, size, 4096)
-        segments += struct.pack(f"{order}2I6Q", 2, 6, DYNAMIC, DYNAMIC, DYNAMIC, len(dynamic), len(dynamic), 8)
-        symbol = struct.pack(f"{order}IBBHQQ", 1, 0x12, 0, 1, 0, 0)
-    else:
-        segments = struct.pack(f"{order}8I", 1, 0, 0, 0, size, size, 5, 4096)
-        segments += struct.pack(f"{order}8I", 2, DYNAMIC, DYNAMIC, DYNAMIC, len(dynamic), len(dynamic), 6, 4)
-        symbol = struct.pack(f"{order}3IBBH", 1, 0, 0, 0x12, 0, 1)
-    content = bytearray(TABLE)
-    for offset, part in (
-        (0, identity + header),
-        (64, segments),
-        (DYNAMIC, dynamic),
-        (STRINGS, NAMES),
-        (SYMBOLS, bytes(len(symbol)) + symbol),
-    ):
-        content[offset : offset + len(part)] = part
-    return bytes(content) + table
-
-
-def old_table(order: str = "<", entry: str = "I", chain: tuple[int, ...] = (0, 0)) -> bytes:
-    return struct.pack(f"{order}{3 + len(chain)}{entry}", 1, len(chain), 1, *chain)
-
-
-def gnu_table(order: str = "<", wide: bool = True) -> bytes:
-    bloom = struct.pack(f"{order}{'Q' if wide else 'I'}", 0)
-    return struct.pack(f"{order}4I", 1, 1, 1, 0) + bloom + struct.pack(f"{order}2I", 1, hash_of(b"GOMP_parallel") | 1)
+from tests.openmp.elf_files import DT_GNU_HASH, DT_STRTAB, DT_SYMTAB, TABLE, crafted, gnu_table, old_table
+from tests.openmp.libraries import needs_gcc
 
 
 @contextmanager
@@ -98,8 +47,9 @@ def test_reads_either_hash_table_of_every_word_size_and_byte_order(
         assert not found.exports("GOMP_paralle")
 
 
-def test_reads_the_wide_hash_table_of_s390x(tmp_path: Path) -> None:
-    content = crafted(old_table(">", "Q"), order=">", machine=22)
+@pytest.mark.parametrize(("machine", "order"), [(22, ">"), (0x9026, "<")], ids=["s390x", "alpha"])
+def test_reads_the_wide_hash_tables(tmp_path: Path, machine: int, order: str) -> None:
+    content = crafted(old_table(order, "Q"), order=order, machine=machine)
     with library(tmp_path / "x.so", content) as found:
         assert found.exports("GOMP_parallel")
 
@@ -108,6 +58,35 @@ def test_reads_the_narrow_hash_table_of_other_64_bit_machines(tmp_path: Path) ->
     for machine in (21, 23, 62, 183):
         with library(tmp_path / "x.so", crafted(old_table(">"), order=">", machine=machine)) as found:
             assert found.exports("GOMP_parallel")
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_reads_tables_that_are_later_in_the_file_than_in_memory(tmp_path: Path, wide: bool) -> None:
+    with library(tmp_path / "x.so", crafted(old_table(), wide=wide, shift=0x3000)) as found:
+        assert (found.soname, found.needed) == ("libcrafted.so", ["libneeded.so"])
+        assert found.exports("GOMP_parallel")
+
+
+def test_ignores_tags_after_the_last_one(tmp_path: Path) -> None:
+    with library(tmp_path / "x.so", crafted(old_table(), after=((1, 1),))) as found:
+        assert found.needed == ["libneeded.so"]
+
+
+@pytest.mark.parametrize(("tag", "words"), [(DT_STRTAB, "no symbol table"), (DT_SYMTAB, "no symbol table")])
+def test_rejects_a_library_without_symbols_or_their_names(tmp_path: Path, tag: int, words: str) -> None:
+    with library(tmp_path / "x.so", crafted(old_table(), without=tag)) as found, pytest.raises(ELFError, match=words):
+        found.exports("GOMP_parallel")
+
+
+@pytest.mark.parametrize(("length", "is_read"), [(4095, True), (4096, False)])
+def test_names_are_shorter_than_the_longest_path(tmp_path: Path, length: int, is_read: bool) -> None:
+    name = "n" * length
+    with library(tmp_path / "x.so", crafted(old_table(), soname=name)) as found:
+        if is_read:
+            assert found.soname == name
+        else:
+            with pytest.raises(ELFError, match="has no end"):
+                assert found.soname
 
 
 @pytest.mark.parametrize(("offset", "byte"), [(0, 0x7E), (3, 0x00), (4, 0), (4, 3), (5, 0), (5, 3)])
@@ -139,6 +118,18 @@ def test_a_runpath_is_not_an_rpath(tmp_path: Path, tags: str, has_runpath: bool)
     subprocess.run([*command, "-o", str(tmp_path / "x.so")], check=True)
     with library(tmp_path / "x.so") as found:
         assert found.has_runpath == has_runpath
+
+
+@needs_gcc
+@pytest.mark.parametrize("style", ["sysv", "gnu"])
+def test_finds_each_of_many_symbols(tmp_path: Path, style: str) -> None:
+    names = [f"a_function_with_a_long_name_{number}" for number in range(60)]
+    (tmp_path / "x.c").write_text("".join(f"int {name}(void) {{ return 0; }}\n" for name in names))
+    command = ["gcc", "-shared", f"-Wl,--hash-style={style}", "-o", str(tmp_path / "x.so"), str(tmp_path / "x.c")]
+    subprocess.run(command, check=True)
+    with library(tmp_path / "x.so") as found:
+        assert all(map(found.exports, names))
+        assert not any(found.exports(f"{name}x") for name in names)
 
 
 HUGE = 1 << 29

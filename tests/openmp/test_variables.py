@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ompaffinity.ids import parse_ordered_id_list
-from ompaffinity.openmp.variables import BINDING_VARIABLES, MANAGED_VARIABLES, rank_environment
+from ompaffinity.openmp.variables import BINDING_VARIABLES, MANAGED_VARIABLES, overridden_variables, rank_environment
 from ompaffinity.placement.model import RankPlacement
 
 runs = st.builds(
@@ -67,7 +67,8 @@ def test_gnu_lists_name_each_cpu_in_order(cpus: list[int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cpus", "words"), [([4, 5, 6, 7], "4-7"), ([0, 2, 4, 6], "0-6:2"), ([3, 1, 2], "3 1 2"), ([9], "9")]
+    ("cpus", "words"),
+    [([4, 5, 6, 7], "4-7"), ([0, 2, 4, 6], "0-6:2"), ([3, 1, 2], "3 1 2"), ([9], "9"), ([0, 1, 2], "0 1 2")],
 )
 def test_gnu_lists_have_runs_as_intervals(cpus: list[int], words: str) -> None:
     assert variables("gomp", cpus)["GOMP_CPU_AFFINITY"] == words
@@ -109,6 +110,14 @@ def test_places_of_several_cpus_name_each_of_them(places: list[tuple[int, ...]])
     rank = placement([0] * len(places))._replace(places=tuple(places))
     environment, _ = rank_environment(rank, runtime="omp", granularity="thread")
     assert read_places(environment["OMP_PLACES"]) == [list(place) for place in places]
+
+
+@pytest.mark.parametrize(("last", "length", "name"), [(500, 4000, "KMP_AFFINITY"), (5000, 4001, "OMP_PLACES")])
+def test_intel_lists_of_more_than_4000_characters_are_places(last: int, length: int, name: str) -> None:
+    # Descending numbers have no intervals.
+    cpus = [*range(9999, 9207, -1), last]
+    assert len(f"granularity=fine,explicit,proclist=[{','.join(map(str, cpus))}]") == length
+    assert name in variables("iomp", cpus)
 
 
 def test_large_sets_stay_below_four_kilobytes() -> None:
@@ -184,6 +193,7 @@ def test_sets_the_number_of_threads_of_every_pool() -> None:
         ({"MKL_NUM_THREADS": "-1"}, {"MKL_NUM_THREADS": "3"}),
         ({"MKL_NUM_THREADS": "²"}, {"MKL_NUM_THREADS": "3"}),
         ({"MKL_NUM_THREADS": "1" * 5000}, {"MKL_NUM_THREADS": "3"}),
+        ({"MKL_NUM_THREADS": "0002"}, {"MKL_NUM_THREADS": "2"}),
         ({"RAYON_NUM_THREADS": " 2 "}, {"RAYON_NUM_THREADS": "2"}),
     ],
 )
@@ -192,6 +202,19 @@ def test_keeps_a_smaller_number_of_threads_of_the_user(inherited: dict[str, str]
     assert expected.items() <= found.items()
     assert not set(found) & set(unset)
     assert "GOTO_NUM_THREADS" in unset
+
+
+def test_leaves_the_planned_number_of_threads_to_libraries_that_follow_openmp() -> None:
+    inherited = {"BLIS_NUM_THREADS": "3"}
+    found, unset = rank_environment(placement([0, 1, 2]), runtime="gomp", granularity="thread", inherited=inherited)
+    assert "BLIS_NUM_THREADS" not in found
+    assert "BLIS_NUM_THREADS" in unset
+
+
+def test_variables_that_override_a_binding() -> None:
+    overriding = {"KMP_AFFINITY": "none", "OMP_THREAD_LIMIT": "1", "OMP_DYNAMIC": " True "}
+    assert overridden_variables({**overriding, "OMP_NUM_THREADS": "2", "OMP_SCHEDULE": "static"}) == overriding
+    assert overridden_variables({"OMP_DYNAMIC": "false"}) == {}
 
 
 def test_waiting_is_left_alone_unless_asked() -> None:
