@@ -44,8 +44,7 @@ def check_request(request: PlacementRequest) -> PlacementRequest:
         cpus=None if request.cpus is None else _ids("--cpus (cpus)", request.cpus),
         nodes=None if request.nodes is None else _ids("--nodes (nodes)", request.nodes),
     )
-    if request.for_gpus or request.share:
-        request = check_gpu_options(request)
+    request = check_gpu_options(request)
     if isinstance(request.bind, str):
         if request.bind not in (AUTO, "none"):
             raise RequestError(

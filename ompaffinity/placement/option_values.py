@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from ompaffinity.errors import IDListError, RequestError
@@ -50,36 +51,38 @@ def option_value(option: Option, text: Any) -> Any:
 
         return ALL
     digits = text.removeprefix("-")
-    if digits.isascii() and digits.isdigit() and len(digits) > MAX_DIGITS:
-        raise RequestError(f"{option.flag} has {len(digits)} digits; the largest number is {10**MAX_DIGITS - 1}")
-    if not (digits.isascii() and digits.isdigit()):
+    if not _is_number(digits):
         words = {"threads": "auto, all or a number", "auto-number": "auto or a number"}.get(option.kind, "a number")
         raise RequestError(f"{option.flag} is {text!r}; it must be {words}")
+    if len(digits) > MAX_DIGITS:
+        raise RequestError(f"{option.flag} has {len(digits)} digits; the largest number is {'9' * MAX_DIGITS}")
     return int(text)
 
 
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
 def _fraction(option: Option, text: str) -> float:
-    try:
-        # float() also accepts nan, underscores and digits of every script.
-        plain = text.isascii() and "_" not in text
-        number = float(text) if plain else 0.0
-    except ValueError:
-        number = 0.0
-    if not 0 < number <= 1:
-        raise RequestError(f"{option.flag} is {text!r}; it must be above 0 and at most 1, as in 0.9")
-    return number
+    # float() also accepts nan, underscores and digits of every script.
+    if text.isascii() and "_" not in text:
+        with suppress(ValueError):
+            number = float(text)
+            if 0 < number <= 1:
+                return number
+    raise RequestError(f"{option.flag} is {text!r}; it must be above 0 and at most 1, as in 0.9")
 
 
 def _process_number(option: Option, word: str) -> int:
-    if not (word.isascii() and word.isdigit() and len(word) < 10 and int(word) > 0):
+    if not (_is_number(word) and len(word) <= MAX_DIGITS and int(word) > 0):
         raise RequestError(f"{option.flag} has {word!r}; it must be a list of process ids")
     return int(word)
 
 
 def _numbers(option: Option, words: list[str]) -> tuple[int, ...]:
-    invalid = [word for word in words if not (word.isascii() and word.isdigit() and len(word) < 10)]
-    if invalid:
-        raise RequestError(f"{option.flag} has {invalid[0]!r}; it must be a list of numbers, as in 0 0 1 1")
+    for word in words:
+        if not (_is_number(word) and len(word) <= MAX_DIGITS):
+            raise RequestError(f"{option.flag} has {word!r}; it must be a list of numbers, as in 0 0 1 1")
     return tuple(map(int, words))
 
 

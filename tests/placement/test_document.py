@@ -212,6 +212,57 @@ def test_rejects_a_placement_without_a_field(name: str) -> None:
         placement_from_document({field: value for field, value in GOOD.items() if field != name})
 
 
+def test_a_placement_of_the_first_release_has_its_nodes_to_itself() -> None:
+    added = ("node_ranks", "local_world_size", "memory_budget_bytes", "devices")
+    placement = placement_from_document({name: value for name, value in GOOD.items() if name not in added})
+    assert (placement.node_ranks, placement.local_world_size) == ((1,), 1)
+    assert (placement.memory_budget, placement.gpus) == (None, ())
+
+
+@pytest.mark.parametrize(
+    ("field", "least", "most"),
+    [
+        ("rank", 0, 2**31 - 1),
+        ("local_rank", 0, 2**31 - 1),
+        ("local_world_size", 1, 2**31 - 1),
+        ("device", 0, 65535),
+        ("memory_budget_bytes", 0, 2**63 - 1),
+    ],
+)
+def test_reads_numbers_up_to_their_limits(field: str, least: int, most: int) -> None:
+    for value in (least, most):
+        assert placement_document(placement_from_document(GOOD | {field: value}))[field] == value
+    for value in (least - 1, most + 1):
+        with pytest.raises(RequestError, match=f"{field} is {value}, expected"):
+            placement_from_document(GOOD | {field: value})
+
+
+def test_an_unbound_placement_has_no_cpus_and_may_have_nodes() -> None:
+    nothing = {"bound": False, "cpus": [], "helper_cpus": [], "places": [], "affinity": ""}
+    assert placement_from_document(GOOD | nothing).nodes == (0,)
+    for field in ("cpus", "helper_cpus", "places", "affinity"):
+        with pytest.raises(RequestError, match=f"{field} is .*, expected nothing, for the rank is not bound"):
+            placement_from_document(GOOD | nothing | {field: GOOD[field]})
+
+
+def test_a_plan_holds_the_cpus_of_its_ranks_its_reserve_and_siblings() -> None:
+    left_out = [{"cpus": "2", "reason": "smt-sibling"}, {"cpus": "3", "reason": "offline"}]
+    held = held_cpus_from_document(PLAN | {"reserved": "4", "left_out": left_out}, "x", SOURCE)
+    assert (held.cpus, held.known) == ((0, 1, 2, 4), (0, 1, 2, 3, 4))
+    with pytest.raises(RequestError, match="binds no CPU"):
+        held_cpus_from_document(PLAN | {"reserved": "", "ranks": [], "left_out": left_out[1:]}, "x", SOURCE)
+
+
+@pytest.mark.parametrize(("length", "is_read"), [(1000, True), (1001, False)])
+def test_names_have_a_thousand_characters_at_most(length: int, is_read: bool) -> None:
+    table = {"node_id": "n" * length, "by_gpu": {}}
+    if is_read:
+        assert gpu_placements_from_document(table, SOURCE) == ("n" * length, {})
+    else:
+        with pytest.raises(RequestError, match=r"node_id is .* expected a text of at most 1000 characters"):
+            gpu_placements_from_document(table, SOURCE)
+
+
 def test_ignores_unknown_fields() -> None:
     assert placement_from_document(GOOD | {"added_later": {"a": 1}}) == placement_from_document(GOOD)
 
