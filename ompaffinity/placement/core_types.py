@@ -6,6 +6,7 @@ added from the fastest on; a slower kind must raise the best value of fewer kind
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.messages import counted
@@ -14,7 +15,7 @@ from ompaffinity.topology.kinds import FACTORS, PERFORMANCE
 from ompaffinity.topology.model import UNKNOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from ompaffinity.topology.model import LogicalCPUInfo
 
@@ -43,12 +44,12 @@ class CoreChoice(NamedTuple):
 
     def figures(self) -> str:
         """Return the value of each set: ``"performance: 8 cores x 1.00 = 8.00; with efficiency: 20 x 0.39 = 7.80"``."""
-        words = []
-        for count, (cores, speed) in enumerate(_sets(self.classes), start=1):
-            name = self.classes[count - 1].name
-            is_repeated = name in {one.name for one in self.classes[: count - 1]}
-            start = "" if count == 1 else "with slower " if is_repeated else "with "
-            words.append(f"{start}{name}: {counted(cores, 'core')} x {speed:.2f} = {cores * speed:.2f}")
+        words: list[str] = []
+        names: set[str] = set()
+        for one, cores in _sets(self.classes):
+            start = "with slower " if one.name in names else "with " if names else ""
+            words.append(f"{start}{one.name}: {counted(cores, 'core')} x {one.speed:.2f} = {cores * one.speed:.2f}")
+            names.add(one.name)
         return "; ".join(words)
 
 
@@ -70,29 +71,27 @@ def _classes(cpus: Iterable[LogicalCPUInfo]) -> tuple[CoreClass, ...]:
     members: dict[tuple[int, str], list[LogicalCPUInfo]] = {}
     for cpu in cpus:
         members.setdefault((cpu.core_class, cpu.kind or ""), []).append(cpu)
-    known = all(cpu.speed > 0 for found in members.values() for cpu in found)
+    known = all(cpu.speed for found in members.values() for cpu in found)
     rows = []
     for (_, kind), found in members.items():
         speed = min(cpu.speed for cpu in found) if known else FACTORS.get(kind, 1.0)
         # A core that the machine does not name is one CPU.
-        cores = {(cpu.physical_core, cpu.id if cpu.physical_core == UNKNOWN else 0) for cpu in found}
+        cores = {(cpu.physical_core, cpu.id if cpu.physical_core == UNKNOWN else UNKNOWN) for cpu in found}
         rows.append(CoreClass(kind, tuple(cpu.id for cpu in found), len(cores), speed))
     rows.sort(key=lambda one: -one.speed)
     return tuple(one._replace(speed=one.speed / rows[0].speed) for one in rows)
 
 
-def _sets(classes: Sequence[CoreClass]) -> list[tuple[int, float]]:
-    """Return (cores, slowest speed) of the fastest kind, of the two fastest, and so on."""
-    return [
-        (sum(one.cores for one in classes[:count]), classes[count - 1].speed) for count in range(1, len(classes) + 1)
-    ]
+def _sets(classes: Sequence[CoreClass]) -> Iterator[tuple[CoreClass, int]]:
+    """Yield (slowest kind, cores of all) of the fastest kind, of the two fastest, and so on."""
+    return zip(classes, accumulate(one.cores for one in classes))
 
 
 def _best(classes: Sequence[CoreClass]) -> int:
     used, best = 0, 0.0
-    for count, (cores, speed) in enumerate(_sets(classes), start=1):
-        value = cores * speed
-        if count == 1 or value > LEAST_GAIN * best:
+    for count, (slowest, cores) in enumerate(_sets(classes), start=1):
+        value = cores * slowest.speed
+        if value > LEAST_GAIN * best:
             used = count
         best = max(best, value)
     return used

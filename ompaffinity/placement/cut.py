@@ -13,6 +13,7 @@ same shape are cut once, and the numbers of CPUs decide nothing.
 from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.placement.model import Cut
@@ -102,7 +103,7 @@ class _Cutter:
 
     def _best(self, ranks: int) -> _Places:
         share, several = self._size // ranks, self._l3 is not None
-        search = _CutSearch(self._labels, self._order, self._l3, ranks, self._enough(max(1, share - several)))
+        search = _CutSearch(self._labels, self._order, self._l3, ranks, self._enough(share - several))
         best = search.places(even_cut(self._order, ranks))
         if ranks == 1:
             return best._replace(straddles=(0,) * len(self._labels))
@@ -125,15 +126,11 @@ class _Cutter:
         return best
 
     def _enough(self, cores: int) -> list[int]:
-        """Return for each level how many of its groups, the largest first, hold that many cores."""
-        counts = []
-        for sizes in self._group_sizes:
-            room, count = cores, 0
-            while room > 0:
-                room -= sizes[count]
-                count += 1
-            counts.append(count)
-        return counts
+        """Return for each level how many of its groups, the largest first, hold that many cores; at least one."""
+        return [
+            next(count for count, held in enumerate(accumulate(sizes), start=1) if held >= cores)
+            for sizes in self._group_sizes
+        ]
 
 
 class _CutSearch:
@@ -152,13 +149,11 @@ class _CutSearch:
         idle = tuple(place for place in range(len(self._order)) if place not in used)
         return _Places(tuple(ordered), idle, self._straddles(ordered))
 
-    def _straddles(self, shares: Iterable[Sequence[int]], first_level: int = 0) -> tuple[int, ...]:
-        counts = [0] * (len(self._labels) - first_level)
+    def _straddles(self, shares: Sequence[Sequence[int]], first_level: int = 0) -> tuple[int, ...]:
         levels = list(zip(self._labels, self._enough))[first_level:]
-        for share in shares:
-            for index, (label, enough) in enumerate(levels):
-                counts[index] += len({label[place] for place in share}) > enough
-        return tuple(counts)
+        return tuple(
+            sum(len({label[place] for place in share}) > enough for share in shares) for label, enough in levels
+        )
 
     def shares(self, least: int, most: int, *, gaps: bool, within_l3s: bool) -> list[Sequence[int]] | None:
         """Return the best ranks of `least` to `most` cores that are found, None for none."""

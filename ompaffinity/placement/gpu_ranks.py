@@ -6,13 +6,21 @@ CPUs that this process may not use, stays unbound; the others are bound all the 
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.errors import PlacementError
 from ompaffinity.placement.architecture import rule_for
 from ompaffinity.placement.gpu_messages import crowded, lacking_cpus, lacking_listed, messages_of_gpu
 from ompaffinity.placement.model import Assignment, Reserve, Share, Split
-from ompaffinity.placement.pools import EFFICIENCY_CORE, single_core, single_cpu_pools, unusable_cpus, usable_pools
+from ompaffinity.placement.pools import (
+    EFFICIENCY_CORE,
+    has_node_pools,
+    single_core,
+    single_cpu_pools,
+    unusable_cpus,
+    usable_pools,
+)
 from ompaffinity.placement.reserve import reserve_cores, wanted_reserve
 from ompaffinity.placement.split import split_cores
 from ompaffinity.topology.model import UNKNOWN
@@ -114,15 +122,14 @@ def _with_slow_cores(
     """
     if EFFICIENCY_CORE not in unusable.values():
         return unusable
-    cores = {pool.node: len(pool.cores) for pool in usable_pools(topology, unusable, rule)}
-    wanted: dict[int, int] = {}
+    cores = Counter({pool.node: len(pool.cores) for pool in usable_pools(topology, unusable, rule)})
+    wanted: Counter[int] = Counter()
     for gpu in request.gpu_of_rank:
-        for node in nodes_of_gpu(request, gpu) if request.gpu_homes or request.numa_bind_nodes else ():
-            home = topology.home_node(node)
-            wanted[home] = wanted.get(home, 0) + 1
+        nodes = nodes_of_gpu(request, gpu) if request.gpu_homes or request.numa_bind_nodes else ()
+        wanted.update(map(topology.home_node, nodes))
     # Where no node divides the machine, every rank wants the one pool.
-    anywhere = cores.get(UNKNOWN, request.ranks if topology.nodes else 0) < request.ranks
-    short = {node for node, ranks in wanted.items() if cores.get(node, 0) < ranks}
+    anywhere = not has_node_pools(topology) and sum(cores.values()) < request.ranks
+    short = {node for node, ranks in wanted.items() if cores[node] < ranks}
     return {
         cpu: reason
         for cpu, reason in unusable.items()
@@ -193,7 +200,7 @@ def _divide_pools(
     divisions = []
     for place, pool in enumerate(pools):
         ranks = [rank for rank, nodes in enumerate(near) if pool.node in nodes]
-        if not request.share and len(ranks) > len(pool.cores):
+        if not request.share:
             later = {other.node for other in pools[place + 1 :]}
             ranks = _needy(ranks, sizes, [later.intersection(nodes) for nodes in near], len(pool.cores))
         division = _divide(topology, pool, ranks, share=request.share)
@@ -204,14 +211,13 @@ def _divide_pools(
 
 
 def _needy(ranks: list[int], sizes: list[int], later: Sequence[Collection[int]], cores: int) -> list[int]:
-    """Return which of these ranks get some of a node that has fewer cores: as many, those with the fewest cores so far.
+    """Return which of these ranks get some of a node: as many as it has cores, those with the fewest cores so far.
 
     Ranks that have nothing yet, and that no later node is near to, come first; if these alone are more, they share.
     """
     nothing_else = [rank for rank in ranks if not sizes[rank] and not later[rank]]
-    if len(nothing_else) > cores:
-        return nothing_else
-    return sorted(sorted(ranks, key=lambda rank: (rank not in nothing_else, sizes[rank], rank))[:cores])
+    first = sorted(ranks, key=lambda rank: (rank not in nothing_else, sizes[rank], rank))
+    return sorted(first[: max(cores, len(nothing_else))])
 
 
 def _divide(topology: Topology, pool: Pool, ranks: list[int], *, share: bool) -> _Division:

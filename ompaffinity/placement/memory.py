@@ -137,6 +137,6 @@ def planned_budget(topology: Topology, placement: RankPlacement, utilization: fl
     """Return how many bytes a rank may use on this machine, None where its memory is unknown."""
     totals = {node.id: node.total_memory for node in topology.nodes if node.allowed and _may_have_memory(node)}
     if not topology.nodes:
-        totals = {0: topology.total_memory}
+        totals = {UNKNOWN: topology.total_memory}
     share = share_of(placement, totals, topology.limits.memory_limit_bytes)
     return None if share is None else int(share * utilization)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import combinations
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ompaffinity.placement.pools import near_order
-from ompaffinity.placement.split import largest_smallest
+from ompaffinity.placement.split import largest_fitting, largest_smallest
 from ompaffinity.topology.model import UNKNOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from ompaffinity.placement.model import Pool
 
@@ -26,6 +26,7 @@ TOLERANCE_PERCENT, TOLERATED_FROM = 5, 10
 nothing where a rank has fewer cores than the second number."""
 
 Group = tuple["Pool", ...]
+T = TypeVar("T")
 
 
 class _Groups(NamedTuple):
@@ -89,14 +90,8 @@ class NodeGrouper:
 
     def _largest_smallest(self, count: int, together: int) -> int:
         """Return the most cores that every rank can have in groups of `count` nodes, 0 if there are too few groups."""
-        low, high = 0, count * max(self._sizes)
-        while low < high:
-            middle = (low + high + 1) // 2
-            if self._room(count, middle, together) >= self._ranks:
-                low = middle
-            else:
-                high = middle - 1
-        return low
+        most = count * max(self._sizes)
+        return largest_fitting(most, lambda smallest: self._room(count, smallest, together) >= self._ranks)
 
     def _room(self, count: int, smallest: int, together: int) -> int:
         rooms = (len(_grouped(_sizes(package), count, smallest)) for package in self._packages)
@@ -111,11 +106,7 @@ class NodeGrouper:
                 order = near_order(nodes, [1] * len(groups), self._tensor_size, self._distance)
                 groups = [groups[place] for place in order]
         else:
-            slots = [
-                tuple(groups[start : start + together])
-                for groups in by_package
-                for start in range(0, len(groups) - together + 1, together)
-            ]
+            slots = [slot for groups in by_package for slot in _in_turn(groups, together)]
             slots.sort(key=lambda slot: (-min(map(_cores, slot)), -sum(map(_cores, slot)), _first_node(slot[0])))
             chosen = sorted(slots[: self._ranks // together], key=lambda slot: _first_node(slot[0]))
             groups = [group for slot in chosen for group in slot]
@@ -126,10 +117,7 @@ class NodeGrouper:
         places = list(range(len(package)))
         if self._distance is not None:
             places = near_order([pool.node for pool in package], [1] * len(package), count, self._distance)
-        near = [
-            tuple(package[place] for place in sorted(places[start : start + count]))
-            for start in range(0, len(places) - count + 1, count)
-        ]
+        near = [tuple(package[place] for place in sorted(group)) for group in _in_turn(places, count)]
         near = [group for group in near if _cores(group) >= smallest]
         best = _grouped(_sizes(package), count, smallest)
         if len(near) == len(best):
@@ -145,6 +133,11 @@ def _packages(pools: Sequence[Pool]) -> list[list[Pool]]:
         package = covered.pop() if len(covered) == 1 and pool.node != UNKNOWN else UNKNOWN
         packages.setdefault((package, pool.node if package == UNKNOWN else UNKNOWN), []).append(pool)
     return list(packages.values())
+
+
+def _in_turn(items: Iterable[T], count: int) -> Iterator[tuple[T, ...]]:
+    """Yield each `count` items in turn, without the rest."""
+    return zip(*[iter(items)] * count)
 
 
 def _sizes(package: Sequence[Pool]) -> tuple[int, ...]:
@@ -163,8 +156,7 @@ def _first_node(group: Group) -> int:
 def _grouped(sizes: tuple[int, ...], count: int, smallest: int) -> tuple[tuple[int, ...], ...]:
     """Return the most disjoint groups of `count` places whose sizes add up to at least `smallest`."""
     if len(set(sizes)) == 1:
-        fits = count * sizes[0] >= smallest
-        return tuple(tuple(range(start, start + count)) for start in range(0, len(sizes) - count + 1, count) if fits)
+        return tuple(_in_turn(range(len(sizes)), count)) if count * max(sizes) >= smallest else ()
     places = tuple(sorted(range(len(sizes)), key=lambda place: (-sizes[place], place)))
     if len(sizes) > EXACT_NODES:
         return tuple(_grown(places, sizes, count, smallest))
@@ -179,7 +171,7 @@ def _exact(places: tuple[int, ...], sizes: tuple[int, ...], count: int, smallest
             return ()
         if left not in known:
             first, rest = left[0], left[1:]
-            most = min(len(left) // count, sum(sizes[place] for place in left) // max(smallest, 1))
+            most = min(len(left) // count, sum(sizes[place] for place in left) // smallest)
             found = best(rest) if most else ()
             for others in combinations(rest, count - 1):
                 if len(found) >= most:

@@ -53,18 +53,18 @@ def place_ranks(
 
 def _within_quota(quota: float | None, shares: Sequence[Share | None]) -> Sequence[Share | None]:
     """Drop threads beyond the rank's part of the CPU quota, rounded down, at least one; the first ones stay."""
-    if quota is None:
+    bound = sum(share is not None for share in shares)
+    if quota is None or not bound:
         return shares
-    most = max(1, int(quota // max(1, sum(share is not None for share in shares))))
+    most = max(1, int(quota // bound))
     return [None if share is None else share._replace(compute=_first_threads(share.compute, most)) for share in shares]
 
 
 def _first_threads(cores: Sequence[Core], count: int) -> tuple[Core, ...]:
     kept = []
     for core in cores:
-        if count <= 0:
-            break
-        kept.append(core._replace(threads=core.threads[:count]))
+        if count > 0:
+            kept.append(core._replace(threads=core.threads[:count]))
         count -= len(core.threads)
     return tuple(kept)
 
@@ -134,4 +134,4 @@ def _cpus_near_memory(
     """Return the CPUs whose memory a rank uses: its own, or those of the node that the user names for its GPU."""
     if gpu is None or request.numa_bind_cpus is None or request.numa_bind_nodes is None:
         return cpus
-    return topology.node(request.numa_bind_nodes[gpu]).cpus[:1]
+    return topology.node(request.numa_bind_nodes[gpu]).cpus

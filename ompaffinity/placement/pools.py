@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from ompaffinity.placement.core_types import choose_cores
@@ -98,12 +99,12 @@ def usable_pools(
     Siblings are chosen among the usable CPUs of their core, never by id. With fewer `ranks` than nodes a `span` of
     ``"package"`` or ``"machine"`` joins the nodes of a package or all of them.
     """
-    groups: dict[tuple[int, int], list[LogicalCPUInfo]] = {}
+    groups: dict[tuple[int, int, int], list[LogicalCPUInfo]] = {}
     for cpu in topology.cpus:
         if cpu.id not in unusable:
             # A core that the machine does not name, and CPUs of one core that it puts on two nodes, stand alone.
-            core = UNKNOWN - 1 - cpu.id if cpu.physical_core == UNKNOWN else cpu.physical_core
-            groups.setdefault((core, cpu.numa_node), []).append(cpu)
+            alone = cpu.id if cpu.physical_core == UNKNOWN else UNKNOWN
+            groups.setdefault((cpu.physical_core, cpu.numa_node, alone), []).append(cpu)
     by_node = _cores_by_node(topology, groups.values(), rule)
     if has_node_pools(topology) and span in ("package", "machine") and ranks < len(by_node):
         return _joined_pools(topology, by_node, span, ranks)
@@ -148,11 +149,12 @@ def _node_pools(topology: Topology, by_node: dict[int, list[Core]]) -> tuple[Poo
 
 def _joined_pools(topology: Topology, by_node: dict[int, list[Core]], span: str, ranks: int) -> tuple[Pool, ...]:
     """Return one pool for each package, or one for the machine, in which near nodes are side by side."""
-    spans: dict[int, list[int]] = {}
+    spans: dict[tuple[int, int] | None, list[int]] = {}
     for node, cores in by_node.items():
+        package = cores[0].package
         # An unknown package is not the same one for all: such a node stands alone.
-        package = cores[0].package if cores[0].package != UNKNOWN else UNKNOWN - 1 - node
-        spans.setdefault(package if span == "package" else 0, []).append(node)
+        alone = node if package == UNKNOWN else UNKNOWN
+        spans.setdefault((package, alone) if span == "package" else None, []).append(node)
     per_rank = -(-len(by_node) // ranks)
     pools = []
     for nodes in spans.values():
@@ -184,7 +186,7 @@ def near_order(nodes: list[int], counts: list[int], group: int, distance: Callab
     Each group begins on the lowest node that is left, or on the one where the last group ended halfway.
     """
     left, order = list(range(len(nodes))), []
-    apart = [0] * len(nodes)
+    apart: Counter[int] = Counter()
     placed = 0
     while left:
         chosen = min(left, key=lambda place: (apart[place], nodes[place]))
@@ -192,10 +194,10 @@ def near_order(nodes: list[int], counts: list[int], group: int, distance: Callab
         order.append(chosen)
         placed += counts[chosen]
         # A group that ends with this node leaves nothing to be near to; one that began on it does.
-        fresh = placed // group > (placed - counts[chosen]) // group
-        for place in left:
-            apart[place] = 0 if fresh else apart[place]
-            apart[place] += distance(nodes[chosen], nodes[place]) if placed % group else 0
+        if placed // group > (placed - counts[chosen]) // group:
+            apart.clear()
+        if placed % group:
+            apart.update({place: distance(nodes[chosen], nodes[place]) for place in left})
     return order
 
 

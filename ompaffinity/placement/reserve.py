@@ -34,20 +34,20 @@ def reserve_cores(split: Split, wanted: Reserve) -> list[Share]:
     given: list[list[Core]] = [[] for _ in split.shares]
     pools: dict[tuple[Core, ...], list[int]] = {}
     for rank, idle in enumerate(split.idle):
-        if idle:
-            pools.setdefault(idle, []).append(rank)
+        pools.setdefault(idle, []).append(rank)
     idle_cores = {idle: _IdleCores(idle, ranks, split.shares) for idle, ranks in pools.items()}
     smallest_first = sorted(range(len(left)), key=lambda rank: (left[rank], -rank))
-    most = max(map(len, split.shares), default=0) + max(map(len, split.idle), default=0)
-    for _ in range(min(wanted.per_rank, most)):
+    for _ in range(wanted.per_rank):
+        before = list(left), sum(map(len, given))
         for rank in smallest_first:
-            core = idle_cores[split.idle[rank]].take_for(rank) if split.idle[rank] else None
+            core = idle_cores[split.idle[rank]].take_for(rank)
             if core is not None:
                 given[rank].append(core)
             elif left[rank] > 1:
                 left[rank] -= 1
-    if wanted.total:
-        _take_total(split, wanted.total, left, given, idle_cores)
+        if before == (left, sum(map(len, given))):
+            break
+    _take_total(split, wanted.total, left, given, idle_cores)
     return [Share(cores[:keep], (*cores[keep:], *extra)) for cores, keep, extra in zip(split.shares, left, given)]
 
 
@@ -63,8 +63,7 @@ def _take_total(
     heapify(largest)
     while missing > 0 and largest:
         _, negative = heappop(largest)
-        idle = split.idle[-negative]
-        taken = idle_cores[idle].take() if idle else None
+        taken = idle_cores[split.idle[-negative]].take()
         if taken is not None:
             receiver, core = taken
             given[receiver].append(core)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -66,9 +67,5 @@ def _chosen_runs(places: Sequence[int], choices: Iterable[dict[int, int]]) -> li
 
 def _steps(places: Sequence[int], label: Sequence[int]) -> list[int]:
     """Return a number for each place that grows by one wherever a new group begins."""
-    steps: list[int] = []
-    before = None
-    for place in places:
-        steps.append((steps[-1] if steps else -1) + (label[place] != before))
-        before = label[place]
-    return steps
+    groups = [label[place] for place in places]
+    return list(accumulate(group != before for before, group in zip([None, *groups], groups)))

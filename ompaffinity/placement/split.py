@@ -7,7 +7,8 @@ close or spread; lowest ids. Ranks are shared over the nodes evenly, unless fewe
 
 from __future__ import annotations
 
-from heapq import heapify, heapreplace
+from bisect import bisect_left
+from heapq import heapify, heappop, heappush
 from itertools import combinations
 from math import comb
 from typing import TYPE_CHECKING
@@ -65,14 +66,12 @@ def split_cores(
 
 def largest_smallest(sizes: list[int], ranks: int) -> int:
     """Return the most cores that every one of `ranks` can have if none straddles the groups of these sizes."""
-    low, high = 0, max(sizes, default=0)
-    while low < high:
-        middle = (low + high + 1) // 2
-        if sum(size // middle for size in sizes) >= ranks:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    return largest_fitting(max(sizes, default=0), lambda least: sum(size // least for size in sizes) >= ranks)
+
+
+def largest_fitting(most: int, fits: Callable[[int], bool]) -> int:
+    """Return the largest number of 1 to `most` that fits, 0 for none; below a number that fits all others do."""
+    return bisect_left(range(1, most + 1), True, key=lambda number: not fits(number))
 
 
 def choose_pools(
@@ -130,7 +129,7 @@ class _Choice:
         seen = set(self._packages)
         left, chosen = list(candidates), []
         for _ in range(missing):
-            new = {pool.node: len(packages[pool.node] - seen) if self._spread else 0 for pool in left}
+            new = {pool.node: len(packages[pool.node] - seen) * self._spread for pool in left}
             best = min(left, key=lambda pool: (-new[pool.node], apart[pool.node], pool.node))
             left.remove(best)
             chosen.append(best)
@@ -142,16 +141,15 @@ class _Choice:
 
 def _ranks_per_pool(sizes: list[int], ranks: int, smallest: int) -> list[int]:
     """Return how many ranks each pool holds: one each, then one more where it leaves the most per rank."""
-    if len(sizes) == 1:
-        return [ranks]
     counts = [1] * len(sizes)
     next_share = [(-size / 2, place) for place, size in enumerate(sizes) if size // 2 >= smallest]
     heapify(next_share)
     for _ in range(ranks - len(sizes)):
-        _, place = next_share[0]
+        _, place = heappop(next_share)
         counts[place] += 1
         after = counts[place] + 1
-        heapreplace(next_share, (-sizes[place] / after if sizes[place] // after >= smallest else 1, place))
+        if sizes[place] // after >= smallest:
+            heappush(next_share, (-sizes[place] / after, place))
     return counts
 
 

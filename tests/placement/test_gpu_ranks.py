@@ -244,6 +244,31 @@ def test_slow_cores_are_better_than_half_a_fast_one() -> None:
     assert set(plan.ranks[3].cpus) == {8, 9, 10, 11}
 
 
+def with_kinds(topology: Topology, fast: set[int]) -> Topology:
+    kinds = {cpu.id: "performance" if cpu.id in fast else "efficiency" for cpu in topology.cpus}
+    return topology._replace(cpus=tuple(cpu._replace(kind=kinds[cpu.id]) for cpu in topology.cpus))
+
+
+@pytest.mark.parametrize(
+    ("fast", "gpus", "uses_slow"), [({0, 1}, 2, False), ({0, 1}, 3, True), (set(), 1, True), ({0}, 1, False)]
+)
+def test_without_nodes_slow_cores_are_used_by_more_ranks_than_fast_cores(
+    fast: set[int], gpus: int, uses_slow: bool
+) -> None:
+    topology = without_nodes(with_kinds(synthetic("core:6 pu:1", "x86_64"), fast))
+    plan = plan_of(topology, *[None] * gpus, reserve=0, core_type="performance")
+    used = {cpu for rank in plan.ranks for cpu in rank.affinity}
+    assert bool(used - fast) is uses_slow
+    assert ("slower-cores-used" in codes(plan)) is uses_slow
+
+
+def test_a_cpu_on_no_node_does_not_make_ranks_use_slow_cores() -> None:
+    topology = with_kinds(synthetic("package:1 numa:2 core:8 pu:1", "x86_64"), {*range(4), 8, 15})
+    cpus = tuple(cpu._replace(numa_node=UNKNOWN) if cpu.id == 15 else cpu for cpu in topology.cpus)
+    plan = plan_of(topology._replace(cpus=cpus), 0, 0, reserve=0, core_type="performance")
+    assert [rank.affinity for rank in plan.ranks] == [(0, 1), (2, 3)]
+
+
 def test_ranks_share_no_core_to_stay_on_a_node() -> None:
     topology = bound_to(synthetic("package:1 numa:2 core:8 pu:1"), {*range(9)})
     plan = plan_of(topology, 0, 0, 0, 0, span="machine", reserve=0)

@@ -199,6 +199,30 @@ def test_near_groups_name_each_node_once(nodes: list[int], size: int) -> None:
     assert [nodes[place] for place in even] == list(range(6))
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 20), st.integers(1, 4)), min_size=1, max_size=6, unique_by=lambda pair: pair[0]),
+    st.integers(1, 5),
+    st.lists(st.integers(11, 14), min_size=441, max_size=441),
+)
+def test_each_node_of_a_group_is_the_nearest_to_those_before(
+    drawn: list[tuple[int, int]], group: int, apart: list[int]
+) -> None:
+    nodes, counts = map(list, zip(*drawn))
+
+    def distance(first: int, second: int) -> int:
+        return apart[21 * min(first, second) + max(first, second)]
+
+    left, members, placed, expected = list(range(len(nodes))), list[int](), 0, list[int]()
+    while left:
+        chosen = min(left, key=lambda place: (sum(distance(nodes[one], nodes[place]) for one in members), nodes[place]))
+        left.remove(chosen)
+        expected.append(chosen)
+        placed += counts[chosen]
+        begins = placed // group > (placed - counts[chosen]) // group
+        members = ([] if begins else members) + ([chosen] if placed % group else [])
+    assert near_order(nodes, counts, group, distance) == expected
+
+
 def test_many_nodes_are_chosen_without_trying_every_set() -> None:
     plan = plan_for("numa:64 core:1 pu:1", 32)
     assert [rank.nodes for rank in plan.ranks] == [(node,) for node in range(32)]
