@@ -197,7 +197,7 @@ def _grown(places: Sequence[int], sizes: Sequence[int], count: int, smallest: in
             # The largest of the others fill what is left after this one.
             rest = [sum(sizes[place] for place in left[: missing - 1])] * len(left)
             fits = [place for place, more in zip(left, rest) if sizes[place] + more >= needed]
-            chosen = fits[-1] if fits else left[0]
+            chosen = (fits or left)[-1]
             left.remove(chosen)
             group.append(chosen)
         if sum(sizes[place] for place in group) < smallest:

@@ -10,7 +10,7 @@ from ompaffinity.placement.core_types import LEAST_GAIN, choose_cores
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.topology.kinds import kinds_by_speed, named_kinds
-from ompaffinity.topology.model import LogicalCPUInfo, Topology
+from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, Topology
 from tests.placement.machines import codes, reasons
 
 
@@ -62,6 +62,41 @@ def test_slower_cores_must_raise_the_value_by_more_than_a_tenth(gain: float, exp
     cpus = [LogicalCPUInfo(cpu, cpu, kind=P, core_class=0, speed=1000.0) for cpu in range(10)]
     cpus += [LogicalCPUInfo(cpu, cpu, kind=E, core_class=1, speed=500.0 * gain) for cpu in range(10, 20)]
     assert used(cpus) == expected
+
+
+@pytest.mark.parametrize("core_type", ["auto", "performance", "all"])
+def test_a_single_fast_core_is_used(core_type: str) -> None:
+    assert used(chip((P, 1, 5400)), core_type) == 1
+
+
+def test_speeds_count_only_where_all_are_known() -> None:
+    cpus = [LogicalCPUInfo(cpu, cpu, kind=P, core_class=0, speed=1.0) for cpu in range(8)]
+    slow = [LogicalCPUInfo(cpu, cpu, kind=E, core_class=1, speed=0.85) for cpu in range(8, 10)]
+    assert used([*cpus, *slow]) == 8
+    assert used([*cpus, *(cpu._replace(speed=0.95) for cpu in slow)]) == 10
+    assert used([*cpus, slow[0]._replace(speed=0.99), slow[1]._replace(speed=0.0)]) == 8
+
+
+def test_cpus_of_unknown_cores_count_one_by_one() -> None:
+    cpus = [LogicalCPUInfo(cpu, UNKNOWN, kind=P, core_class=0, speed=1.0) for cpu in range(8)]
+    cpus += [LogicalCPUInfo(cpu, UNKNOWN, kind=E, core_class=1, speed=0.5) for cpu in range(8, 12)]
+    assert used(cpus) == 8
+    assert "performance: 8 cores x 1.00 = 8.00" in choose_cores(cpus, "auto").figures()
+
+
+def test_figures_name_each_further_kind_once() -> None:
+    cpus = [LogicalCPUInfo(cpu, cpu, kind=P, core_class=0, speed=2.0) for cpu in range(2)]
+    cpus += [LogicalCPUInfo(cpu, cpu, kind=P, core_class=1, speed=1.5) for cpu in range(2, 4)]
+    cpus += [LogicalCPUInfo(cpu, cpu, kind=E, core_class=2, speed=1.0) for cpu in range(4, 5)]
+    assert choose_cores(cpus, "auto").figures() == (
+        "performance: 2 cores x 1.00 = 2.00; with slower performance: 4 cores x 0.75 = 3.00;"
+        " with efficiency: 5 cores x 0.50 = 2.50"
+    )
+
+
+def test_kinds_without_names_are_all_performance_cores() -> None:
+    cpus = [LogicalCPUInfo(cpu, cpu, core_class=cpu // 2) for cpu in range(4)]
+    assert used(cpus, "performance") == 4
 
 
 def test_siblings_of_a_core_count_once() -> None:

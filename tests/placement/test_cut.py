@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from ompaffinity.placement.cut import MAX_RUNS, PoolCuts, even_cut
 from ompaffinity.placement.model import Cut, Pool
+from ompaffinity.topology.model import UNKNOWN
 from tests.placement.machines import pool_of
 
 Cost = tuple[int, int, int]
@@ -167,6 +168,14 @@ def test_without_numa_information_only_an_l3_is_worth_an_idle_core() -> None:
     assert (len(clusters.idle), clusters.straddling("cluster")) == (1, 0)
     caches = PoolCuts().cut(pool_of([8] * 8, whole=True), 3)
     assert (len(caches.idle), caches.straddles) == (2, (0,))
+
+
+@pytest.mark.parametrize(("known", "unknown", "ranks"), [(3, 1, 2), (5, 1, 3), (4, 2, 2)])
+def test_cores_without_an_l3_beside_one_l3_do_not_make_ranks_uneven(known: int, unknown: int, ranks: int) -> None:
+    pool = pool_of([known, unknown])
+    cores = tuple(core._replace(l3=UNKNOWN) if core.l3 else core for core in pool.cores)
+    cut = PoolCuts().cut(pool._replace(cores=cores), ranks)
+    assert {len(share) for share in cut.shares} == {(known + unknown) // ranks}
 
 
 def test_very_many_ranks_in_a_pool_are_cut_along_l3s_all_the_same() -> None:

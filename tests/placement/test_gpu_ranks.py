@@ -19,7 +19,7 @@ from ompaffinity.placement.model import Plan
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import HeldCPUs, PlacementRequest
 from ompaffinity.topology.model import UNKNOWN, Limits, Topology
-from tests.placement.machines import codes, reasons, synthetic, with_distances, without_nodes
+from tests.placement.machines import codes, machine_of, reasons, synthetic, with_distances, without_nodes
 from tests.strategies import topologies
 
 TWO = "package:2 numa:1 core:8 pu:2"
@@ -262,6 +262,17 @@ def test_without_nodes_slow_cores_are_used_by_more_ranks_than_fast_cores(
     assert ("slower-cores-used" in codes(plan)) is uses_slow
 
 
+@pytest.mark.parametrize(
+    ("fast", "gpus", "sizes"), [({0, 1, 4}, (0, 0), [1, 1]), ({0, 1}, (0, 1), [2, 4]), ({4, 5}, (0, 1), [4, 2])]
+)
+def test_slow_cores_are_used_on_nodes_with_fewer_fast_cores_than_ranks(
+    fast: set[int], gpus: tuple[int, ...], sizes: list[int]
+) -> None:
+    topology = with_kinds(synthetic("package:1 numa:2 core:4 pu:1", "x86_64"), fast)
+    plan = plan_of(topology, *gpus, reserve=0, core_type="performance")
+    assert [len(rank.affinity) for rank in plan.ranks] == sizes
+
+
 def test_a_cpu_on_no_node_does_not_make_ranks_use_slow_cores() -> None:
     topology = with_kinds(synthetic("package:1 numa:2 core:8 pu:1", "x86_64"), {*range(4), 8, 15})
     cpus = tuple(cpu._replace(numa_node=UNKNOWN) if cpu.id == 15 else cpu for cpu in topology.cpus)
@@ -345,10 +356,83 @@ def test_idle_cores_that_are_reserved_are_on_the_node_of_the_gpu() -> None:
     assert reasons(plan)["remainder"] == (6, 15, 16, 17)
 
 
-def test_nodes_of_unknown_packages_are_not_lent_within_a_package() -> None:
-    topology = synthetic(FOUR)
-    topology = topology._replace(cpus=tuple(cpu._replace(package=UNKNOWN) for cpu in topology.cpus))
-    assert plan_of(topology, 0, span="package").ranks[0].nodes == (0,)
+@pytest.mark.parametrize(
+    ("sizes", "gpus", "taken"),
+    [
+        # One rank on 8 cores, two on 8: the two get the third node.
+        ([8, 8, 4], [0, 1, 1], {1: {2}}),
+        # Four ranks on 12 cores, two on 12: the first node stays the poorer one with a lent node.
+        ([12, 12, 4, 4], [0, 0, 0, 0, 1, 1], {0: {2, 3}}),
+        # Equal ones: the lowest node.
+        ([8, 8, 4], [0, 1], {0: {2}}),
+    ],
+)
+def test_a_lent_node_goes_to_the_ranks_with_the_fewest_cores(
+    sizes: list[int], gpus: list[int], taken: dict[int, set[int]]
+) -> None:
+    machine = machine_of([sizes])
+    plan = plan_of(machine, *gpus, span="package", reserve=0)
+    lent: dict[int, set[int]] = {}
+    for rank, node in zip(plan.ranks, gpus):
+        others = {machine.cpu(cpu).numa_node for cpu in rank.affinity} - {node}
+        if others:
+            lent.setdefault(node, set()).update(others)
+    assert lent == taken
+
+
+def test_nodes_of_unknown_packages_are_not_lent_within_one() -> None:
+    machine = machine_of([[4, 4]])
+    unknown = machine._replace(cpus=tuple(cpu._replace(package=UNKNOWN) for cpu in machine.cpus))
+    assert [rank.nodes for rank in plan_of(unknown, 0, span="package").ranks] == [(0,)]
+    assert [rank.nodes for rank in plan_of(unknown, 0, span="machine").ranks] == [(0, 1)]
+
+
+def test_idle_cores_of_the_first_node_of_a_rank_are_reserved_first() -> None:
+    # The L3s leave 14 and 15 of the first node idle.
+    topology = synthetic("package:1 numa:2 l3:2 core:8 pu:1", "x86_64")
+    plan = plan_of(topology, 0, 0, 0)
+    assert sorted(cpu for rank in plan.ranks for cpu in rank.helper_cpus) == [13, 14, 15]
+    lent = plan_of(topology, 0, 0, 0, span="machine", reserve_per_rank=1)
+    assert sum(len(rank.helper_cpus) for rank in lent.ranks) == 3
+    assert {14, 15} <= {cpu for rank in lent.ranks for cpu in rank.helper_cpus}
+
+
+def test_as_many_ranks_as_cores_share_none() -> None:
+    plan = plan_of(bound_to(synthetic(TWO), {0, 1, 2, 3}), 0, 0, reserve=0)
+    assert [rank.affinity for rank in plan.ranks] == [(0, 1), (2, 3)]
+    assert warnings(plan) == []
+
+
+def test_more_ranks_than_cpus_share_each_cpu_with_a_neighbour() -> None:
+    plan = plan_of(bound_to(synthetic(TWO), {0, 1, 2}), 0, 0, 0, 0, 0)
+    assert [rank.affinity for rank in plan.ranks] == [(0,), (0,), (1,), (1,), (2,)]
+    (message,) = [message.message for message in plan.messages if message.level == "warning"]
+    assert message.startswith("ranks 0-4 are next to node 0, where CPU 0-2 may be used: fewer cores than ranks")
+    assert "ranks share CPUs" in message
+    siblings = plan_of(bound_to(synthetic(TWO), {0, 1}), 0, 0)
+    assert any("SMT siblings of one core go to different ranks" in message.message for message in siblings.messages)
+    anywhere = plan_of(without_nodes(synthetic("core:1 pu:1")), None, None)
+    assert any("next to one node, where CPU 0" in message.message for message in anywhere.messages)
+
+
+def test_names_what_a_listed_rank_or_a_gpu_lacks() -> None:
+    topology = bound_to(synthetic(TWO), {0, 1})
+    listed = make_plan(topology, PlacementRequest(numa_bind_cpus=((0, 1, 4),)))
+    (message,) = [message.message for message in listed.messages if message.level == "warning"]
+    assert message.startswith("rank 0 has GPU 0, next to CPU 0-1,4; this process may use only some of the CPUs there")
+    assert message.endswith("so it gets CPU 0-1 only")
+    near = plan_of(topology, 1)
+    (message,) = [message.message for message in near.messages if message.level == "warning"]
+    assert message.startswith("rank 0 has GPU 0, next to node 1; this process may use no CPU there (not-allowed: ")
+    assert message.endswith("so it stays unbound")
+    avoided = plan_of(topology, 1, avoid=(HeldCPUs("x", (0,)),))
+    assert "other plans hold them (--avoid)" in next(m.message for m in avoided.messages if m.level == "warning")
+
+
+def test_a_gpu_without_a_home_in_the_list_is_no_error_beside_listed_cpus() -> None:
+    request = PlacementRequest(tensor_parallel_size=2, numa_bind_cpus=((0,), (1,)), gpu_homes=homes(0))
+    plan = make_plan(bound_to(synthetic(TWO), {0}), request)
+    assert warnings(plan) == ["outside-binding"]
 
 
 def test_gpus_by_number() -> None:
@@ -416,6 +500,22 @@ def test_a_plan_is_read_back() -> None:
         ({"gpus": (0,)}, "names 1 GPU for 2 ranks"),
         ({"gpus": "01"}, "must be a list of GPU numbers"),
         ({"gpus": (0, 5)}, "2 ranks on GPU 0,5 were requested, but 2 GPUs are seen"),
+        (
+            {"numa_bind": True, "gpu_homes": (), "tensor_parallel_size": 1},
+            "1 rank on GPU 0 was requested, but no GPUs are seen",
+        ),
+        ({"numa_bind": True, "gpu_homes": homes(0)}, "2 ranks on GPU 0-1 were requested, but 1 GPU is seen"),
+        ({"gpus": (0, "1")}, "must be a list of GPU numbers"),
+        ({"gpus": {0, 1}}, "must be a list of GPU numbers"),
+        ({"gpus": (0, 65536)}, "must be a list of GPU numbers"),
+        ({"numa_bind_nodes": ("x", -1)}, "has 'x' in it; it must be node numbers from 0 to 65535"),
+        ({"numa_bind_cpus": ({0}, "1")}, r"has \{0\} for GPU 0; it must be CPU numbers"),
+        ({"numa_bind_cpus": ((0, True), "1")}, r"has \(0, True\) for GPU 0; it must be CPU numbers"),
+        (
+            {"numa_bind_cpus": ("0", "1", "0-1"), "tensor_parallel_size": 3},
+            "gives CPU 0-1 to GPU 0 and to GPU 2",
+        ),
+        ({"numa_bind": True, "helper_cpus": "node"}, "--helper-cpus is for CPU ranks"),
     ],
 )
 def test_what_makes_no_sense_is_refused_each_in_its_own_words(request_: dict[str, Any], words: str) -> None:

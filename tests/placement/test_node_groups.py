@@ -13,7 +13,7 @@ from ompaffinity.placement.model import Plan
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import HeldCPUs, PlacementRequest
 from ompaffinity.topology.model import UNKNOWN, Limits, LogicalCPUInfo, MemoryNodeInfo, Topology
-from tests.placement.machines import codes, machine_of
+from tests.placement.machines import codes, machine_of, with_distances
 
 GIB = 2**30
 
@@ -141,6 +141,21 @@ def test_each_of_several_tensor_parallel_groups_stays_in_one_package() -> None:
     plan = make_plan(machine, PlacementRequest(tensor_parallel_size=2, data_parallel_size=2))
     packages = [{machine.cpu(cpu).package for rank in plan.ranks[at : at + 2] for cpu in rank.cpus} for at in (0, 2)]
     assert packages == [{0}, {1}]
+
+
+@pytest.mark.parametrize(("ranks", "smallest", "nodes"), [(2, 39, 6), (3, 26, 4), (4, 18, 3), (6, 13, 2)])
+def test_many_nodes_of_different_sizes_make_nearly_even_ranks(ranks: int, smallest: int, nodes: int) -> None:
+    # 78 cores in all; every grouping of so many nodes is not tried.
+    plan = make_plan(machine_of([[*range(12, 0, -1)]]), independent(ranks))
+    assert min(cores_of(plan)) == smallest
+    assert [len(of_rank) for of_rank in nodes_of(plan)] == [nodes] * ranks
+
+
+def test_near_nodes_are_grouped() -> None:
+    # Each node is near the one four places on.
+    matrix = [[10 if one == two else 11 if one % 4 == two % 4 else 20 for two in range(8)] for one in range(8)]
+    machine = with_distances(machine_of([[4] * 8]), matrix)
+    assert nodes_of(make_plan(machine, independent(4))) == [(0, 4), (1, 5), (2, 6), (3, 7)]
 
 
 def test_a_second_server_gets_the_other_package() -> None:

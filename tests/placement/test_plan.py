@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from ompaffinity.errors import PlacementError, RequestError, TopologyError
 from ompaffinity.openmp.plan_document import plan_document
 from ompaffinity.placement.model import Plan
-from ompaffinity.placement.plan import make_plan
-from ompaffinity.placement.request import SIZES, PlacementRequest
+from ompaffinity.placement.plan import make_plan, usable_room
+from ompaffinity.placement.request import SIZES, HeldCPUs, PlacementRequest
 from ompaffinity.topology.model import UNKNOWN, Limits, LogicalCPUInfo, MemoryNodeInfo, Topology
 from ompaffinity.topology.snapshot import parse_capture
 from ompaffinity.topology.source import load_topology
@@ -539,3 +539,23 @@ def test_unknown_packages_are_not_one_package() -> None:
     topology = synthetic("numa:4 core:2 pu:1")
     unknown = topology._replace(cpus=tuple(cpu._replace(package=UNKNOWN) for cpu in topology.cpus))
     assert [rank.nodes for rank in make_plan(unknown, PlacementRequest(span="package")).ranks] == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("quota", "request_", "room"),
+    [
+        (None, {}, (4, 8)),
+        (2.5, {}, (2, 8)),
+        (0.5, {}, (1, 8)),
+        (9.0, {}, (4, 8)),
+        (1.0, {"cpus": (0, 1, 2)}, (1, 3)),
+        (None, {"avoid": (HeldCPUs("x", (0,)),)}, (3, 6)),
+    ],
+)
+def test_counts_the_cores_and_cpus_that_a_plan_may_use(
+    quota: float | None, request_: dict[str, Any], room: tuple[int, int]
+) -> None:
+    topology = synthetic("core:4 pu:2")._replace(limits=Limits(cpu_quota=quota))
+    assert usable_room(topology, PlacementRequest(**request_)) == room
+    with pytest.raises(PlacementError):
+        usable_room(topology, PlacementRequest(cpus=(99,)))

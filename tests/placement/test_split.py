@@ -14,7 +14,16 @@ from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.pools import near_order, unusable_cpus, usable_pools
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.placement.split import largest_smallest, split_cores
-from tests.placement.machines import plan_for, pool_of, reasons, synthetic, threads, with_distances, without_nodes
+from tests.placement.machines import (
+    codes,
+    plan_for,
+    pool_of,
+    reasons,
+    synthetic,
+    threads,
+    with_distances,
+    without_nodes,
+)
 from tests.strategies import topologies
 
 if TYPE_CHECKING:
@@ -226,6 +235,45 @@ def test_each_node_of_a_group_is_the_nearest_to_those_before(
 def test_many_nodes_are_chosen_without_trying_every_set() -> None:
     plan = plan_for("numa:64 core:1 pu:1", 32)
     assert [rank.nodes for rank in plan.ranks] == [(node,) for node in range(32)]
+
+
+def line_of_nodes(nodes: int, package: int) -> Topology:
+    """Return a machine with nodes of one core in a row, the same number in each package."""
+    topology = synthetic(f"package:{nodes // package} numa:{package} core:1 pu:1")
+    return with_distances(topology, [[10 + abs(one - two) for two in range(nodes)] for one in range(nodes)])
+
+
+@pytest.mark.parametrize("nodes", [8, 24])
+def test_close_nodes_are_neighbours_and_spread_ones_are_in_all_packages(nodes: int) -> None:
+    topology = line_of_nodes(nodes, 4)
+    half = PlacementRequest(tensor_parallel_size=nodes // 2, span="node")
+    close = make_plan(topology, half)
+    assert sorted(rank.nodes[0] for rank in close.ranks) == list(range(nodes // 2))
+    spread = make_plan(topology, half._replace(distribute="spread"))
+    assert {rank.nodes[0] // 4 for rank in spread.ranks} == set(range(nodes // 4))
+
+
+def test_nodes_that_are_chosen_step_by_step_are_near_those_with_more_cores() -> None:
+    # Of 24 nodes in a row the last one has two cores; eleven more are wanted.
+    topology = line_of_nodes(24, 4)
+    extra = topology.cpus[-1]._replace(id=24, physical_core=24)
+    nodes = (*topology.nodes[:-1], topology.nodes[-1]._replace(cpus=(23, 24)))
+    plan = make_plan(
+        topology._replace(cpus=(*topology.cpus, extra), nodes=nodes),
+        PlacementRequest(data_parallel_size=12, span="node"),
+    )
+    assert [rank.nodes[0] for rank in plan.ranks] == list(range(12, 24))
+
+
+def test_spread_nodes_that_are_equally_far_are_in_different_packages() -> None:
+    plan = plan_for("package:2 numa:2 core:2 pu:1", 2, distribute="spread", span="node")
+    assert [rank.nodes for rank in plan.ranks] == [(0,), (2,)]
+
+
+def test_nodes_bound_ranks_on_s390x_if_there_are_several() -> None:
+    two = plan_for("numa:2 core:4 pu:1", 3, "s390x", span="node")
+    assert [rank.nodes for rank in two.ranks] == [(0,), (0,), (1,)]
+    assert "no-numa-information" not in codes(two)
 
 
 def test_many_ranks_and_nodes_are_planned_in_no_time() -> None:
