@@ -72,6 +72,13 @@ def test_ignores_tags_after_the_last_one(tmp_path: Path) -> None:
         assert found.needed == ["libneeded.so"]
 
 
+@pytest.mark.parametrize(("before", "is_read"), [(4090, True), (4091, False)])
+def test_reads_4096_tags(tmp_path: Path, before: int, is_read: bool) -> None:
+    with library(tmp_path / "x.so", crafted(old_table(), before=before)) as found:
+        assert found.soname == "libcrafted.so"
+        assert found.exports("GOMP_parallel") is is_read
+
+
 @pytest.mark.parametrize(("tag", "words"), [(DT_STRTAB, "no symbol table"), (DT_SYMTAB, "no symbol table")])
 def test_rejects_a_library_without_symbols_or_their_names(tmp_path: Path, tag: int, words: str) -> None:
     with library(tmp_path / "x.so", crafted(old_table(), without=tag)) as found, pytest.raises(ELFError, match=words):
@@ -139,6 +146,7 @@ HOSTILE = {
     "a table of 2 GiB": crafted(struct.pack("<4I", HUGE, 0, HUGE, 0), DT_GNU_HASH),
     "an endless chain": crafted(struct.pack("<4IQI", 1, 1, 1, 0, 0, 1) + bytes(2**20), DT_GNU_HASH),
     "no bucket": crafted(struct.pack("<4I", 0, 0, 0, 0), DT_GNU_HASH),
+    "no bucket in an old table": crafted(struct.pack("<4I", 0, 0, 0, 0)),
     "segments without end": crafted(old_table())[:56] + b"\xff\xff" + crafted(old_table())[58:],
 }
 
@@ -167,7 +175,7 @@ def test_rejects_a_chain_without_an_end(tmp_path: Path) -> None:
         found.exports("GOMP_parallel")
 
 
-@given(st.lists(st.tuples(st.integers(0, TABLE + 40), st.integers(0, 255)), max_size=12), st.integers(0, TABLE + 60))
+@given(st.lists(st.tuples(st.integers(0, TABLE + 140), st.integers(0, 255)), max_size=12), st.integers(0, TABLE + 160))
 def test_any_damaged_library_has_a_family_or_none(
     tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]], length: int
 ) -> None:
