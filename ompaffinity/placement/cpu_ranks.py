@@ -149,11 +149,11 @@ def _preferred(topology: Topology, request: PlacementRequest, pools: Sequence[Po
 
 
 def _most_cores(topology: Topology, request: PlacementRequest, rule: ArchitectureRule) -> int | None:
-    """Return how many cores of a rank can run at once under the CPU quota, at least one; None without a quota."""
+    """Return how many cores of a rank can run threads at once under the CPU quota; None without a quota."""
     quota = topology.limits.cpu_quota
     if quota is None:
         return None
-    return max(1, -(-int(quota // request.ranks) // rule.threads_per_core))
+    return -(-int(quota // request.ranks) // rule.threads_per_core)
 
 
 def _choose_groups(

@@ -10,7 +10,7 @@ from ompaffinity.placement.model import Assignment
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import HeldCPUs, PlacementRequest
 from ompaffinity.topology.model import Limits
-from tests.placement.machines import synthetic
+from tests.placement.machines import machine_of, synthetic
 
 
 def assignment(text: str, **request: object) -> Assignment:
@@ -113,6 +113,13 @@ def test_names_the_plans_that_hold_every_cpu() -> None:
 def test_ranks_that_share_cpus_are_neighbours(ranks: int, cpus: tuple[int, ...], shared: list[tuple[int, ...]]) -> None:
     found = assignment("core:3 pu:1", tensor_parallel_size=ranks, cpus=cpus, oversubscribe=True)
     assert [share.cpus for share in found.shares if share] == shared
+
+
+@pytest.mark.parametrize(("quota", "nodes"), [(0.5, 1), (1.9, 1), (2.0, 2)])
+def test_a_rank_on_small_nodes_has_one_if_the_quota_runs_one_thread(quota: float, nodes: int) -> None:
+    topology = machine_of([[1, 1, 1]])._replace(limits=Limits(cpu_quota=quota))
+    (rank,) = make_plan(topology, PlacementRequest()).ranks
+    assert len(rank.nodes) == nodes
 
 
 @pytest.mark.parametrize(
