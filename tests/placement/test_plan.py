@@ -132,6 +132,8 @@ def test_siblings_are_chosen_among_the_allowed_ones() -> None:
         ("ppc64le", 2, (0, 1), (2, 3)),
         ("s390x", 2, (1,), (2, 3)),
         ("aarch64", 1, (0,), (1,)),
+        ("aarch64", 2, (1,), (2, 3)),
+        ("i686", 2, (1,), (2, 3)),
         ("riscv64", 2, (1,), (2, 3)),
         ("loongarch64", 2, (1,), (2, 3)),
         ("sparc64", 2, (1,), (2, 3)),
@@ -144,7 +146,13 @@ def test_threads_and_reserve_by_architecture(
     assert (rank.cpus, rank.helper_cpus) == (cpus, helpers)
 
 
-@pytest.mark.parametrize(("architecture", "reserved"), [("x86_64", 4), ("ppc64le", 1), ("s390x", 1), ("aarch64", 4)])
+@pytest.mark.parametrize(
+    ("architecture", "reserved"),
+    [
+        *(("x86_64", 4), ("aarch64", 4), ("riscv64", 4), ("loongarch64", 4)),
+        *(("ppc64le", 1), ("s390x", 1), ("sparc64", 1)),
+    ],
+)
 def test_one_core_per_rank_or_one_in_all(architecture: str, reserved: int) -> None:
     assert len(plan_for("core:16 pu:1", 4, architecture).reserved) == reserved
     assert len(plan_for("core:16 pu:1", 4, architecture, kv_transfer=True).reserved) == reserved + 4
