@@ -70,10 +70,6 @@ class _Places(NamedTuple):
     idle: tuple[int, ...]
     straddles: tuple[int, ...]
 
-    @property
-    def cost(self) -> tuple[tuple[int, ...], int]:
-        return self.straddles, len(self.idle)
-
 
 def even_cut(places: Sequence[int], ranks: int) -> list[Sequence[int]]:
     """Return `ranks` runs of neighbours whose sizes differ by at most one, the larger first."""
@@ -112,17 +108,12 @@ class _Cutter:
         for least in (share, share - 1) if several and share > 1 else (share,):
             for gaps in (False, True) if self._whole else (True,):
                 shares = search.shares(least, least + 1 + several, gaps=gaps, within_l3s=not self._whole)
-                if shares is None:
-                    continue
-                cut = search.places(shares)
-                if gaps and self._whole:
-                    # All cores of such a pool are shared out; only an L3 is worth an idle core.
-                    l3 = self._l3
-                    better = l3 is not None and cut.straddles[l3] < best.straddles[l3]
-                    better = better and cut.straddles <= best.straddles
-                else:
-                    better = cut.cost < best.cost if least == share else cut.straddles < best.straddles
-                best = cut if better else best
+                cut = best if shares is None else search.places(shares)
+                # All cores of a whole pool are shared out; only an L3 is worth an idle core.
+                l3, leaves_idle = self._l3, gaps and self._whole
+                is_allowed = not leaves_idle or (l3 is not None and cut.straddles[l3] < best.straddles[l3])
+                if is_allowed and cut.straddles < best.straddles:
+                    best = cut
         return best
 
     def _enough(self, cores: int) -> list[int]:
@@ -174,7 +165,7 @@ class _CutSearch:
         rest: list[int] = []
         surplus = len(self._order) - sum(fitting) * least - crossing * most
         for cache, count in zip(caches, fitting):
-            grown = max(0, min(surplus, len(cache) - count * least, count * (most - least)))
+            grown = max(0, min(surplus, len(cache) % least, count * (most - least)))
             surplus -= grown
             end = count * least + grown
             shares += even_cut(cache[:end], count) if count else ()

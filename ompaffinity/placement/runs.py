@@ -25,9 +25,10 @@ def best_runs(
     Only with `gaps` there are idle places.
     """
     total = len(places)
+    scale = total + 1
     steps = [(_steps(places, label), enough) for label, enough in levels]
     # costs[start] is the least cost of all later runs on the places from `start` on: straddles, then idle places.
-    costs = {start: total - start for start in range(total + 1)} if gaps else {total: 0}
+    costs = {start: total - start for start in range(scale)} if gaps else {total: 0}
     choices: list[dict[int, int]] = []
     for rank in reversed(range(ranks)):
         after, costs = costs, {}
@@ -37,8 +38,8 @@ def best_runs(
             options = [(costs[start + 1] + 1, 0)] if gaps and start + 1 in costs else []
             for end in range(start + least, start + most + 1):
                 if end in after:
-                    straddles = _straddles(steps, start, end, ranks + 1)
-                    options.append((straddles * (total + 1) + after[end], start - end))
+                    straddles = _straddles(steps, start, end, scale)
+                    options.append((straddles * scale + after[end], start - end))
             if options:
                 costs[start], negative = min(options)
                 sizes[start] = -negative

@@ -170,6 +170,33 @@ def test_without_numa_information_only_an_l3_is_worth_an_idle_core() -> None:
     assert (len(caches.idle), caches.straddles) == (2, (0,))
 
 
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("sizes", [[2, 3], [1, 6], [4, 4, 1]])
+def test_a_single_rank_has_all_cores_and_straddles_nothing(sizes: list[int], whole: bool) -> None:
+    cut = PoolCuts().cut(pool_of(sizes, 2, whole=whole), 1)
+    assert (len(cut.shares[0]), cut.idle, set(cut.straddles)) == (sum(sizes), (), {0})
+
+
+@pytest.mark.parametrize(
+    ("sizes", "cluster", "ranks", "whole", "straddling", "idle"),
+    [
+        # Ranks within single L3s are cut along the clusters there.
+        ([2, 3], 2, 2, False, (0, 0), 1),
+        ([2, 3], 2, 3, False, (0, 0), 0),
+        ([2, 3], 3, 3, False, (0, 0), 0),
+        ([2, 4], 3, 4, False, (0, 0), 0),
+        # A whole pool leaves no core idle for a cluster.
+        ([2, 3], 2, 2, True, (0, 1), 0),
+        ([2, 4], 3, 2, True, (0, 1), 0),
+    ],
+)
+def test_cuts_of_clusters_within_l3s(
+    sizes: list[int], cluster: int, ranks: int, whole: bool, straddling: tuple[int, int], idle: int
+) -> None:
+    cut = PoolCuts().cut(pool_of(sizes, cluster, whole=whole), ranks)
+    assert (cut.straddles, len(cut.idle)) == (straddling, idle)
+
+
 @pytest.mark.parametrize(("known", "unknown", "ranks"), [(3, 1, 2), (5, 1, 3), (4, 2, 2)])
 def test_cores_without_an_l3_beside_one_l3_do_not_make_ranks_uneven(known: int, unknown: int, ranks: int) -> None:
     pool = pool_of([known, unknown])
