@@ -66,7 +66,7 @@ def split_cores(
 
 def largest_smallest(sizes: list[int], ranks: int) -> int:
     """Return the most cores that every one of `ranks` can have if none straddles the groups of these sizes."""
-    return largest_fitting(max(sizes, default=0), lambda least: sum(size // least for size in sizes) >= ranks)
+    return largest_fitting(sum(sizes), lambda least: sum(size // least for size in sizes) >= ranks)
 
 
 def largest_fitting(most: int, fits: Callable[[int], bool]) -> int:
