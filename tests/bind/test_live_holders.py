@@ -20,8 +20,10 @@ from ompaffinity.bind.start_lock import StartLock
 from ompaffinity.errors import PlacementError, RequestError
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import HeldCPUs, PlacementRequest
+from ompaffinity.proc import mask_of, thread_ids
 from ompaffinity.topology.source import load_topology
 from tests.conftest import CPUS, ROOT, needs_two_cpus
+from tests.launch.test_run import wait_until
 
 BUSY = "while True: pass"
 IDLE = "import time; time.sleep(600)"
@@ -57,10 +59,15 @@ def test_a_busy_process_with_a_narrow_mask_holds_its_cpus() -> None:
 
 
 @needs_two_cpus
-def test_a_busy_process_holds_the_cpus_that_any_of_its_threads_is_bound_to() -> None:
-    code = "import os, threading; thread = threading.Thread(target=threading.Event().wait, daemon=True); thread.start()"
-    with running(f"{code}; os.sched_setaffinity(thread.native_id, {{{CPUS[0]}}})\n{BUSY}") as pid:
-        assert held_of(pid) == tuple(CPUS[:1])
+def test_a_process_holds_the_cpus_of_all_its_threads() -> None:
+    pinned = (
+        "import os, threading; started = threading.Event()\n"
+        f"def work():\n    os.sched_setaffinity(0, {{{CPUS[0]}}}); started.set()\n    while True: pass\n"
+        "threading.Thread(target=work, daemon=True).start(); started.wait()\nwhile True: pass"
+    )
+    with running(pinned) as pid:
+        wait_until(lambda: any(mask_of(number) == {CPUS[0]} for number in thread_ids(pid)))
+        assert held_of(pid) == (CPUS[0],)
 
 
 @needs_two_cpus

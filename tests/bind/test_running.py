@@ -113,6 +113,42 @@ def test_binds_threads_that_are_started_meanwhile() -> None:
             process.kill()
 
 
+STARTS_THREAD_PER_LINE = """
+import sys, threading, time
+for line in sys.stdin:
+    threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
+    print(flush=True)
+"""
+
+
+class StartingMasks(dict[int, tuple[int, ...]]):
+    """Masks of a process that starts a thread when it is asked for the first one, before any thread is bound."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        super().__init__()
+        self._process: subprocess.Popen[bytes] | None = process
+
+    def get(self, _number: int, default: Any = None) -> Any:
+        process, self._process = self._process, None
+        if process is not None:
+            assert process.stdin is not None
+            assert process.stdout is not None
+            process.stdin.write(b"\n")
+            process.stdin.flush()
+            process.stdout.readline()
+        return default
+
+
+@needs_two_cpus
+def test_looks_again_for_threads_that_an_unbound_one_has_started() -> None:
+    command = [sys.executable, "-c", STARTS_THREAD_PER_LINE]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        binding = bind_threads(process.pid, started(process.pid), StartingMasks(process), FIRST)
+        numbers = thread_ids(process.pid)
+        assert [mask_of(number) for number in numbers] == [set(FIRST)] * 2
+        assert [change.thread_id for change in binding.changes] == numbers
+
+
 def test_lists_threads_of_unusable_cpus_as_refused() -> None:
     with process_with_threads(0) as pid:
         binding = bind_threads(pid, started(pid), {}, (max(os.cpu_count() or 1, 1) + 4000,))
