@@ -93,6 +93,21 @@ def test_exits_with_127_if_the_command_cannot_be_started() -> None:
     assert run("--cpus", "0").returncode == bind_exec.USAGE
 
 
+@pytest.mark.parametrize("is_ignored", [True, False])
+def test_the_command_ignores_only_the_signals_that_were_ignored_before(is_ignored: bool) -> None:
+    state = f"signal.SIG_{'IGN' if is_ignored else 'DFL'}"
+    prefix = (
+        sys.executable,
+        "-c",
+        f"import os, signal, sys; signal.signal(2, {state}); os.execv(sys.argv[1], sys.argv[1:])",
+    )
+    done = run("--cpus", str(CPU), "--", "grep", "^SigIgn", "/proc/self/status", prefix=prefix)
+    ignored = int(done.stdout.split()[1], 16)
+    assert bool(ignored >> signal.SIGINT - 1 & 1) is is_ignored
+    assert not ignored >> signal.SIGPIPE - 1 & 1
+    assert not ignored >> signal.SIGXFSZ - 1 & 1
+
+
 def test_die_with_parent_kills_the_command(tmp_path: Path) -> None:
     number = tmp_path / "pid"
     sleeper = f"import os, time; open({str(number)!r}, 'w').write(str(os.getpid())); time.sleep(600)"

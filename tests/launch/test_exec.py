@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ompaffinity.bind.live_holders import held_live
 from ompaffinity.launch.exec import options_of_group
 from ompaffinity.launch.mask_groups import MaskGroup
 from ompaffinity.launch.ranks import LauncherRank
@@ -100,6 +101,17 @@ def test_reads_the_options(rank: int, folder: Path) -> None:
     assert json.loads(placement) == expected
     assert set(expected["cpus"]) <= set(mask) <= set(CPUS)
     assert threads == str(len(expected["cpus"]))
+
+
+@needs_two_cpus
+def test_ranks_of_one_launcher_do_not_keep_off_each_other(folder: Path) -> None:
+    exec_rank = shlex.join([*EXEC, "--reserve", "0", "--avoid", "live", "--local-world-size", "2", "--local-rank"])
+    worker = shlex.join(WORKER)
+    both = f"{exec_rank} 0 {worker} & {exec_rank} 1 {worker} & wait $!; status=$?; wait; exit $status"
+    done = launch("sh", "-c", both, ranks=2)
+    if done.returncode and held_live():
+        pytest.skip("other processes here hold CPUs")
+    check_ranks(done, 2, folder)
 
 
 def test_warns_without_a_launcher_and_assumes_one_rank(folder: Path) -> None:

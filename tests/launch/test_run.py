@@ -313,6 +313,15 @@ def test_a_process_that_a_rank_left_may_print_without_end(status: int) -> None:
                 os.kill(flood, signal.SIGKILL)
 
 
+def test_what_is_left_of_a_failed_group_prints_no_more() -> None:
+    # It ignores SIGTERM, and would print its last line within the seconds for which leftovers are read.
+    leftover = "trap '' TERM; for i in 1 2 3 4 5 6; do sleep 0.7; echo tick; done; echo last"
+    done = run("--tp", "1", "--", "sh", "-c", f"({leftover}) & sleep 0.5; echo failed; exit 3")
+    assert done.returncode == 3
+    assert "[rank 0] failed" in done.stdout
+    assert "last" not in done.stdout
+
+
 def test_delivers_every_line_to_a_reader_that_reads_late(tmp_path: Path) -> None:
     """A reader that does not read makes the ranks wait; it gets all lines, also those of ranks that ended before."""
     code = f"import os; [print(i) for i in range(12000)]; open({str(tmp_path)!r} + '/' + os.environ['RANK'], 'w')"

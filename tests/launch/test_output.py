@@ -1,0 +1,144 @@
+"""The output of ranks: read in a thread, and handed to a consumer per pipe that may fail."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from ompaffinity.launch.output import CHUNK, MAX_LINE, Line, LineSplitter, OutputReader, PrefixedLines
+from tests.launch.test_run import wait_until
+
+
+class Recorder:
+    """A consumer that keeps what it gets, and fails from the start if there is a reason."""
+
+    def __init__(self, reason: int | None = None) -> None:
+        self.reason = reason
+        self.fed: list[bytes] = []
+        self.finished = 0
+
+    def feed(self, data: bytes) -> None:
+        self.fed.append(data)
+        if self.reason is not None:
+            raise OSError(self.reason, "cannot write")
+
+    def finish(self) -> None:
+        self.finished += 1
+
+
+@contextmanager
+def reading(*consumers: Recorder) -> Iterator[tuple[OutputReader, list[int]]]:
+    """Yield a reader, and for each consumer the descriptor of its pipe to write to."""
+    reader, descriptors = OutputReader(lambda: None), []
+    for consumer in consumers:
+        end, descriptor = os.pipe()
+        reader.add(os.fdopen(end, "rb", buffering=0), consumer)
+        descriptors.append(descriptor)
+    reader.start()
+    try:
+        yield reader, descriptors
+    finally:
+        reader.close()
+
+
+def end(reader: OutputReader, descriptors: list[int]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
+    reader.ranks_have_ended()
+    wait_until(lambda: reader.done)
+
+
+def test_each_consumer_gets_what_its_pipe_delivers_and_its_end() -> None:
+    first, second = Recorder(), Recorder()
+    with reading(first, second) as (reader, descriptors):
+        os.write(descriptors[0], b"one")
+        os.write(descriptors[1], b"two")
+        end(reader, descriptors)
+    assert (b"".join(first.fed), first.finished) == (b"one", 1)
+    assert (b"".join(second.fed), second.finished) == (b"two", 1)
+    assert reader.error is None
+
+
+@pytest.mark.parametrize(("reason", "is_closed"), [(errno.EPIPE, True), (errno.ENOSPC, False)])
+def test_a_consumer_that_cannot_write_gets_nothing_more(reason: int, is_closed: bool) -> None:
+    failing, other = Recorder(reason), Recorder()
+    with reading(failing, other) as (reader, descriptors):
+        os.write(descriptors[0], b"first")
+        wait_until(lambda: reader.error is not None)
+        os.write(descriptors[0], b"second")
+        os.write(descriptors[1], b"kept")
+        end(reader, descriptors)
+    assert (failing.fed, failing.finished) == ([b"first"], 0)
+    assert (other.fed, other.finished) == ([b"kept"], 1)
+    assert reader.error is not None
+    assert reader.error.closed is is_closed
+
+
+def test_the_first_error_is_the_one_that_is_reported() -> None:
+    first, second = Recorder(errno.ENOSPC), Recorder(errno.EPIPE)
+    with reading(first, second) as (reader, descriptors):
+        os.write(descriptors[0], b"x")
+        wait_until(lambda: reader.error is not None)
+        os.write(descriptors[1], b"x")
+        end(reader, descriptors)
+    assert second.fed == [b"x"]
+    assert reader.error is not None
+    assert not reader.error.closed
+
+
+def test_what_was_printed_is_delivered_where_a_process_keeps_the_pipe_open() -> None:
+    recorder = Recorder()
+    with reading(recorder) as (reader, (descriptor,)):
+        os.write(descriptor, b"last line")
+        reader.ranks_have_ended()
+        wait_until(lambda: reader.done)
+        os.close(descriptor)
+    assert (b"".join(recorder.fed), recorder.finished) == (b"last line", 1)
+
+
+def test_abandoned_output_is_done_at_once_though_a_rank_may_print() -> None:
+    changes: list[bool] = []
+    reader = OutputReader(lambda: changes.append(reader.done))
+    end_of_pipe, descriptor = os.pipe()
+    reader.add(os.fdopen(end_of_pipe, "rb", buffering=0), Recorder())
+    reader.start()
+    reader.abandon()
+    assert reader.done
+    assert changes[0]
+    os.close(descriptor)
+
+
+def test_a_carriage_return_ends_a_line_and_with_a_line_feed_one_line() -> None:
+    splitter = LineSplitter()
+    assert splitter.feed(b"1%\r2%\r") == [Line(b"1%", b"\r")]
+    assert splitter.feed(b"\nend") == [Line(b"2%", b"\n")]
+    assert splitter.finish() == [Line(b"end", b"")]
+
+
+def test_a_line_is_cut_only_above_the_longest_one() -> None:
+    splitter = LineSplitter()
+    assert splitter.feed(b"x" * MAX_LINE) == []
+    assert splitter.feed(b"y") == [Line(b"x" * MAX_LINE + b"y", b"")]
+    assert splitter.finish() == []
+
+
+def test_all_lines_reach_a_pipe_that_another_process_made_non_blocking() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    recorder, text = Recorder(), b"x" * 99 + b"\n"
+    with reading() as (output, _):
+        output.add(os.fdopen(reader, "rb", buffering=0), recorder)
+        # More than a pipe holds.
+        PrefixedLines(writer, b"> ").feed(text * (4 * CHUNK // 100))
+        end(output, [writer])
+    assert b"".join(recorder.fed) == (b"> " + text) * (4 * CHUNK // 100)
+
+
+def test_without_a_descriptor_lines_are_dropped() -> None:
+    lines = PrefixedLines(None)
+    lines.feed(b"one\n")
+    lines.finish()
