@@ -76,6 +76,12 @@ def test_what_the_own_threads_did_not_use_is_foreign() -> None:
     assert (found.seconds, found.share, found.stolen) == pytest.approx((6.0, 0.3, 2.0))
 
 
+def test_the_stolen_part_is_never_more_than_what_others_took() -> None:
+    found = foreign_time([4, 5], times(0.0, 0.0), times(10.0, 6.0, 4.0), {4: 5.0, 5: 5.0})
+    assert found is not None
+    assert (found.seconds, found.stolen) == pytest.approx((2.0, 2.0))
+
+
 def test_rounding_never_makes_it_negative() -> None:
     found = foreign_time([4, 5], times(0.0, 0.0), times(10.0, 1.0), {4: 5.0})
     assert found is not None
@@ -84,12 +90,15 @@ def test_rounding_never_makes_it_negative() -> None:
 
 def test_names_the_busiest_processes_that_may_run_there() -> None:
     before = ticks_of_others([])
+    # What ran before, such as a busy neighbour of these tests, is left out.
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
-        time.sleep(1.0)
-        named = busiest_others(before, [], CPUS)
-        assert named is not None
-        assert f"process {busy.pid} (" in named
-        assert f"process {busy.pid} " not in (busiest_others(before, [busy.pid], CPUS) or "")
-        assert busiest_others(before, [], [max(CPUS) + 1000]) is None
-        busy.kill()
+        try:
+            time.sleep(1.0)
+            named = busiest_others(before, before, CPUS)
+            assert named is not None
+            assert f"process {busy.pid} (" in named
+            assert f"process {busy.pid} " not in (busiest_others(before, [*before, busy.pid], CPUS) or "")
+            assert busiest_others(before, [], [max(CPUS) + 1000]) is None
+        finally:
+            busy.kill()
     assert os.getpid() not in before

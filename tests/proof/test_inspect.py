@@ -11,8 +11,9 @@ import pytest
 
 from ompaffinity.bind.pages import MappedMemory
 from ompaffinity.cli.main import main
+from ompaffinity.errors import ProcessEndedError
 from ompaffinity.placement.document import placement_document
-from ompaffinity.proof.inspect import Inspection, inspect_all, inspect_processes
+from ompaffinity.proof.inspect import Inspection, inspect_all, inspect_processes, sampled_processes
 from ompaffinity.proof.inspect import inspected as inspect_samples
 from ompaffinity.proof.observe import ProcessState, ThreadState
 from ompaffinity.topology.source import load_topology
@@ -184,6 +185,14 @@ def test_a_server_is_inspected_with_all_that_it_started() -> None:
         inspection = inspect_processes(load_topology(), [server.pid])
         os.kill(below, 9)
     assert [entry.state.pid for entry in inspection.processes] == [server.pid, below]
+
+
+def test_a_process_that_ends_in_the_window_is_an_error() -> None:
+    with (
+        subprocess.Popen(["sleep", "0.5"]) as process,
+        pytest.raises(ProcessEndedError, match=f"process {process.pid} "),
+    ):
+        sampled_processes([process.pid], 1.5)
 
 
 def test_two_runs_on_an_idle_process_agree() -> None:

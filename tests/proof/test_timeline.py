@@ -48,6 +48,12 @@ def test_a_team_that_only_its_number_proves_takes_two_seconds(placement: RankPla
     assert verdict(placement, *[busy] * 4) == HOLDS
 
 
+def test_windows_of_less_than_two_seconds_prove_no_number_of_threads() -> None:
+    busy = window((ALONE.affinity, 1.0))
+    assert verdict(ALONE, busy._replace(seconds=1.9)) == HOLDS
+    assert verdict(ALONE, busy._replace(seconds=1.89)) == UNPROVEN
+
+
 def test_a_larger_team_after_a_serial_start_is_not_proven_by_the_start() -> None:
     beside_helper = ALONE._replace(helper_cpus=(5,), places=((4, 5),), affinity=(4, 5))
     serial, both = window(((4, 5), 1.0)), window(((4, 5), 1.0), ((4, 5), 0.7))
@@ -83,6 +89,10 @@ def test_a_program_that_computes_with_fewer_threads_differs_after_three_seconds(
     outcome = timeline(FLOATING, *[serial] * 6).outcome()
     assert outcome.verdict == DIFFERS
     assert outcome.differences[0].message == "1 thread used CPU time in 3 seconds of computing, the plan has 2"
+    last = window((ALL, 0.95), (ALL, 0.0))
+    shown = timeline(FLOATING, *[serial] * 5, last).outcome().window
+    assert shown is not None
+    assert shown.activity == last
     loading = window((ALL, 1.0), (ALL, 0.0), steady=False)
     assert verdict(FLOATING, *[loading] * 10) == UNPROVEN
 
@@ -207,6 +217,23 @@ def test_the_time_that_a_thread_waits_is_unknown_where_the_kernel_does_not_count
 def test_another_process_with_the_same_number_has_no_activity() -> None:
     first, second = process((4,)), process((4,))._replace(start_time=5, seconds=1.0)
     assert activity_between(first, second) is None
+
+
+def test_reports_the_most_busy_threads_of_any_window() -> None:
+    assert timeline(PLACEMENT, window((MAIN, 1.0)), TEAM, window((MAIN, 1.0))).busy_threads == 2
+
+
+@pytest.mark.parametrize(
+    ("activity", "note"),
+    [
+        (window((MAIN, 0.0), (SECOND, 0.0)), "no thread was busy while it was observed"),
+        (window((MAIN, 1.0), (SECOND, 0.0)), "1 busy thread seen, the plan has 2"),
+        (TEAM, "its team was not seen at work for long enough"),
+    ],
+)
+def test_reports_why_a_team_is_unproven(activity: Activity, note: str) -> None:
+    outcome = timeline(PLACEMENT, activity).outcome()
+    assert (outcome.verdict, outcome.notes) == (UNPROVEN, (note,))
 
 
 def test_a_timeline_without_windows_is_unproven() -> None:

@@ -81,6 +81,12 @@ def test_workers_of_a_prefork_server_are_ranks() -> None:
         assert ranks(server, *workers) == [[20, 30]]
 
 
+def test_a_server_that_has_forked_no_worker_is_the_rank() -> None:
+    server = process((4, 5, 6), pid=10, command="python -m uvicorn app:app", run_ns=1)
+    tool = process((4, 5, 6), pid=20, parent=10, command="tool")
+    assert ranks(server, tool, busy=(10,)) == [[10]]
+
+
 def test_ranks_of_data_parallel_groups_with_one_number_are_two() -> None:
     first = PLACEMENT._replace(rank=0, local_rank=0)
     second = PLACEMENT._replace(rank=0, local_rank=1, cpus=(8, 9), places=((8,), (9,)), affinity=(8, 9))

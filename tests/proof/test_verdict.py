@@ -85,6 +85,9 @@ def test_a_larger_team_was_set_by_the_program_or_by_the_engine() -> None:
     assert "8 busy threads on CPU 4, the plan has 1; likely cause: the program set another number of thr" in sentence
     numba = state._replace(engines=engines_of(["/x/omppool.so"]))
     assert "with numba, set NUMBA_NUM_THREADS=1" in words(verdict_of_timeline(found, numba))[0]
+    # torch does not count CPUs itself: its team has the number that OpenMP has.
+    torch = state._replace(engines=engines_of(["/x/libtorch_cpu.so"]))
+    assert words(verdict_of_timeline(found, torch)) == [sentence]
 
 
 def test_several_teams_are_named_where_the_main_thread_waits() -> None:

@@ -13,6 +13,9 @@ import pytest
 from ompaffinity import watch_current_process
 from ompaffinity.errors import RequestError
 from ompaffinity.proof.drift import Change
+from ompaffinity.proof.watch import Watcher
+from ompaffinity.proof.watch_self import Watch
+from ompaffinity.proof.watch_status import WatchStatus
 from tests.conftest import needs_two_cpus
 from tests.openmp.libraries import needs_gomp
 from tests.proof.test_watch import FIRST, as_planned, masks, server
@@ -56,6 +59,29 @@ def test_a_function_that_raises_does_not_end_the_watch(caplog: pytest.LogCapture
         os.sched_setaffinity(team[1], {FIRST})
         assert waited_for(lambda: "of the caller" in caplog.text)
         os.sched_setaffinity(team[1], placement.places[1])
+        assert waited_for(lambda: watch.healthy)
+
+
+class FailingWatcher(Watcher):
+    """A watcher whose checks fail until it may succeed."""
+
+    may_succeed = False
+
+    def start(self, seconds: float = 0.0) -> WatchStatus:
+        return self.check()
+
+    def check(self) -> WatchStatus:
+        if not self.may_succeed:
+            raise OSError("the check fails")
+        return super().check()
+
+
+def test_a_check_that_fails_is_unhealthy_until_one_succeeds(caplog: pytest.LogCaptureFixture) -> None:
+    watcher = FailingWatcher([os.getpid()], may_be_empty=True)
+    with Watch(watcher, 0.25) as watch:
+        assert waited_for(lambda: not watch.healthy)
+        assert waited_for(lambda: "it tries again" in caplog.text)
+        watcher.may_succeed = True
         assert waited_for(lambda: watch.healthy)
 
 
