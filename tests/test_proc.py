@@ -21,7 +21,7 @@ from ompaffinity.openmp.library_path import find_library
 from ompaffinity.placement.model import RankPlacement
 from ompaffinity.proof.compare import verdict_of_state
 from ompaffinity.proof.observe import observe_process
-from tests.conftest import needs_namespaces
+from tests.conftest import needs_namespaces, needs_two_cpus
 from tests.openmp.libraries import GOMP, needs_gomp
 
 CPUS = tuple(sorted(os.sched_getaffinity(0)))
@@ -162,6 +162,15 @@ def test_reads_the_threads_of_a_process() -> None:
         thread.join()
     assert proc.start_time("self", 2**22 + 1) is None
     assert proc.allowed_cpus({}) is None
+
+
+@needs_two_cpus
+def test_reads_on_which_cpu_a_thread_ran_last() -> None:
+    try:
+        os.sched_setaffinity(0, CPUS[-1:])
+        assert proc.thread_times("self", threading.get_native_id()).last_cpu == CPUS[-1]
+    finally:
+        os.sched_setaffinity(0, CPUS)
 
 
 def test_reads_how_long_a_thread_ran() -> None:

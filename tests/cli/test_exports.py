@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -167,6 +168,21 @@ def test_hwloc_reads_the_exported_mask(cpus: set[int]) -> None:
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ",".join(map(str, sorted(cpus)))
+
+
+def unescaped(line: str) -> str:
+    """Return what systemd reads in a quoted line: escapes first, then specifiers (systemd.exec(5), systemd.unit(5))."""
+    return re.sub(r"\\(.)", r"\1", line.removeprefix('Environment="').removesuffix('"')).replace("%%", "%")
+
+
+def test_systemd_reads_quotes_backslashes_and_percent_signs_as_they_are() -> None:
+    # No policy of today has such characters; the placement, as JSON, has quotes.
+    plan = plan_for(TWO, 2)._replace(wait_policy='50% "A\\B"')
+    lines = [line for line in export(plan, "systemd", 0).splitlines() if line.startswith("Environment=")]
+    environment, _ = worker_environment(plan, plan.ranks[0])
+    assert environment["OMP_WAIT_POLICY"] == '50% "A\\B"'
+    assert [unescaped(line) for line in lines] == [f"{name}={value}" for name, value in environment.items()]
+    assert 'Environment="OMP_WAIT_POLICY=50%% \\"A\\\\B\\""' in lines
 
 
 @needs_program("systemd-analyze")

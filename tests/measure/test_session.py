@@ -11,7 +11,7 @@ from ompaffinity.errors import RequestError
 from ompaffinity.measure import session
 from ompaffinity.measure.advice import verdict
 from ompaffinity.measure.runs import CommandFailedError, Run, TooSlowError
-from ompaffinity.measure.session import Settings, compare_variants, conclude
+from ompaffinity.measure.session import Settings, compare_variants, conclude, counted_rounds
 from ompaffinity.measure.statistics import Interval
 from ompaffinity.measure.variants import VARIANTS
 
@@ -76,6 +76,17 @@ def test_rounds_in_which_others_were_busy_do_not_count_if_there_are_enough_other
     busy = reported(others=dict.fromkeys(range(5), 0.5), none=[2.0] * 8, plan=[1.0] * 8)
     assert busy.counted == tuple(range(8))
     assert not busy.quiet
+
+
+@pytest.mark.parametrize(("seconds", "is_quiet"), [(0.19, True), (0.2, False)])
+def test_a_run_of_less_than_a_fifth_of_a_second_is_too_short_to_be_disturbed(seconds: float, is_quiet: bool) -> None:
+    rounds = [{"none": Run(seconds, seconds, others=0.9)}] * 6
+    assert counted_rounds(rounds, 6) == ([*range(6)], is_quiet)
+
+
+@pytest.mark.parametrize(("others", "is_quiet"), [(0.15, True), (0.16, False)])
+def test_a_round_is_quiet_while_others_use_little_of_one_cpu(others: float, is_quiet: bool) -> None:
+    assert counted_rounds([{"none": Run(1.0, 1.0, others)}] * 6, 6) == ([*range(6)], is_quiet)
 
 
 @pytest.mark.parametrize(
