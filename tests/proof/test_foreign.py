@@ -91,14 +91,19 @@ def test_rounding_never_makes_it_negative() -> None:
 def test_names_the_busiest_processes_that_may_run_there() -> None:
     before = ticks_of_others([])
     # What ran before, such as a busy neighbour of these tests, is left out.
-    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+    with (
+        subprocess.Popen(["sleep", "60"]) as idle,
+        subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy,
+    ):
         try:
             time.sleep(1.0)
             named = busiest_others(before, before, CPUS)
             assert named is not None
             assert f"process {busy.pid} (" in named
+            assert f"process {idle.pid} (" not in named
             assert f"process {busy.pid} " not in (busiest_others(before, [*before, busy.pid], CPUS) or "")
             assert busiest_others(before, [], [max(CPUS) + 1000]) is None
         finally:
             busy.kill()
+            idle.kill()
     assert os.getpid() not in before

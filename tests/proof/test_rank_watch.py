@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from ompaffinity.proof.compare import verdict_of_timeline
 from ompaffinity.proof.foreign import CPUTimes
+from ompaffinity.proof.observe import ProcessState
 from ompaffinity.proof.rank_watch import RankWatch
 from ompaffinity.proof.surroundings import Surroundings
+from ompaffinity.proof.timeline import Timeline
 from ompaffinity.proof.tree import Member
-from tests.proof.observations import PLACEMENT, process, timeline, window
+from tests.proof.observations import PLACEMENT, SECONDS, process, timeline, window
 
 GIB = 2**30
 MAIN, SECOND, ALL = PLACEMENT.places[0], PLACEMENT.places[1], PLACEMENT.affinity
 TEAM = window((MAIN, 1.0), (SECOND, 1.0))
+TEAM_STATE = process(MAIN, SECOND)
 
 
 def changes(*readings: tuple[dict[int, int], bool]) -> list[str]:
@@ -94,3 +99,88 @@ def test_the_hypervisor_is_the_cause_where_it_stole_more_than_half(stolen: float
 def test_a_rank_is_lost_after_more_checks_without_a_process_than_allowed() -> None:
     rank = watched(surroundings(0.0))
     assert [rank.lost(2) for _ in range(3)] == [False, False, True]
+
+
+def check(rank: RankWatch, found: Timeline, state: ProcessState = TEAM_STATE, alive: tuple[int, ...] = ()) -> list[str]:
+    """Check a rank whose process shows these windows; return the kinds of changes."""
+    around = surroundings(0.0)._replace(alive=alive)
+    member = Member(state, 2, PLACEMENT)
+    return [change.kind for change in rank.check(member, found, verdict_of_timeline(found, state), around)]
+
+
+def test_a_team_that_stays_as_it_was_proven_is_no_change() -> None:
+    rank, found = RankWatch(PLACEMENT, PLACEMENT), timeline(PLACEMENT, TEAM, TEAM)
+    assert check(rank, found) == ["verdict"]
+    assert check(rank, found) == []
+    assert (rank.status(0.0).verdict, rank.status(0.0).restarts, rank.status(0.0).busy_threads) == ("holds", 0, 2)
+
+
+def test_the_status_names_the_differences_of_a_team_that_has_not_drifted() -> None:
+    rank = RankWatch(PLACEMENT, PLACEMENT)
+    crowded = window((MAIN, 1.0), (SECOND, 1.0), (SECOND, 1.0))
+    assert check(rank, timeline(PLACEMENT, crowded, crowded)) == ["verdict"]
+    assert rank.status(0.0).differences == ("team: 2 busy threads are bound to CPU 5, the plan has 1 there",)
+    check(rank, timeline(PLACEMENT, TEAM, TEAM))
+    assert (rank.status(0.0).verdict, rank.status(0.0).differences) == ("holds", ())
+
+
+def test_the_end_of_a_process_is_reported_once() -> None:
+    rank = RankWatch(PLACEMENT, PLACEMENT)
+    check(rank, timeline(PLACEMENT, TEAM, TEAM))
+    assert [change.kind for change in rank.ended()] == ["rank-ended"]
+    assert list(rank.ended()) == []
+    assert (rank.status(0.0).pid, rank.status(0.0).verdict) == (None, "unproven")
+
+
+@pytest.mark.parametrize(
+    ("later", "alive", "kind", "restarts"),
+    [
+        (process(MAIN, SECOND, pid=200), (200,), "rank-restarted", 1),
+        (process(MAIN, SECOND, pid=200), (100, 200), "rank-moved", 0),
+        (TEAM_STATE._replace(start_time=1), (100,), "rank-restarted", 1),
+    ],
+    ids=["new process", "both live", "number used again"],
+)
+def test_another_process_of_a_rank_is_reported(
+    later: ProcessState, alive: tuple[int, ...], kind: str, restarts: int
+) -> None:
+    rank = RankWatch(PLACEMENT, PLACEMENT)
+    check(rank, timeline(PLACEMENT, TEAM, TEAM))
+    assert check(rank, timeline(PLACEMENT), later, alive)[0] == kind
+    status = rank.status(0.0)
+    assert (status.pid, status.restarts, status.busy_threads) == (later.pid, restarts, None)
+
+
+def test_the_time_that_threads_wait_is_counted_once_per_window() -> None:
+    rank = RankWatch(PLACEMENT, PLACEMENT)
+    found = timeline(PLACEMENT, *[window((MAIN, 0.8), (SECOND, 0.6), delay=0.2)] * 2)
+    for _ in range(2):
+        check(rank, found)
+    status = rank.status(0.0)
+    # Of each of two threads in two windows of half a second.
+    assert status.delay_seconds == pytest.approx(4 * 0.2 * SECONDS)
+    assert status.delay_share == pytest.approx(0.2)
+
+
+def test_no_thread_waits_in_an_idle_window() -> None:
+    rank = RankWatch(PLACEMENT, PLACEMENT)
+    check(rank, timeline(PLACEMENT, window((MAIN, 0.0), (SECOND, 0.0))))
+    assert (rank.status(0.0).delay_share, rank.status(0.0).delay_seconds) == (0.0, 0.0)
+
+
+@pytest.mark.parametrize(("policy", "repair"), [("none", True), ("bind", False)])
+def test_memory_is_moved_back_only_by_a_repair_and_with_a_policy(policy: str, repair: bool) -> None:
+    placement = PLACEMENT._replace(memory_policy=policy)
+    rank, state, found = RankWatch(placement, placement), process(MAIN, SECOND, pid=os.getpid()), timeline(placement)
+    rank.check(Member(state, 2, placement), found, verdict_of_timeline(found, state), surroundings(0.0))
+    assert rank.pid == os.getpid()
+    list(rank.remember_memory({1: 4 * GIB}, complete=True, repair=repair))
+    moved = list(rank.remember_memory({1: GIB, 0: 3 * GIB}, complete=True, repair=repair))
+    assert [change.kind for change in moved] == ["memory-moved"]
+
+
+def test_memory_of_a_rank_without_a_process_is_not_moved_back() -> None:
+    rank = RankWatch(PLACEMENT, PLACEMENT)
+    list(rank.remember_memory({1: 4 * GIB}, complete=True, repair=True))
+    moved = list(rank.remember_memory({1: GIB, 0: 3 * GIB}, complete=True, repair=True))
+    assert [change.kind for change in moved] == ["memory-moved"]

@@ -223,6 +223,13 @@ def test_reports_the_most_busy_threads_of_any_window() -> None:
     assert timeline(PLACEMENT, window((MAIN, 1.0)), TEAM, window((MAIN, 1.0))).busy_threads == 2
 
 
+def test_threads_are_confirmed_busy_by_two_windows_in_a_row() -> None:
+    alone = window((MAIN, 1.0), (SECOND, 0.0))
+    assert timeline(PLACEMENT, TEAM).busy_in_confirming_windows == frozenset()
+    assert timeline(PLACEMENT, alone, TEAM, TEAM).busy_in_confirming_windows == {100, 101}
+    assert timeline(PLACEMENT, TEAM, TEAM, alone).busy_in_confirming_windows == {100}
+
+
 @pytest.mark.parametrize(
     ("activity", "note"),
     [

@@ -12,7 +12,7 @@ from ompaffinity.proof.compare import verdict_of_state, verdict_of_team, verdict
 from ompaffinity.proof.engines import engines_of
 from ompaffinity.proof.observe import ProcessState
 from ompaffinity.proof.verdict import OtherProcess, RankVerdict, Verdict, difference_in_words, without_process
-from tests.proof.observations import ALONE, PLACEMENT, process, timeline, window
+from tests.proof.observations import ALONE, GNU, PLACEMENT, process, timeline, window
 
 MAIN, SECOND, ALL = (4, 6), (5,), (4, 5, 6)
 TEAM = (100, 101)
@@ -61,6 +61,18 @@ def test_names_the_engine_that_pins_its_threads() -> None:
     assert "no OpenMP runtime" not in sentence
 
 
+@pytest.mark.parametrize(
+    ("library", "own_threads"),
+    [
+        *((name, True) for name in ("libonnxruntime.so", "libopenvino.so", "libllama.so", "libtbb.so.12")),
+        *((name, False) for name in ("omppool.so", "libtorch_cpu.so", "libctranslate2.so", "libmkl_core.so.2")),
+    ],
+)
+def test_engines_compute_in_an_openmp_team_or_in_threads_of_their_own(library: str, own_threads: bool) -> None:
+    (engine,) = engines_of([f"/x/{library}"])
+    assert engine.own_threads is own_threads
+
+
 def test_a_mask_of_all_threads_was_set_from_outside() -> None:
     replaced = words(verdict_of_state(PLACEMENT, process((0, 1), (0, 1))))
     assert "every thread may run on CPU 0-1: the mask was replaced from outside" in replaced[0]
@@ -90,12 +102,23 @@ def test_a_larger_team_was_set_by_the_program_or_by_the_engine() -> None:
     assert words(verdict_of_timeline(found, torch)) == [sentence]
 
 
-def test_several_teams_are_named_where_the_main_thread_waits() -> None:
-    threads = [(MAIN, 0.0), *[(MAIN, 0.4), (SECOND, 0.3)] * 3]
+@pytest.mark.parametrize(("first", "is_cause"), [(4, True), (6, False)])
+def test_two_runtimes_are_the_cause_where_the_first_pinned_the_main_thread(first: int, is_cause: bool) -> None:
+    llvm = GNU._replace(path="/lib/libomp.so.5", family="iomp")
+    state = process((4,), (4,), (4,), runtimes=(GNU, llvm))
+    state = state._replace(environment={**(state.environment or {}), "OMP_PLACES": f"{{{first}}},{{5}}"})
+    (sentence, *_) = words(verdict_of_team(PLACEMENT, state, TEAM))
+    assert ("two OpenMP runtimes in the process (libgomp.so.1 and libomp.so.5)" in sentence) is is_cause
+
+
+@pytest.mark.parametrize("teams", [2, 3])
+def test_several_teams_are_named_where_the_main_thread_waits(teams: int) -> None:
+    threads = [(MAIN, 0.0), *[(MAIN, 0.4), (SECOND, 0.3)] * teams]
     found = timeline(PLACEMENT, *[window(*threads, delay=0.5)] * 2)
     verdict = verdict_of_timeline(found, process(*[mask for mask, _ in threads]))
     assert all(
-        "several threads of the program (3 busy ones) form an OpenMP team each" in text for text in words(verdict)
+        f"several threads of the program ({teams} busy ones) form an OpenMP team each" in text
+        for text in words(verdict)
     )
 
 
