@@ -200,6 +200,11 @@ def test_a_change_survives_its_document() -> None:
         {},
         row(pid=0),
         row(pid=-1),
+        row(pid=2**31),
+        row(thread_id=0),
+        row(thread_id=2**31),
+        row(start_time=-1),
+        row(start_time=2**63),
         row(thread_id="1"),
         row(start_time=None),
         row(before="x"),
@@ -211,6 +216,11 @@ def test_a_change_survives_its_document() -> None:
 def test_rejects_a_record_with_invalid_fields(document: object) -> None:
     with pytest.raises(RequestError, match=r"--undo undo\.json is not a record: .*; pass another file"):
         changes_from_document(document, SOURCE)
+
+
+def test_reads_the_largest_numbers_of_the_kernel() -> None:
+    (change,) = changes_from_document(row(pid=2**31 - 1, thread_id=2**31 - 1, start_time=2**63 - 1), SOURCE)
+    assert change[:3] == (2**31 - 1, 2**31 - 1, 2**63 - 1)
 
 
 def test_rejects_a_record_of_an_earlier_start_of_the_machine() -> None:

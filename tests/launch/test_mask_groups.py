@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from ompaffinity.launch import mask_groups
 from ompaffinity.launch.mask_groups import MaskGroup, mask_group_of
 from ompaffinity.launch.ranks import LauncherRank
 from ompaffinity.proc import mask_of, parent_of, started_with
-from tests.conftest import needs_two_cpus
+from tests.conftest import ROOT, needs_two_cpus
 
 CPUS = sorted(os.sched_getaffinity(0))
 SLEEPER = (
@@ -118,6 +119,25 @@ def test_the_masks_of_real_processes() -> None:
     assert parent_of(2**22 + 1) == 0
     assert mask_groups._environment(2**22 + 1) == {}
     assert mask_of(2**22 + 1) is None
+
+
+SHOW_ENVIRONMENTS = """
+import json
+from ompaffinity.launch.mask_groups import environments_of_ranks
+from ompaffinity.launch.ranks import LauncherRank
+found = environments_of_ranks(LauncherRank("Open MPI", 0, 2, 0, 2), ["GPUS"])
+print(json.dumps({rank: environment["GPUS"] for rank, environment in found.items()}))
+"""
+
+
+def test_reads_what_each_rank_of_the_launcher_was_started_with() -> None:
+    other = "OMPI_COMM_WORLD_LOCAL_RANK=1 GPUS=b sleep 60"
+    script = f'{other} & OMPI_COMM_WORLD_LOCAL_RANK=0 GPUS=a "$0" -c "$1"; kill $!'
+    done = subprocess.run(
+        ["sh", "-c", script, sys.executable, SHOW_ENVIRONMENTS],
+        capture_output=True, text=True, check=True, cwd=ROOT, timeout=60,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == {"0": "a", "1": "b"}
 
 
 def test_the_launcher_is_the_nearest_ancestor_without_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:
