@@ -74,6 +74,16 @@ def test_binds_each_thread_to_its_cpus_and_all_others_alike() -> None:
 
 
 @needs_two_cpus
+def test_keeps_narrower_masks_of_threads_without_a_place() -> None:
+    with process_with_threads(1) as pid:
+        second = thread_ids(pid)[1]
+        os.sched_setaffinity(second, ALL[1:2])
+        binding = bind_threads(pid, started(pid), {pid: FIRST}, ALL, keep_narrower=True)
+        assert [change.thread_id for change in binding.changes] == [pid]
+        assert (mask_of(pid), mask_of(second)) == (set(FIRST), set(ALL[1:2]))
+
+
+@needs_two_cpus
 def test_restores_what_threads_had_before() -> None:
     with process_with_threads(2) as pid:
         binding = bind_threads(pid, started(pid), {}, FIRST)
@@ -156,6 +166,17 @@ def test_lists_threads_of_unusable_cpus_as_refused() -> None:
         assert [thread.pid for thread in binding.refused] == [pid]
         assert "online" in binding.refused[0].reason
         assert mask_of(pid) == set(ALL)
+
+
+@needs_two_cpus
+def test_lists_threads_that_cannot_get_back_what_they_had() -> None:
+    with process_with_threads(0) as pid:
+        (change,) = bind_threads(pid, started(pid), {}, FIRST).changes
+        unusable = change._replace(before=(max(os.cpu_count() or 1, 1) + 4000,))
+        restored = take_back([unusable])
+        assert restored.changes == ()
+        assert [thread.pid for thread in restored.refused] == [pid]
+        assert mask_of(pid) == set(FIRST)
 
 
 def test_names_the_privilege_that_another_users_process_needs() -> None:

@@ -108,6 +108,12 @@ def test_the_command_ignores_only_the_signals_that_were_ignored_before(is_ignore
     assert not ignored >> signal.SIGXFSZ - 1 & 1
 
 
+def test_the_statuses_are_those_of_sysexits_and_of_a_shell() -> None:
+    assert run("--wide", "--strict", *WORKER).returncode == 64
+    assert run("--cpus", "65000", "--strict", *WORKER).returncode == 71
+    assert run("--", "/no/such/command").returncode == 127
+
+
 def test_die_with_parent_kills_the_command(tmp_path: Path) -> None:
     number = tmp_path / "pid"
     sleeper = f"import os, time; open({str(number)!r}, 'w').write(str(os.getpid())); time.sleep(600)"

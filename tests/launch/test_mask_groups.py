@@ -130,13 +130,20 @@ print(json.dumps({rank: environment["GPUS"] for rank, environment in found.items
 """
 
 
-def test_reads_what_each_rank_of_the_launcher_was_started_with() -> None:
-    other = "OMPI_COMM_WORLD_LOCAL_RANK=1 GPUS=b sleep 60"
-    script = f'{other} & OMPI_COMM_WORLD_LOCAL_RANK=0 GPUS=a "$0" -c "$1"; kill $!'
-    done = subprocess.run(
-        ["sh", "-c", script, sys.executable, SHOW_ENVIRONMENTS],
-        capture_output=True, text=True, check=True, cwd=ROOT, timeout=60,
-    )  # fmt: skip
+def test_reads_what_the_process_of_each_rank_with_the_variables_was_started_with() -> None:
+    rank = "OMPI_COMM_WORLD_LOCAL_RANK"
+    others: tuple[dict[str, str], ...] = ({rank: "1"}, {"GPUS": "none"}, {rank: "1", "GPUS": "b"})
+    started = [subprocess.Popen(["sleep", "60"], env={**os.environ, **variables}) for variables in others]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", SHOW_ENVIRONMENTS],
+            capture_output=True, text=True, check=True, cwd=ROOT, timeout=60,
+            env={**os.environ, rank: "0", "GPUS": "a"},
+        )  # fmt: skip
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
     assert json.loads(done.stdout) == {"0": "a", "1": "b"}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ompaffinity.proof.activity import GROWN_BYTES, READ_BYTES, Activity, ThreadActivity, activity_between
+from ompaffinity.proof.activity import Activity, ThreadActivity, activity_between
 from tests.proof.observations import process, window
 
 
@@ -45,9 +45,9 @@ def test_the_main_thread_comes_first_and_then_the_busiest() -> None:
 @pytest.mark.parametrize(
     ("read", "grown", "is_steady"),
     [
-        (READ_BYTES, GROWN_BYTES, True),
-        (READ_BYTES + 1, 0, False),
-        (0, GROWN_BYTES + 1, False),
+        (64 * 2**10, 16 * 2**20, True),
+        (64 * 2**10 + 1, 0, False),
+        (0, 16 * 2**20 + 1, False),
     ],
 )
 def test_a_process_that_reads_or_grows_much_is_not_steady(read: int, grown: int, is_steady: bool) -> None:

@@ -124,6 +124,26 @@ def test_the_status_names_the_differences_of_a_team_that_has_not_drifted() -> No
     assert (rank.status(0.0).verdict, rank.status(0.0).differences) == ("holds", ())
 
 
+def test_a_proven_team_that_idles_still_holds() -> None:
+    rank = RankWatch(PLACEMENT, PLACEMENT)
+    check(rank, timeline(PLACEMENT, TEAM, TEAM))
+    check(rank, timeline(PLACEMENT, *[window((MAIN, 0.0), (SECOND, 0.0))] * 2))
+    assert (rank.was_proven, rank.status(0.0).verdict) == (True, "holds")
+
+
+def test_a_team_that_was_seen_in_one_window_is_not_proven() -> None:
+    rank = RankWatch(PLACEMENT, PLACEMENT)
+    check(rank, timeline(PLACEMENT, TEAM))
+    assert (rank.was_proven, rank.status(0.0).verdict) == (False, "unproven")
+
+
+def test_the_status_names_the_threads_that_have_drifted() -> None:
+    rank = RankWatch(PLACEMENT, PLACEMENT)
+    check(rank, timeline(PLACEMENT, TEAM, TEAM))
+    assert check(rank, timeline(PLACEMENT, TEAM, TEAM), process(MAIN, (6,))) == ["threads-rebound"]
+    assert rank.status(0.0).differences == ("thread 101 may run on CPU 6, the plan requires 5",)
+
+
 def test_the_end_of_a_process_is_reported_once() -> None:
     rank = RankWatch(PLACEMENT, PLACEMENT)
     check(rank, timeline(PLACEMENT, TEAM, TEAM))
@@ -177,6 +197,13 @@ def test_memory_is_moved_back_only_by_a_repair_and_with_a_policy(policy: str, re
     list(rank.remember_memory({1: 4 * GIB}, complete=True, repair=repair))
     moved = list(rank.remember_memory({1: GIB, 0: 3 * GIB}, complete=True, repair=repair))
     assert [change.kind for change in moved] == ["memory-moved"]
+
+
+def test_names_the_nodes_that_memory_has_moved_to() -> None:
+    rank = RankWatch(PLACEMENT, PLACEMENT)
+    list(rank.remember_memory({1: 4 * GIB}, complete=True, repair=False))
+    (change,) = rank.remember_memory({1: GIB, 0: 2 * GIB, 2: GIB}, complete=True, repair=False)
+    assert change.message == "2048 MiB on node 0, 1024 MiB on node 2, the plan requires node 1"
 
 
 def test_memory_of_a_rank_without_a_process_is_not_moved_back() -> None:

@@ -81,6 +81,14 @@ def test_workers_of_a_prefork_server_are_ranks() -> None:
         assert ranks(server, *workers) == [[20, 30]]
 
 
+def test_a_process_has_a_team_where_a_thread_has_computed_at_a_place_of_its_own() -> None:
+    state = process(*TEAM, run_ns=1)
+    assert Member(state, 0, PLACEMENT).has_team
+    assert not Member(process(*TEAM), 0, PLACEMENT).has_team
+    assert not Member(state, 0, ALONE).has_team
+    assert not Member(state).has_team
+
+
 def test_a_server_that_has_forked_no_worker_is_the_rank() -> None:
     server = process((4, 5, 6), pid=10, command="python -m uvicorn app:app", run_ns=1)
     tool = process((4, 5, 6), pid=20, parent=10, command="tool")

@@ -106,6 +106,7 @@ def test_a_larger_team_was_set_by_the_program_or_by_the_engine() -> None:
 def test_two_runtimes_are_the_cause_where_the_first_pinned_the_main_thread(first: int, is_cause: bool) -> None:
     llvm = GNU._replace(path="/lib/libomp.so.5", family="iomp")
     state = process((4,), (4,), (4,), runtimes=(GNU, llvm))
+    assert "two OpenMP runtimes" not in str(words(verdict_of_team(PLACEMENT, state._replace(runtimes=(GNU,)), TEAM)))
     state = state._replace(environment={**(state.environment or {}), "OMP_PLACES": f"{{{first}}},{{5}}"})
     (sentence, *_) = words(verdict_of_team(PLACEMENT, state, TEAM))
     assert ("two OpenMP runtimes in the process (libgomp.so.1 and libomp.so.5)" in sentence) is is_cause
