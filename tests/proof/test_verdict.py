@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from ompaffinity.openmp.detect import RuntimeLibrary
 from ompaffinity.placement.model import RankPlacement
 from ompaffinity.proof.activity import Activity
 from ompaffinity.proof.compare import verdict_of_state, verdict_of_team, verdict_of_timeline
@@ -102,11 +103,23 @@ def test_a_larger_team_was_set_by_the_program_or_by_the_engine() -> None:
     assert words(verdict_of_timeline(found, torch)) == [sentence]
 
 
-@pytest.mark.parametrize(("first", "is_cause"), [(4, True), (6, False)])
-def test_two_runtimes_are_the_cause_where_the_first_pinned_the_main_thread(first: int, is_cause: bool) -> None:
-    llvm = GNU._replace(path="/lib/libomp.so.5", family="iomp")
-    state = process((4,), (4,), (4,), runtimes=(GNU, llvm))
-    assert "two OpenMP runtimes" not in str(words(verdict_of_team(PLACEMENT, state._replace(runtimes=(GNU,)), TEAM)))
+LLVM = GNU._replace(path="/lib/libomp.so.5", family="iomp")
+
+
+@pytest.mark.parametrize(
+    ("first", "main", "runtimes", "is_cause"),
+    [
+        (4, (4,), (GNU, LLVM), True),
+        (6, (4,), (GNU, LLVM), False),
+        (4, (4, 5), (GNU, LLVM), False),
+        (4, (4,), (GNU,), False),
+    ],
+    ids=["pinned", "pinned elsewhere", "not pinned", "one runtime"],
+)
+def test_two_runtimes_are_the_cause_where_the_first_pinned_the_main_thread(
+    first: int, main: tuple[int, ...], runtimes: tuple[RuntimeLibrary, ...], is_cause: bool
+) -> None:
+    state = process(main, (4,), (4,), runtimes=runtimes)
     state = state._replace(environment={**(state.environment or {}), "OMP_PLACES": f"{{{first}}},{{5}}"})
     (sentence, *_) = words(verdict_of_team(PLACEMENT, state, TEAM))
     assert ("two OpenMP runtimes in the process (libgomp.so.1 and libomp.so.5)" in sentence) is is_cause
@@ -121,6 +134,14 @@ def test_several_teams_are_named_where_the_main_thread_waits(teams: int) -> None
         f"several threads of the program ({teams} busy ones) form an OpenMP team each" in text
         for text in words(verdict)
     )
+
+
+def test_crowded_places_beside_one_thread_at_the_first_are_not_several_teams() -> None:
+    threads = [(MAIN, 0.0), (MAIN, 0.4), (SECOND, 0.3), (SECOND, 0.3)]
+    found = timeline(PLACEMENT, *[window(*threads, delay=0.5)] * 2)
+    sentences = words(verdict_of_timeline(found, process(*[mask for mask, _ in threads])))
+    assert sentences
+    assert "form an OpenMP team each" not in str(sentences)
 
 
 @pytest.mark.parametrize(
