@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import subprocess
+import tempfile
 import time
 from typing import TYPE_CHECKING
 
@@ -12,14 +14,19 @@ if TYPE_CHECKING:
 
 
 def time_commands(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[float]]:
-    """Return the wall-clock seconds of every run, after one round that is not counted."""
+    """Return the wall-clock seconds of every run, after one round that is not counted.
+
+    The package is the one that is installed, not that of the current directory, and it is compiled.
+    """
     times: dict[str, list[float]] = {name: [] for name in commands}
-    for turn in range(rounds + 1):
-        for name, command in commands.items():
-            start = time.perf_counter()
-            subprocess.run(command, stdout=subprocess.DEVNULL, check=True)
-            if turn:
-                times[name].append(time.perf_counter() - start)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    with tempfile.TemporaryDirectory() as folder:
+        for turn in range(rounds + 1):
+            for name, command in commands.items():
+                start = time.perf_counter()
+                subprocess.run(command, stdout=subprocess.DEVNULL, check=True, cwd=folder, env=environment)
+                if turn:
+                    times[name].append(time.perf_counter() - start)
     return times
 
 

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -186,7 +186,9 @@ def tokens_per_second(port: int, seconds: float, seed: int) -> float:
     time.sleep(max(0.0, end - time.monotonic()))
     for connection in connections:
         if connection.sock is not None:
-            connection.sock.shutdown(2)
+            # It may be closed already.
+            with suppress(OSError):
+                connection.sock.shutdown(2)
     for thread in threads:
         thread.join()
     return sum(counts) / seconds
