@@ -6,6 +6,7 @@ The table of messages in docs/reference.md is generated from this file (scripts/
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.shown import shown
@@ -57,14 +58,16 @@ def counted(count: int, word: str) -> str:
 
 def log_warnings(messages: Iterable[Message]) -> None:
     """Write the messages of level ``"warning"`` to the logger ``ompaffinity``."""
-    warnings = [message for message in messages if message.level == WARNING]
     logging = sys.modules.get("logging")
-    for message in warnings:
-        if logging is None:
-            # What logging does where nothing is configured, without its import: a tenth of the start-up of exec.
-            print(message, file=sys.stderr)
-        else:
+    for message in messages:
+        if message.level != WARNING:
+            continue
+        if logging is not None:
             logging.getLogger(LOGGER).warning("%s", message)
+        elif sys.stderr is not None:
+            # What logging does where nothing is configured, without its import: a tenth of the start-up of exec.
+            with suppress(OSError, ValueError):
+                print(message, file=sys.stderr)
 
 
 def log_debug(text: str, *values: object) -> None:
