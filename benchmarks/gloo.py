@@ -7,7 +7,6 @@ Goal: the manager's workers reach 0.98 of the best variant (medians). Needs torc
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import random
 import statistics
@@ -15,10 +14,11 @@ import tempfile
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.conditions import Conditions
 from benchmarks.load import awake, spinner
+from benchmarks.teams import Team, alive, start_team
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
@@ -26,18 +26,10 @@ from ompaffinity.topology.source import load_topology
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from multiprocessing.connection import Connection
 
     from ompaffinity.placement.model import Plan
 
 WIDTH, LAYERS, BATCH = 512, 4, 8
-
-
-class Team(NamedTuple):
-    """The two ranks of one variant, and how to talk to them."""
-
-    connections: list[Connection]
-    processes: list[Any]
 
 
 def main() -> None:
@@ -62,20 +54,19 @@ def main() -> None:
 
 def _measured(rounds: int, seconds: float) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory() as folder:
-        teams = {name: _start(name, Path(folder)) for name in VARIANTS}
+        teams = {
+            name: start_team(2, start, _worker, (str(Path(folder, name.replace(" ", "-").replace(",", ""))),))
+            for name, start in VARIANTS.items()
+        }
         rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
         names = list(VARIANTS)
-        for turn in range(rounds + 1):
-            random.Random(turn).shuffle(names)  # noqa: S311
-            for name in names:
-                rate = _window(teams[name], seconds)
-                if turn:
-                    rates[name].append(rate)
-        for team in teams.values():
-            for connection in team.connections:
-                connection.send(0)
-            for process in team.processes:
-                process.join()
+        with alive(teams):
+            for turn in range(rounds + 1):
+                random.Random(turn).shuffle(names)  # noqa: S311
+                for name in names:
+                    rate = _window(teams[name], seconds)
+                    if turn:
+                        rates[name].append(rate)
     return rates
 
 
@@ -130,22 +121,6 @@ def _team(rank: int) -> Iterator[None]:
 
 
 VARIANTS = {"unbound": _unbound, "pinned": _pinned, "the plan": _managed, "the plan, team": _team}
-
-
-def _start(name: str, folder: Path) -> Team:
-    context = multiprocessing.get_context("spawn")
-    connections, processes = [], []
-    store = folder / name.replace(" ", "-").replace(",", "")
-    for rank in range(2):
-        ours, theirs = context.Pipe()
-        with VARIANTS[name](rank):
-            process = context.Process(target=_worker, args=(rank, str(store), theirs))
-            process.start()
-        connections.append(ours)
-        processes.append(process)
-    for connection in connections:
-        connection.recv()
-    return Team(connections, processes)
 
 
 def _window(team: Team, seconds: float) -> float:
