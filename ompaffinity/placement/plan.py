@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from ompaffinity.placement.architecture import rule_for
 from ompaffinity.placement.check import check_for_machine, check_named, check_request
 from ompaffinity.placement.cpu_ranks import assign_cpu_ranks
-from ompaffinity.placement.explain import left_out_cpus, plan_messages
+from ompaffinity.placement.explain import plan_messages
 from ompaffinity.placement.gpu_ranks import assign_gpu_ranks
+from ompaffinity.placement.left_out import left_out_cpus
 from ompaffinity.placement.memory import planned_budget, with_sharing
 from ompaffinity.placement.model import Plan
 from ompaffinity.placement.place import place_ranks
