@@ -1,4 +1,4 @@
-"""What is read from /proc/PID, also of processes in another mount namespace or whose libraries were replaced."""
+"""What is read from /proc/PID."""
 
 from __future__ import annotations
 
@@ -8,141 +8,17 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ompaffinity import proc
-from ompaffinity.openmp.library_path import find_library
-from ompaffinity.placement.model import RankPlacement
-from ompaffinity.proof.compare import verdict_of_state
-from ompaffinity.proof.observe import observe_process
-from tests.conftest import needs_namespaces, needs_two_cpus
-from tests.openmp.libraries import GOMP, needs_gomp
+from ompaffinity.mapped import mapped_files
+from tests.conftest import needs_two_cpus
 
 CPUS = tuple(sorted(os.sched_getaffinity(0)))
-ONE_THREAD = RankPlacement(0, 0, cpus=CPUS[:1], places=(CPUS,), affinity=CPUS)
-LOADER = "import ctypes, sys; ctypes.CDLL(sys.argv[1]); print('loaded', flush=True); input()"
-
-
-@pytest.fixture
-def libgomp(tmp_path: Path) -> Path:
-    path = find_library(GOMP, {})
-    assert path is not None
-    return Path(shutil.copy(os.path.realpath(path), tmp_path / GOMP))
-
-
-@contextmanager
-def started(*command: str) -> Iterator[int]:
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        assert child.stdout.readline() == "loaded\n"
-        try:
-            yield child.pid
-        finally:
-            child.kill()
-
-
-@pytest.fixture(params=[True, False], ids=["map_files", "without map_files"])
-def may_use_map_files(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Whether map_files can be read; without privilege the kernel refuses them."""
-    if request.param:
-        try:
-            os.close(proc.open_mapped_file("self", proc.mapped_files("self", "python")[0]))
-            mapped = proc.mapped_files("self", "python")[0]
-            os.stat(f"/proc/self/map_files/{mapped.start:x}-{mapped.end:x}")
-        except OSError:
-            pytest.skip("map_files need CAP_CHECKPOINT_RESTORE")
-        return True
-    open_regular = proc.open_regular
-
-    def refused(path: str) -> int:
-        if "/map_files/" in path:
-            raise PermissionError(1, "Operation not permitted", path)
-        return open_regular(path)
-
-    monkeypatch.setattr(proc, "open_regular", refused)
-    return False
-
-
-@needs_gomp
-@needs_namespaces
-def test_finds_the_runtime_of_a_process_in_another_mount_namespace(libgomp: Path, may_use_map_files: bool) -> None:
-    script = f'mount -t tmpfs none /mnt && cp "$1" /mnt/ && exec "$2" -c "$3" /mnt/{GOMP}'
-    with started("unshare", "-m", "sh", "-c", script, "sh", str(libgomp), sys.executable, LOADER) as pid:
-        state = observe_process(pid)
-    assert not os.path.exists(f"/mnt/{GOMP}")
-    assert [library[:2] for library in state.runtimes] == [(f"/mnt/{GOMP}", "gomp")]
-    assert state.runtimes_known
-
-
-@needs_gomp
-@needs_namespaces
-def test_finds_a_runtime_on_overlayfs(libgomp: Path, may_use_map_files: bool) -> None:
-    script = (
-        'mount -t tmpfs none /mnt && mkdir /mnt/lower /mnt/upper /mnt/work /mnt/both && cp "$1" /mnt/lower/'
-        " && mount -t overlay -o lowerdir=/mnt/lower,upperdir=/mnt/upper,workdir=/mnt/work none /mnt/both"
-        f' || {{ echo no overlayfs; exit 0; }}; exec "$2" -c "$3" /mnt/both/{GOMP}'
-    )
-    command = ("unshare", "-m", "sh", "-c", script, "sh", str(libgomp), sys.executable)
-    if "no overlayfs" in subprocess.run([*command, "pass"], capture_output=True, text=True, check=False).stdout:
-        pytest.skip("this kernel mounts no overlayfs")
-    with started(*command, LOADER) as pid:
-        state = observe_process(pid)
-    assert [library[:2] for library in state.runtimes] == [(f"/mnt/both/{GOMP}", "gomp")]
-    assert state.runtimes_known
-
-
-@needs_gomp
-@pytest.mark.parametrize("replaced", [True, False])
-def test_a_library_that_was_deleted_is_known_or_reported_as_unknown(
-    libgomp: Path, may_use_map_files: bool, replaced: bool
-) -> None:
-    with started(sys.executable, "-c", LOADER, str(libgomp)) as pid:
-        libgomp.unlink()
-        if replaced:
-            libgomp.write_text("another file")
-        state = observe_process(pid)
-        verdict = verdict_of_state(ONE_THREAD, state)
-    assert "no OpenMP runtime" not in str(verdict)
-    if may_use_map_files:
-        assert [library[:2] for library in state.runtimes] == [(str(libgomp), "gomp")]
-        assert state.runtimes_known
-    else:
-        assert (state.runtimes, state.runtimes_known) == ((), False)
-        reason = "another file has its path now" if replaced else "No such file"
-        assert any(f"{libgomp} cannot be read ({reason}" in problem for problem in state.problems)
-
-
-@needs_gomp
-def test_a_replaced_library_of_this_process_is_not_loaded_a_second_time(libgomp: Path) -> None:
-    code = (
-        "import ctypes, os, shutil, sys; from ompaffinity.openmp.detect import loaded_runtimes;"
-        " from ompaffinity.proc import mapped_files; path = sys.argv[1]; ctypes.CDLL(path);"
-        " shutil.copy(path, path + '.new'); os.replace(path + '.new', path);"
-        " found = loaded_runtimes(); [ctypes.CDLL(library.path) for library in found];"
-        " print(len(mapped_files('self', 'omp')))"
-    )
-    done = subprocess.run([sys.executable, "-c", code, str(libgomp)], capture_output=True, text=True, check=True)
-    assert done.stdout == "1\n"
-
-
-def test_many_files_with_such_names_make_the_runtimes_unknown(tmp_path: Path) -> None:
-    code = (
-        "import mmap, sys; pages = []\n"
-        "for number in range(70):\n"
-        "    with open(f'{sys.argv[1]}/libomp{number}.so', 'w+b') as file:\n"
-        "        file.write(b'x'); file.flush(); pages.append(mmap.mmap(file.fileno(), 1))\n"
-        "print('loaded', flush=True); input()"
-    )
-    with started(sys.executable, "-c", code, str(tmp_path)) as pid:
-        state = observe_process(pid)
-    assert (state.runtimes, state.runtimes_known) == ((), False)
-    assert any("has mapped 70 such files" in problem for problem in state.problems)
 
 
 def test_reads_the_threads_of_a_process() -> None:
@@ -193,7 +69,7 @@ def test_a_process_that_has_ended_has_no_state() -> None:
     assert not proc.is_kernel_thread(pid)
     assert (proc.mask_of(pid), proc.start_time(pid), proc.scheduling(pid), proc.bytes_read(pid)) == (None,) * 4
     assert proc.memory_file(pid, "x", 1) is None
-    for read in (proc.thread_ids, proc.status_fields, proc.stat_fields, proc.process_facts, proc.mapped_files):
+    for read in (proc.thread_ids, proc.status_fields, proc.stat_fields, proc.process_facts, mapped_files):
         with pytest.raises(OSError, match=f"/proc/{pid}"):
             read(pid)
 
@@ -295,7 +171,7 @@ def test_any_proc_tree_is_read_or_refused(tmp_path_factory: pytest.TempPathFacto
         proc.bytes_read,
         proc.start_time,
         proc.scheduling,
-        proc.mapped_files,
+        mapped_files,
         lambda pid: list(proc.numa_maps_lines(pid)),
         lambda pid: proc.allowed_cpus(proc.status_fields(pid)),
         lambda pid: proc.thread_times(pid, 1),

@@ -15,6 +15,7 @@ ORDER = (
     "messages",
     "ids",
     "proc",
+    "mapped",
     "interpreter",
     "topology",
     "devices",

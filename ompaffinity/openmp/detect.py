@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.errors import RequestError
 from ompaffinity.interpreter import child_command
+from ompaffinity.mapped import mapped_files, open_mapped_file, open_regular
 from ompaffinity.messages import log_debug
 from ompaffinity.openmp.elf import ELFError, SharedLibrary
 from ompaffinity.openmp.library_path import find_library, library_path, preloaded_files
-from ompaffinity.proc import mapped_files, open_mapped_file, open_regular
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-    from ompaffinity.proc import MappedFile
+    from ompaffinity.mapped import MappedFile
 
 GOMP, IOMP = "gomp", "iomp"
 FAMILY_SYMBOLS = (("__kmpc_fork_call", IOMP), ("GOMP_parallel", GOMP))

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.bind.pages import MappedMemory, mapped_memory
 from ompaffinity.errors import ProcessEndedError, RequestError
+from ompaffinity.mapped import mapped_files
 from ompaffinity.openmp.detect import MappedRuntimes, RuntimeLibrary, runtimes_of_process
 from ompaffinity.placement.document import PLACEMENT_VARIABLE, PUBLISHED_NAME, parse_placement
 from ompaffinity.proc import (
@@ -23,7 +24,6 @@ from ompaffinity.proc import (
     bytes_read,
     command_line,
     environment_of,
-    mapped_files,
     memory_file,
     process_facts,
     status_fields,

@@ -231,7 +231,7 @@ def test_a_loaded_runtime_whose_file_was_deleted_has_its_name_in_the_loader(tmp_
 
 RUNTIMES_OF_FILES = """
 from ompaffinity.openmp.detect import runtimes_of_process
-from ompaffinity.proc import MappedFile, mapped_files
+from ompaffinity.mapped import MappedFile, mapped_files
 ctypes.CDLL(sys.argv[1])
 missing = [MappedFile(number, number + 1, 0, number, f"/missing/libomp{number}.so", False) for number in range(64)]
 count = int(sys.argv[2])
