@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from ompaffinity.errors import OMPAffinityError
-from ompaffinity.ids import format_id_list
 from ompaffinity.proof import drift
 from ompaffinity.proof.adopt import in_team_order, move_pages
 from ompaffinity.proof.drift import Change, RankState, change_of_cpus, drifted_threads, kind_and_cause, verdict_of_rank
 from ompaffinity.proof.foreign import foreign_time
+from ompaffinity.proof.rank_memory import RankMemory
 from ompaffinity.proof.repair import repaired
 from ompaffinity.proof.timeline import Timeline
 from ompaffinity.proof.verdict import DIFFERS, HOLDS, UNPROVEN, Difference
@@ -28,13 +27,10 @@ if TYPE_CHECKING:
 
 FOREIGN_SHARE = 0.05
 """More CPU time than this part, taken by others on the CPUs of a rank in two checks, is reported."""
-MOVED_BYTES, MOVED_SHARE = 64 * 2**20, 0.1
-"""Memory that is remote and was not before: less than this, or than this part of all, is not reported."""
 MAX_REPAIRS = 3
 """After so many repairs in a row repair stops: another program sets these CPUs, too."""
 SUBJECTS = ("memory", "process")
 """Differences that are not about the threads of a rank."""
-BALANCING = "/proc/sys/kernel/numa_balancing"
 
 
 class RankWatch:
@@ -63,8 +59,7 @@ class RankWatch:
         self._delay_share: float | None = None
         self._foreign_share: float | None = None
         self._delay_seconds = self._foreign_seconds = 0.0
-        self._bytes_by_node: dict[int, int] | None = None
-        self._memory_before: tuple[int, int] | None = None
+        self._memory = RankMemory()
 
     @property
     def pid(self) -> int | None:
@@ -88,7 +83,8 @@ class RankWatch:
         self.state, self._team, self._was_proven, self._last = None, {}, False, None
         self.drifted, self._misplaced, self._reported, self._refused = {}, {}, frozenset(), ()
         self._repairs_in_row = 0
-        self._bytes_by_node = self._memory_before = self._delay_share = self._foreign_share = None
+        self._memory = RankMemory()
+        self._delay_share = self._foreign_share = None
         self.crowded_checks, self.has_competitor = 0, False
 
     def lost(self, checks: int) -> bool:
@@ -244,31 +240,16 @@ class RankWatch:
 
         It is not `complete` where only a part could be read.
         """
-        self._bytes_by_node = bytes_by_node
-        remote, total = self._remote_bytes, sum((bytes_by_node or {}).values())
-        if remote is None or not complete:
-            return
-        earlier, self._memory_before = self._memory_before, (total - remote, remote)
-        # New memory elsewhere has not moved: what is more there must be less here.
-        moved = 0 if earlier is None else min(remote - earlier[1], earlier[0] - (total - remote))
-        if moved <= max(MOVED_BYTES, MOVED_SHARE * total):
+        moved = self._memory.take(bytes_by_node, self.placement.nodes, complete=complete)
+        if moved is None:
             return
         self._drifts += 1
-        away = {node: size for node, size in sorted((bytes_by_node or {}).items()) if node not in self.placement.nodes}
-        where = ", ".join(f"{size / 2**20:.0f} MiB on node {node}" for node, size in away.items())
-        nodes = format_id_list(self.placement.nodes)
-        yield self.change(drift.MEMORY_MOVED, f"{where}, the plan requires node {nodes}", _cause_of_migration())
+        yield self.change(drift.MEMORY_MOVED, *moved)
         if repair and self._pid is not None and self.placement.memory_policy != "none":
             returned, message = move_pages(self._pid, self.placement)
             kind = drift.REPAIRED if returned else drift.REPAIR_REFUSED
             self._repairs += bool(returned)
             yield self.change(kind, message.message)
-
-    @property
-    def _remote_bytes(self) -> int | None:
-        if self._bytes_by_node is None or not self.placement.nodes:
-            return None
-        return sum(size for node, size in self._bytes_by_node.items() if node not in self.placement.nodes)
 
     def replan(self, placement: RankPlacement) -> None:
         """Take another placement: what the process has now has drifted from it."""
@@ -323,8 +304,7 @@ class RankWatch:
 
     def status(self, memory_age: float) -> RankStatus:
         """Return the status of the rank; where its pages are was read `memory_age` seconds ago."""
-        remote = self._remote_bytes
-        total = None if remote is None else sum((self._bytes_by_node or {}).values())
+        pages = self._memory.split(self.placement.nodes)
         differences = [f"{found.subject}: {found.message}" for found in self._differences]
         if self.drifted and self.state is not None:
             differences.append(drift.drift_in_words(self.state, self.drifted))
@@ -339,22 +319,11 @@ class RankWatch:
             delay_seconds=self._delay_seconds,
             foreign_share=self._foreign_share,
             foreign_seconds=self._foreign_seconds,
-            local_bytes=None if total is None or remote is None else total - remote,
-            remote_bytes=remote,
-            memory_age=None if remote is None else memory_age,
+            local_bytes=None if pages is None else pages.local,
+            remote_bytes=None if pages is None else pages.remote,
+            memory_age=None if pages is None else memory_age,
             drifts=self._drifts,
             repairs=self._repairs,
             restarts=self._restarts,
             differences=tuple(differences),
         )
-
-
-def _cause_of_migration() -> str:
-    try:
-        with open(BALANCING, encoding="ascii", errors="replace") as file:
-            balances = file.read(16).strip() not in ("", "0")
-    except (OSError, OMPAffinityError):
-        balances = False
-    if balances:
-        return "automatic NUMA balancing (sysctl kernel.numa_balancing), migratepages, or a change of cpuset.mems"
-    return "migrate_pages(2) (migratepages), or a change of cpuset.mems"
