@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.bind.plan_files import saved_document, saved_placements
 from ompaffinity.bind.running import SCHEMA, boot_id, changes_from_document, take_back
+from ompaffinity.cli.checks import seconds_of
 from ompaffinity.cli.options import flags_of
 from ompaffinity.cli.plan import planned
 from ompaffinity.errors import RequestError
@@ -60,9 +61,7 @@ def run_bind(values: dict[str, Any]) -> int:
 def _bound(values: dict[str, Any], planning: set[str]) -> Adoption:
     if not values.get("pids"):
         raise RequestError("no process is given; name the server, or the worker of each rank, with --pid PID...")
-    seconds = values.get("seconds", WINDOW_SECONDS)
-    if seconds < 1:
-        raise RequestError(f"--seconds is {seconds}; it must be at least 1")
+    seconds = seconds_of(values, "seconds", WINDOW_SECONDS)
     placements, messages = _placements(values, planning)
     adoption = adopt_processes(values["pids"], placements, seconds)
     return adoption._replace(messages=(*messages, *adoption.messages))

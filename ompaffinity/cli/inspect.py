@@ -6,7 +6,7 @@ import json
 import sys
 from typing import TYPE_CHECKING
 
-from ompaffinity.errors import RequestError
+from ompaffinity.cli.checks import check_some_or_all, seconds_of
 from ompaffinity.proof.inspect import WINDOW_SECONDS, inspect_all, inspect_processes
 from ompaffinity.topology.source import load_topology
 
@@ -20,12 +20,8 @@ SEEN_NOTHING_STATUS = 3
 def run_inspect(values: dict[str, Any]) -> int:
     """Print what the processes do; return 1 with --strict if there are findings, 3 if nothing could be seen, else 0."""
     pids = [*values.get("pids", ()), *values.get("named_pids", ())]
-    if bool(pids) == bool(values.get("all")):
-        problem = "both process ids and --all are given" if pids else "no process is given"
-        raise RequestError(f"{problem}; name processes (inspect PID...), or use --all for every bound process")
-    seconds = values.get("seconds", WINDOW_SECONDS)
-    if seconds < 1:
-        raise RequestError(f"--seconds is {seconds}; it must be at least 1")
+    check_some_or_all(pids, values, "name processes (inspect PID...), or use --all for every bound process")
+    seconds = seconds_of(values, "seconds", WINDOW_SECONDS)
     topology = load_topology()
     found = inspect_all(topology, seconds) if values.get("all") else inspect_processes(topology, pids, seconds)
     if not values.get("full_command"):

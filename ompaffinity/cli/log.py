@@ -11,18 +11,24 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _quiet = False
+_has_level = False
+"""Whether the log has the level of a command that this process ran before."""
 
 
 def set_verbosity(*, quiet: bool, verbose: bool) -> None:
     """Set what verbs print on standard error besides errors: nothing (quiet), or also the log (verbose)."""
-    global _quiet  # noqa: PLW0603
+    global _quiet, _has_level  # noqa: PLW0603
     _quiet = quiet
-    if quiet or verbose:
-        import logging
+    if not (quiet or verbose or _has_level):
+        # Most commands need no logging, which takes a part of every start.
+        return
+    import logging
 
-        if verbose:
-            logging.basicConfig(format="%(name)s: %(message)s")
-        logging.getLogger(LOGGER).setLevel(logging.ERROR if quiet else logging.DEBUG)
+    if verbose:
+        logging.basicConfig(format="%(name)s: %(message)s")
+    level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.NOTSET
+    logging.getLogger(LOGGER).setLevel(level)
+    _has_level = quiet or verbose
 
 
 def is_quiet() -> bool:

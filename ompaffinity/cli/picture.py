@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ompaffinity.cli.boxes import GAP, Box, beside, flow, groups_of, rows_of
+from ompaffinity.cli.picture_style import COLOURS, STYLE, Style
 from ompaffinity.cli.uses import BARRED, Use, memory_in_words, rank_label, uses
 from ompaffinity.errors import RequestError
 from ompaffinity.files import write_whole
@@ -26,28 +27,8 @@ if TYPE_CHECKING:
     from ompaffinity.placement.model import Plan, RankPlacement
     from ompaffinity.topology.model import LogicalCPUInfo, MemoryNodeInfo, Topology
 
-COLOURS = ("#e69f00", "#56b4e9", "#009e73", "#f0e442", "#0072b2", "#d55e00", "#cc79a7", "#999933")
-DARK_COLOURS = ("#0072b2", "#d55e00")
-"""The colours that need white letters."""
 MAX_CPUS, MAX_DISTANCES = 256, 8
 CELL, TALL_CELL, HEAD, LETTER, SMALL_LETTER, EDGE = 22, 32, 16, 6.2, 5.2, 5
-STYLE = """
-.ground { fill: #ffffff } .word { fill: #222222; font: 11px sans-serif } .small { font-size: 9px }
-.package { fill: #f2f2f2; stroke: #888888 } .node { fill: #ffffff; stroke: #666666 }
-.l3 { fill: #f7f7f7; stroke: #aaaaaa } .gpu { fill: #ffffff; stroke: #666666 }
-.core { fill: none; stroke: #bbbbbb } .free { fill: #cfe3f5 } .sibling { fill: #d9d9d9 }
-.idle { fill: #ffffff; stroke: #888888; stroke-dasharray: 2 2 } .barred { fill: #bdbdbd }
-.unused-node { stroke-dasharray: 5 2 } .remainder { stroke-dasharray: 5 2 1 2 } .quota { stroke-dasharray: 1 3 }
-.off { fill: #f2f2f2; stroke: #cccccc } .stroke { stroke: #777777; stroke-width: 1.2 } .helper { fill: #ffffff }
-.on { fill: #111111; font: 9px sans-serif } .light { fill: #ffffff; font: 9px sans-serif }
-@media (prefers-color-scheme: dark) {
-.ground { fill: #1a1a1a } .word { fill: #eeeeee } .package { fill: #262626; stroke: #777777 }
-.node { fill: #1a1a1a; stroke: #999999 } .l3 { fill: #222222; stroke: #666666 } .core { stroke: #555555 }
-.gpu { fill: #1a1a1a; stroke: #999999 } .free { fill: #28435c } .sibling { fill: #4d4d4d }
-.idle { fill: #1a1a1a; stroke: #888888 } .barred { fill: #5e5e5e } .off { fill: #262626; stroke: #444444 }
-.grey { fill: #eeeeee }
-}
-"""
 
 
 def write_picture(topology: Topology, plan: Plan | None, path: str) -> None:
@@ -89,6 +70,7 @@ class _Painter:
 
     def __init__(self, svg: Any, topology: Topology, plan: Plan | None) -> None:
         self._svg, self._topology, self._plan = svg, topology, plan
+        self._style = Style(svg)
         self._ranks: tuple[RankPlacement, ...] = () if plan is None else plan.ranks
         self._uses = uses(topology, plan)
         self._folded = len(topology.cpus) > MAX_CPUS
@@ -96,7 +78,6 @@ class _Painter:
         self._numbered = (len(self._ranks) > len(COLOURS) or shared) and not self._folded
         self._height = TALL_CELL if self._numbered else CELL
         self._width = max(CELL, SMALL_LETTER * self._longest_label() + 6)
-        self._hatched: dict[str, Any] = {}
 
     def _longest_label(self) -> int:
         if self._folded:
@@ -240,55 +221,24 @@ class _Painter:
 
         def draw(drawing: Any, x: float, y: float) -> None:
             place = (round(x, 1), round(y, 1), round(width, 1), height)
-            frame = self._svg.Rectangle(*place, **self._fill(use))
+            frame = self._svg.Rectangle(*place, **self._style.fill(use))
             frame.append_title(f"CPU {label}: {use.text}" if use.text else label)
             drawing.append(frame)
             if use.helper and use.rank is not None:
                 edge = (round(x + 1, 1), round(y + height - EDGE - 1, 1), round(width - 2, 1), EDGE)
-                drawing.append(self._svg.Rectangle(*edge, fill=self._hatching(use.rank), pointer_events="none"))
+                drawing.append(self._svg.Rectangle(*edge, fill=self._style.hatching(use.rank), pointer_events="none"))
             elif use.rank is None and use.state == BARRED:
-                drawing.append(self._svg.Rectangle(*place, fill=self._stripes(), pointer_events="none"))
+                drawing.append(self._svg.Rectangle(*place, fill=self._style.stripes(), pointer_events="none"))
             for index, line in enumerate(lines):
                 middle_line = y + (height - EDGE * use.helper) / 2 + 3
                 down = middle_line + 5.5 * (2 * index + 1 - len(lines))
                 middle = (round(x + width / 2, 1), round(down, 1))
-                style = self._letter_style(use)
+                style = self._style.letter_style(use)
                 drawing.append(
                     self._svg.Text(line, 9, *middle, text_anchor="middle", class_=style, pointer_events="none")
                 )
 
         return Box(width, height, draw)
-
-    def _fill(self, use: Use) -> dict[str, Any]:
-        """Return the attributes of a CPU's rectangle."""
-        if use.rank is None:
-            return {"class_": use.state}
-        colour = COLOURS[use.rank % len(COLOURS)]
-        if use.helper:
-            return {"class_": "helper", "stroke": colour, "stroke_width": 1.5}
-        return {"fill": colour}
-
-    def _letter_style(self, use: Use) -> str:
-        if use.rank is None:
-            return "on grey"
-        return "light" if COLOURS[use.rank % len(COLOURS)] in DARK_COLOURS and not use.helper else "on"
-
-    def _hatching(self, rank: int) -> Any:
-        """Return the pattern at the edge of the helper CPUs of a rank."""
-        return self._pattern(f"helper{rank}", COLOURS[rank % len(COLOURS)], 3)
-
-    def _stripes(self) -> Any:
-        """Return the pattern over CPUs that may not be used."""
-        return self._pattern("barred", "#777777", 6)
-
-    def _pattern(self, name: str, colour: str, size: int) -> Any:
-        if name not in self._hatched:
-            svg = self._svg
-            turned = {"patternUnits": "userSpaceOnUse", "patternTransform": "rotate(45)", "id": name}
-            pattern = svg.Pattern(size, size, **turned)
-            pattern.append(svg.Rectangle(0, 0, 1.5 if size < HEAD / 4 else 1, size, fill=colour))
-            self._hatched[name] = pattern
-        return self._hatched[name]
 
     def _row(self, mark: Box, text: str) -> Box:
         """Return a mark with a text beside it."""

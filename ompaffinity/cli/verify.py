@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.bind.plan_files import saved_placements
 from ompaffinity.bind.profile import COMMAND_PROFILE
+from ompaffinity.cli.checks import seconds_of
 from ompaffinity.cli.exported import exported_placements
 from ompaffinity.cli.log import messages_not_logged
 from ompaffinity.cli.options import flags_of, planning_options
@@ -60,14 +61,7 @@ def _live_verdict(values: dict[str, Any]) -> Verdict:
         if placements is None:
             raise RequestError("--as requires --plan; name the plan that was exported with --plan FILE")
         placements = exported_placements(placements, values["as"])
-    return verify_processes(values["pids"], placements, seconds=_seconds(values, LIVE_SECONDS))
-
-
-def _seconds(values: dict[str, Any], default: float) -> float:
-    seconds: float = values.get("seconds", default)
-    if seconds < 1:
-        raise RequestError(f"--seconds is {seconds}; it must be at least 1")
-    return seconds
+    return verify_processes(values["pids"], placements, seconds=seconds_of(values, "seconds", LIVE_SECONDS))
 
 
 def _probed_verdict(values: dict[str, Any]) -> Verdict:
@@ -95,4 +89,4 @@ def _command_verdict(values: dict[str, Any], manager: OMPProcessManager) -> Verd
 
     if "library" in values:
         raise RequestError("--library cannot be combined with a command, which loads its own runtime; omit --library")
-    return verify_command(manager, values["command"], _seconds(values, COMMAND_SECONDS))
+    return verify_command(manager, values["command"], seconds_of(values, "seconds", COMMAND_SECONDS))

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.bind.plan_files import saved_placements
 from ompaffinity.cli import log
+from ompaffinity.cli.checks import check_some_or_all, seconds_of
 from ompaffinity.cli.verify import UNPROVEN_STATUS
 from ompaffinity.errors import OMPAffinityError, OutputError, RequestError
 from ompaffinity.files import require_writable
@@ -31,12 +32,8 @@ INTERVAL = 5
 def run_watch(values: dict[str, Any]) -> int:
     """Watch until the servers end or a signal stops it (0); with --once return the status that verify would."""
     pids = values.get("pids", ())
-    if bool(pids) == bool(values.get("all")):
-        problem = "both process ids and --all are given" if pids else "no process is given"
-        raise RequestError(f"{problem}; name the server with --pid PID, or use --all for every bound worker here")
-    interval = values.get("interval", INTERVAL)
-    if interval < 1:
-        raise RequestError(f"--interval is {interval}; it must be at least 1 second")
+    check_some_or_all(pids, values, "name the server with --pid PID, or use --all for every bound worker here")
+    interval = seconds_of(values, "interval", INTERVAL)
     if values.get("once") and "listen" in values:
         raise RequestError("--listen cannot be combined with --once; use --prometheus FILE")
     watcher = Watcher(

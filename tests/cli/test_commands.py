@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -269,3 +270,12 @@ def test_quiet_commands_print_no_warning(verb: str) -> None:
     place = ("--local-rank", "0", "--local-world-size", "1") if verb == "exec" else ()
     done = run_command(verb, "--quiet", *place, "--", "true", OMP_NUM_THREADS="7")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_log_of_a_quiet_command_is_not_that_of_the_next_one() -> None:
+    machine = ["--synthetic", "core:2 pu:1", "--json"]
+    logger = logging.getLogger("ompaffinity")
+    assert main(["plan", "--quiet", *machine]) == 0
+    assert logger.level == logging.ERROR
+    assert main(["plan", *machine]) == 0
+    assert logger.level == logging.NOTSET

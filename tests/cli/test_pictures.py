@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 
 from ompaffinity.bind.live_plan import with_gpu_homes
-from ompaffinity.cli.picture import COLOURS, MAX_CPUS, STYLE, write_picture
+from ompaffinity.cli.picture import MAX_CPUS, write_picture
+from ompaffinity.cli.picture_style import COLOURS, STYLE
 from ompaffinity.cli.png import FONTS
 from ompaffinity.cli.terminal_map import LETTERS, print_map
 from ompaffinity.cli.uses import BARRED, OFFLINE, SIBLING, STATES, uses
