@@ -249,6 +249,31 @@ exec "$0" -c "from ompaffinity.bind.capacity import machine_memory; print(machin
 """
 
 
+SEVERAL_NODES = """
+mount -t tmpfs none /sys/devices/system/node && mount -t tmpfs none /proc/driver || exit 77
+for node in 0 1 2 3; do mkdir /sys/devices/system/node/node$node; done
+echo 0-3 > /sys/devices/system/node/online && echo "$1" > /sys/devices/system/node/has_memory || exit 77
+echo "Mems_allowed_list: 0-1" > /proc/driver/status && mount --bind /proc/driver/status /proc/$$/status || exit 77
+exec "$0" -c "
+import psutil
+from ompaffinity.bind.capacity import machine_memory
+found = machine_memory()
+whole = psutil.virtual_memory().total
+print({node: round(whole / size, 3) for node, size in found.total.items()})
+print(all(0 < found.available[node] <= size for node, size in found.total.items()))"
+"""
+
+
+@needs_namespaces
+@pytest.mark.parametrize(("with_memory", "parts"), [("0-3", 4), ("0-1", 2), ("", 2)])
+def test_nodes_that_do_not_report_their_memory_have_an_even_part(with_memory: str, parts: int) -> None:
+    command = ["unshare", "-m", "sh", "-c", SEVERAL_NODES, sys.executable, with_memory]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT)
+    if done.returncode == 77:
+        pytest.skip("nothing can be mounted over /sys and /proc here")
+    assert done.stdout == f"{dict.fromkeys((0, 1), float(parts))}\nTrue\n", done.stderr
+
+
 @needs_namespaces
 def test_gpu_memory_is_not_available_to_workers() -> None:
     command = ["unshare", "-m", "sh", "-c", TWO_NODES, sys.executable]

@@ -172,7 +172,7 @@ GUESTS = {
             2,
             nodes=FOUR_NODES,
             distances=UNEVEN,
-            tests=(*READS, "proof", "memory", "watch", "span"),
+            tests=(*READS, "proof", "memory", "watch", "migration", "span"),
         ),
         # Node 2 has CPUs and no memory, node 3 memory and no CPUs.
         Guest(
@@ -275,7 +275,7 @@ GUESTS = {
             cores=2,
             threads=4,
             nodes={0: Node("0-7", 768), 8: Node("8-15", 512), 70: Node("16-23", 512)},
-            tests=(*READS, "memory", "launch"),
+            tests=(*READS, "memory", "launch", "span"),
             minimal_qemu=SMT_QEMU,
         ),
         Guest(
@@ -285,7 +285,28 @@ GUESTS = {
             cores=2,
             threads=1,
             nodes={0: Node("0-1", 384), 1: Node("2-3", 384)},
-            tests=("memory", "watch"),
+            tests=("memory", "watch", "migration"),
+            in_ci=False,
+        ),
+        Guest(
+            "power-watch",
+            "ppc64el",
+            packages=2,
+            cores=1,
+            threads=2,
+            nodes={0: Node("0-1", 768), 1: Node("2-3", 768)},
+            tests=("span", "watch", "migration"),
+            minimal_qemu=SMT_QEMU,
+            in_ci=False,
+        ),
+        Guest(
+            "s390x-watch",
+            "s390x",
+            packages=4,
+            cores=1,
+            threads=1,
+            mebibytes=1024,
+            tests=("watch",),
             in_ci=False,
         ),
         # Emulation has no drawers and books; what is mounted over sysfs has.

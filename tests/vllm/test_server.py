@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import COMPETITORS, ROOT, needs_two_cpus
+from tests.measure.test_saved import saved
 from tests.vllm.servers import OFFLINE, START_SECONDS, make_model, serving
 
 pytestmark = [
@@ -82,7 +83,7 @@ def in_words(document: Any) -> str:
     ("arguments", "environment", "lists"),
     [
         ((), {"VLLM_CPU_NUM_OF_RESERVED_CPU": "0"}, ["0-1"]),
-        (("--tensor-parallel-size", "2"), {}, ["0", "1"]),
+        (("--tensor-parallel-size", "2"), {"OMPAFFINITY_OPTIONS": "--options best.json"}, ["1", "0"]),
         (("--data-parallel-size", "2"), {}, ["0", "1"]),
     ],
     ids=["tp1", "tp2", "dp2"],
@@ -91,7 +92,9 @@ def test_a_server_is_bound_and_proven(
     arguments: tuple[str, ...], environment: dict[str, str], lists: list[str], model: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    with serving(model, log, *arguments, **PLUGIN, **environment) as (pid, port), requests_to(port):
+    options = saved(tmp_path / "best.json", "--bind '1|0'")
+    variables = {name: value.replace("best.json", options) for name, value in environment.items()}
+    with serving(model, log, *arguments, **PLUGIN, **variables) as (pid, port), requests_to(port):
         document = verified(pid)
     text = log.read_text()
     assert document["verdict"] == "holds", in_words(document)
@@ -100,6 +103,7 @@ def test_a_server_is_bound_and_proven(
     assert {"vLLM API server", "vLLM scheduler (EngineCore)"} <= set(roles)
     assert text.count("after warm-up: rank ") == len(lists)
     assert "vLLM keeps its own binding" not in text
+    assert "options-measured-elsewhere" not in text
 
 
 def test_a_watch_binds_again_what_taskset_moved(model: Path, tmp_path: Path) -> None:
