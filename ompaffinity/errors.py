@@ -30,6 +30,10 @@ class CommandStartError(RequestError):
     """The command of a rank cannot be started."""
 
 
+class NotExecutableError(CommandStartError):
+    """The kernel does not execute the command of a rank: it is missing, or no program."""
+
+
 class PlacementError(OMPAffinityError):
     """The request is valid, but this machine cannot meet it."""
 

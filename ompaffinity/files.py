@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import tempfile
 from contextlib import suppress
 
 from ompaffinity.errors import RequestError
@@ -33,6 +32,8 @@ def write_whole(path: str, content: bytes) -> None:
         with open(path, "wb") as device:
             device.write(content)
         return
+    import tempfile
+
     folder, name = os.path.split(path)
     descriptor, temporary = tempfile.mkstemp(prefix=f".{name[:100]}.", dir=folder or ".")
     try:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from ompaffinity.bind.environment import copy_of
 from ompaffinity.bind.plan_files import held_by_plans
 from ompaffinity.bind.saved_options import resolved
-from ompaffinity.devices.model import GPUHome, NoGPUsError
 from ompaffinity.errors import RequestError, TopologyError
 from ompaffinity.messages import RUNTIME_DIFFERS, RUNTIME_UNKNOWN, TWO_OPENMP_RUNTIMES, Message
 from ompaffinity.openmp.detect import GOMP, IOMP, expected_runtimes, probe_runtimes
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from typing import Any
 
-    from ompaffinity.devices.model import GPUList
+    from ompaffinity.devices.model import GPUHome, GPUList
     from ompaffinity.openmp.detect import RuntimeLibrary
     from ompaffinity.placement.model import Plan
     from ompaffinity.placement.request import PlacementRequest
@@ -148,6 +147,7 @@ def with_gpu_homes(
         from ompaffinity.devices.live import live_gpus
 
         return request._replace(gpu_homes=homes(live_gpus(topology, user_nodes=nodes)))
+    from ompaffinity.devices.model import NoGPUsError
     from ompaffinity.devices.recorded import recorded_gpus
 
     try:
@@ -160,6 +160,8 @@ def with_gpu_homes(
 
 def homes(found: GPUList) -> tuple[GPUHome, ...]:
     """Return where each GPU of a list is; messages about the whole list are repeated for each."""
+    from ompaffinity.devices.model import GPUHome
+
     of_devices = {message for device in found.gpus for message in device.messages}
     of_all = tuple(message for message in found.messages if message not in of_devices)
     return tuple(GPUHome(device.nodes, (*of_all, *device.messages), vendor=device.vendor) for device in found.gpus)

@@ -14,14 +14,11 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.bind.environment import change_environment, copy_of
 from ompaffinity.bind.live_plan import live_plan, with_live_messages
-from ompaffinity.bind.memory_fallbacks import refusal_message, with_accepted_memory, with_memory_policy
 from ompaffinity.bind.plan_files import avoids_live
 from ompaffinity.bind.profile import OPENMP_PROFILE
 from ompaffinity.bind.scope import in_turn, is_inside, take_affinity
 from ompaffinity.bind.start_lock import StartLock
 from ompaffinity.bind.start_methods import FORK, FORKSERVER, refuse_starts
-from ompaffinity.bind.starter_thread import call_in_starter
-from ompaffinity.bind.team_policy import change_thread_policy
 from ompaffinity.errors import BindingError, RequestError
 from ompaffinity.messages import REFUSALS, Message, log_warnings
 from ompaffinity.openmp.variables import BINDING_VARIABLES, TEAM_BREAKERS
@@ -88,7 +85,7 @@ class OMPProcessManager:
             self.release()
             raise
         # A strict manager fails when it comes to bind, so it plans for what was asked for.
-        self.plan = with_accepted_memory(planned, replace=not strict)
+        self.plan = _with_accepted_memory(planned, replace=not strict)
         self.strict = strict
         self.profile = profile
         self.messages: list[Message] = list(self.plan.messages)
@@ -195,6 +192,7 @@ class OMPProcessManager:
         """
         if is_inside():
             raise RequestError("start() makes its own context; call it outside of configure_omp_envs")
+        from ompaffinity.bind.starter_thread import call_in_starter
 
         def start_bound() -> RankPlacement:
             with self.configure_omp_envs(rank, local_rank) as placement:
@@ -266,6 +264,11 @@ class OMPProcessManager:
             return placement._replace(
                 bound=False, cpus=(), helper_cpus=(), places=(), affinity=(), memory_policy="none"
             )
+        if not _has_memory_policy(placement):
+            return placement
+        from ompaffinity.bind.memory_fallbacks import refusal_message, with_memory_policy
+        from ompaffinity.bind.team_policy import change_thread_policy
+
         accepted = change_thread_policy(placement.memory_policy, placement.nodes, undo)
         if accepted.refusal is not None and self.strict:
             raise accepted.refusal
@@ -284,6 +287,19 @@ class OMPProcessManager:
         if message not in self.messages:
             log_warnings([message])
             self.messages.append(message)
+
+
+def _with_accepted_memory(plan: Plan, *, replace: bool) -> Plan:
+    """Return the plan as `with_accepted_memory` does, which is loaded only where a rank has a memory policy."""
+    if not any(map(_has_memory_policy, plan.ranks)):
+        return plan
+    from ompaffinity.bind.memory_fallbacks import with_accepted_memory
+
+    return with_accepted_memory(plan, replace=replace)
+
+
+def _has_memory_policy(placement: RankPlacement) -> bool:
+    return placement.memory_policy != "none" and bool(placement.nodes)
 
 
 def _check_plan(plan: object) -> None:

@@ -1,8 +1,8 @@
 """Kill process groups when the process that named them ends without notice: a file that runs on its own.
 
-Standard input has one group per line: its number when it starts, minus its number before its leader is reaped (the
-number may then belong to another group), and ``done`` at the end. If the input ends without ``done``, the process that
-wrote it was killed, and all groups that it named are killed, too.
+Standard input has one group per line: its number when it starts, and minus its number before its leader is reaped (the
+number may then belong to another group). When the input ends, the process that wrote it was killed, and the groups that
+are left are killed, too.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ import sys
 
 
 def main() -> int:
-    """Read group numbers until the input ends; kill the groups unless the last line is ``done``."""
+    """Read group numbers until the input ends; kill the groups that are left."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     groups: dict[int, None] = {}
     for line in sys.stdin:
-        if line == "done\n":
-            return 0
         group = int(line)
         if group > 0:
             groups[group] = None

@@ -58,6 +58,7 @@ class OutputReader:
         self._selector = selectors.DefaultSelector()
         self._woken, self._wake_up = os.pipe()
         self._is_open = True
+        self._has_started = False
         self._lock = threading.Lock()
         """Held while the descriptors are written to or closed, for their numbers may be used again."""
         self._selector.register(self._woken, selectors.EVENT_READ)
@@ -65,6 +66,7 @@ class OutputReader:
     def start(self) -> None:
         """Start the thread. It inherits the CPUs of the calling thread, so call this outside of a rank's context."""
         threading.Thread(target=self._run, name="ompaffinity-output", daemon=True).start()
+        self._has_started = True
 
     def add(self, pipe: IO[bytes], consumer: Consumer) -> None:
         """Read this pipe, too; it is closed at its end."""
@@ -86,6 +88,8 @@ class OutputReader:
         """End the thread, or leave it behind where it waits for a reader."""
         if not self.done:
             self.abandon()
+        if not self._has_started:
+            self._close()
 
     def _wake(self) -> None:
         with self._lock:

@@ -1,25 +1,25 @@
 """Start the ranks of a plan here, bound before they start, and supervise them until the last one has ended.
 
 Each rank leads a session of its own, so that a signal also reaches what it started. When this process is killed, the
-kernel kills its ranks (PR_SET_PDEATHSIG(2const)), and a watching process kills the rest.
+kernel kills its ranks (PR_SET_PDEATHSIG(2const)), and a process that guards them kills the rest.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from ompaffinity.errors import RequestError
+from ompaffinity.errors import NotExecutableError, RequestError
 from ompaffinity.files import open_new
-from ompaffinity.launch import bind_exec
+from ompaffinity.launch.bind_exec import NOT_STARTED
+from ompaffinity.launch.guard import RankGuard
 from ompaffinity.launch.output import PrefixedLines, descriptor_of
+from ompaffinity.launch.parent_death import killed_with_parent
 from ompaffinity.launch.ranks import free_port, rank_variables
 from ompaffinity.launch.signals import SignalReceiver
 from ompaffinity.launch.supervise import Supervisor
-from ompaffinity.launch.watcher import Watcher
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,15 +47,16 @@ def run_ranks(
         OutputError: the output cannot be written, though its reader is there (a full disk).
         BindingError: the kernel refuses to bind, and the manager is strict.
     """
-    reason = _why_not_started(command[0])
-    if reason is not None:
-        print(f"ompaffinity: error: {command[0]} cannot be started: {reason}", file=sys.stderr)
-        return bind_exec.NOT_STARTED
     with ExitStack() as stack:
         outputs = _outputs(len(manager.plan.ranks), log_dir, stack)
-        signals, watcher = stack.enter_context(SignalReceiver()), stack.enter_context(Watcher())
-        ranks = stack.enter_context(Supervisor(signals, watcher, grace_seconds=grace_seconds))
-        _start(manager, command, ranks, outputs)
+        signals, guard = stack.enter_context(SignalReceiver()), stack.enter_context(RankGuard(later=True))
+        ranks = stack.enter_context(Supervisor(signals, guard, grace_seconds=grace_seconds))
+        try:
+            _start(manager, command, ranks, outputs)
+        except NotExecutableError as error:
+            print(f"ompaffinity: error: {error}", file=sys.stderr)
+            return NOT_STARTED
+        guard.start()
         ranks.wait()
         if ranks.status is not None:
             # What is left of a failed group must not print forever.
@@ -68,14 +69,6 @@ def run_ranks(
         return ranks.status or 0
 
 
-def _why_not_started(program: str) -> str | None:
-    if shutil.which(program) is not None:
-        return None
-    if os.path.isdir(program):
-        return "it is a directory"
-    return "it is not executable" if os.path.exists(program) else "there is no such program"
-
-
 def _start(
     manager: OMPProcessManager,
     command: Sequence[str],
@@ -83,10 +76,10 @@ def _start(
     outputs: Sequence[tuple[PrefixedLines | BinaryIO, PrefixedLines | BinaryIO]],
 ) -> None:
     world_size, port = len(outputs), free_port()
-    words = [sys.executable, "-I", "-S", bind_exec.__file__, "--die-with-parent", str(os.getpid()), "--", *command]
+    before_exec = killed_with_parent()
     for rank, (stdout, stderr) in enumerate(outputs):
         variables = rank_variables(rank, world_size, rank, world_size, port=port)
-        if ranks.start(manager, rank, words, variables, stdout, stderr) is None:
+        if ranks.start(manager, rank, command, variables, stdout, stderr, before_exec=before_exec) is None:
             return
 
 

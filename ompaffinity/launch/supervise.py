@@ -7,6 +7,7 @@ rank that fails ends the others, and when they want all of them to end.
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import selectors
@@ -15,19 +16,19 @@ import subprocess
 import time
 from typing import TYPE_CHECKING
 
-from ompaffinity.errors import CommandStartError, SupervisionError
+from ompaffinity.errors import CommandStartError, NotExecutableError, SupervisionError
 from ompaffinity.launch.output import Consumer, OutputReader
 from ompaffinity.launch.rank_process import RankProcess, reason_of
 from ompaffinity.launch.signals import ENDING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
     from typing import BinaryIO
 
     from ompaffinity.bind.manager import OMPProcessManager
+    from ompaffinity.launch.guard import RankGuard
     from ompaffinity.launch.signals import SignalReceiver
-    from ompaffinity.launch.watcher import Watcher
 
     Target = Consumer | BinaryIO | None
     """Where an output goes: to a consumer through a pipe, into a file, or, for stderr, where stdout goes."""
@@ -49,7 +50,7 @@ class Supervisor:
     """
 
     def __init__(
-        self, signals: SignalReceiver, watcher: Watcher, *, grace_seconds: float, end_together: bool = True
+        self, signals: SignalReceiver, guard: RankGuard, *, grace_seconds: float, end_together: bool = True
     ) -> None:
         self.ranks: list[RankProcess] = []
         self.status: int | None = None
@@ -60,19 +61,18 @@ class Supervisor:
         """The first rank that failed, where that ends the others."""
         self.suspended_seconds = 0.0
         """For how long this process and the ranks were stopped (SIGTSTP)."""
-        self._signals, self._watcher = signals, watcher
+        self._signals, self._guard = signals, guard
         self._grace_seconds, self._end_together = grace_seconds, end_together
         self._kill_at: float | None = None
         self._interrupted_at = 0.0
+        self._reads_output = False
 
     def __enter__(self) -> Supervisor:
         try:
             self._selector = selectors.DefaultSelector()
             self._selector.register(self._signals, selectors.EVENT_READ)
             self.output = OutputReader(self._signals.wake)
-            self.output.start()
-        except (OSError, RuntimeError) as error:
-            # RuntimeError: the limit of processes and threads allows no thread.
+        except OSError as error:
             raise SupervisionError(f"the ranks cannot be supervised: {reason_of(error)}") from None
         return self
 
@@ -92,16 +92,19 @@ class Supervisor:
         variables: Mapping[str, str],
         stdout: Target,
         stderr: Target = None,
+        *,
+        before_exec: Callable[[], None] | None = None,
     ) -> RankProcess | None:
         """Start a rank of the manager's plan, bound, with these variables added to its environment.
 
-        None, and nothing is started, where the ranks before it are ending already.
+        None, and nothing is started, where the ranks before it are ending already. `before_exec` is called in the child
+        before it executes the command; only a process of one thread may give one, and this starts none before `step`.
 
         Raises:
-            CommandStartError: the command cannot be started.
+            CommandStartError: the command cannot be started; NotExecutableError where the command itself is the reason.
             BindingError: the kernel refuses to bind, and the manager is strict.
         """
-        self.step(0)
+        self._handle_events(0)
         if self.status is not None:
             return None
         targets = [_descriptor(stdout), subprocess.STDOUT if stderr is None else _descriptor(stderr)]
@@ -116,11 +119,12 @@ class Supervisor:
                     stderr=targets[1],
                     start_new_session=True,
                     env=environment,
+                    preexec_fn=before_exec,  # noqa: PLW1509
                 )
             except (OSError, ValueError) as error:
-                raise CommandStartError(f"{command[0]} cannot be started: {reason_of(error, command[0])}") from None
+                raise _start_error(command[0], error) from None
             # At once, and inside the context, whose end may raise.
-            self._watcher.add(process.pid)
+            self._guard.add(process.pid)
             started = RankProcess(rank, placement, environment, process)
             self._adopt(started)
             for pipe, consumer in ((process.stdout, stdout), (process.stderr, stderr)):
@@ -150,6 +154,7 @@ class Supervisor:
 
     def wait_for_output(self) -> None:
         """Handle what happens until all output is delivered; call it when the last rank has ended."""
+        self._read_output()
         self.output.ranks_have_ended()
         while not self.output.done:
             self.step()
@@ -158,8 +163,23 @@ class Supervisor:
         """Handle the next event, waiting for it as long as it takes, or so many seconds at most.
 
         Raises:
-            SupervisionError: the kernel refuses to report whether a rank runs, or its status was lost.
+            SupervisionError: the kernel refuses to report whether a rank runs, or its status was lost, or there can be
+                no thread that reads the output.
         """
+        self._read_output()
+        self._handle_events(seconds)
+
+    def _read_output(self) -> None:
+        if self._reads_output:
+            return
+        try:
+            self.output.start()
+        except RuntimeError as error:
+            # The limit of processes and threads allows no thread.
+            raise SupervisionError(f"the ranks cannot be supervised: {reason_of(error)}") from None
+        self._reads_output = True
+
+    def _handle_events(self, seconds: float) -> None:
         self._selector.select(self._timeout(seconds))
         for number in self._signals.take():
             self._handle_signal(number)
@@ -239,8 +259,17 @@ class Supervisor:
         """Wait for the ranks to end and reap them: what they started in their groups stays, and is no longer ours."""
         for rank in self.ranks:
             if not rank.reaped:
-                self._watcher.remove(rank.pid)
+                self._guard.remove(rank.pid)
                 rank.reap()
+
+
+def _start_error(program: str, error: OSError | ValueError) -> CommandStartError:
+    if getattr(error, "filename", None) != program:
+        return CommandStartError(f"{program} cannot be started: {reason_of(error)}")
+    reason = reason_of(error, program)
+    if isinstance(error, OSError) and error.errno == errno.EACCES:
+        reason = "it is a directory" if os.path.isdir(program) else "it is not executable"
+    return NotExecutableError(f"{program} cannot be started: {reason}")
 
 
 def _descriptor(target: Target) -> BinaryIO | int:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ompaffinity.bind.manager import OMPProcessManager
+    from ompaffinity.launch.guard import RankGuard
     from ompaffinity.launch.signals import SignalReceiver
-    from ompaffinity.launch.watcher import Watcher
 
 GRACE_SECONDS = 5
 """How long ranks may take to end after SIGTERM."""
@@ -53,7 +53,7 @@ def measure_run(
     metric: re.Pattern[str] | None,
     most_seconds: float,
     signals: SignalReceiver,
-    watcher: Watcher,
+    guard: RankGuard,
 ) -> Run:
     """Start every rank of a plan and wait for the last one; none of them is left running, whatever happens.
 
@@ -65,7 +65,7 @@ def measure_run(
         BindingError: the kernel refuses to bind.
     """
     outputs = [RankOutput(metric) for _ in manager.plan.ranks]
-    with Supervisor(signals, watcher, grace_seconds=GRACE_SECONDS) as ranks:
+    with Supervisor(signals, guard, grace_seconds=GRACE_SECONDS) as ranks:
         busy, own = _busy_seconds(), _own_seconds()
         start = time.monotonic()
         _start(manager, command, outputs, ranks)

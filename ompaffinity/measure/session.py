@@ -7,8 +7,8 @@ import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from ompaffinity.errors import InterruptedBySignalError, RequestError
+from ompaffinity.launch.guard import RankGuard
 from ompaffinity.launch.signals import SignalReceiver
-from ompaffinity.launch.watcher import Watcher
 from ompaffinity.measure.advice import EQUAL, Advice, advise, verdict
 from ompaffinity.measure.runs import CommandFailedError, TooSlowError, measure_run
 from ompaffinity.measure.statistics import (
@@ -120,13 +120,13 @@ class _Session:
         settings: Settings,
         progress: Callable[[str, float], object],
         signals: SignalReceiver,
-        watcher: Watcher,
+        guard: RankGuard,
     ) -> None:
         self.settings = settings
         self.left_out: dict[str, str] = {}
         self.rounds: list[dict[str, Run]] = []
         self._managers, self._progress = managers, progress
-        self._signals, self._watcher = signals, watcher
+        self._signals, self._guard = signals, guard
         self._start = time.monotonic()
         self.alive = [*managers]
         self._baseline = self.alive[0]
@@ -142,9 +142,7 @@ class _Session:
         most = self.settings.budget_seconds * MAX_SHARE_OF_BUDGET
         try:
             manager = self._managers[name][1]
-            found = measure_run(
-                manager, self.settings.command, self.settings.metric, most, self._signals, self._watcher
-            )
+            found = measure_run(manager, self.settings.command, self.settings.metric, most, self._signals, self._guard)
         except (TooSlowError, CommandFailedError) as error:
             slow = isinstance(error, TooSlowError)
             reason = f"a run takes longer than {most:.0f} seconds" if slow else f"a run failed: {error}"
@@ -208,8 +206,8 @@ def compare_variants(
     """
     require_proc()
     interrupted_by = None
-    with SignalReceiver() as signals, Watcher() as watcher:
-        session = _Session(managers, settings, progress, signals, watcher)
+    with SignalReceiver() as signals, RankGuard() as guard:
+        session = _Session(managers, settings, progress, signals, guard)
         try:
             session.warm_up()
             while len(session.alive) > 1 and session.add_round():

@@ -8,7 +8,6 @@ from ompaffinity.placement.architecture import rule_for
 from ompaffinity.placement.check import check_for_machine, check_named, check_request
 from ompaffinity.placement.cpu_ranks import assign_cpu_ranks
 from ompaffinity.placement.explain import plan_messages
-from ompaffinity.placement.gpu_ranks import assign_gpu_ranks
 from ompaffinity.placement.left_out import left_out_cpus
 from ompaffinity.placement.memory import planned_budget, with_sharing
 from ompaffinity.placement.model import Plan
@@ -17,6 +16,9 @@ from ompaffinity.placement.pools import held_cpus, unusable_cpus, usable_pools
 from ompaffinity.placement.request import AUTO
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from ompaffinity.placement.model import Assignment
     from ompaffinity.placement.request import PlacementRequest
     from ompaffinity.topology.model import Topology
 
@@ -31,8 +33,7 @@ def make_plan(topology: Topology, request: PlacementRequest) -> Plan:
     request = check_request(request)
     held = held_cpus(topology, request)
     check_for_machine(topology, request, held)
-    assign = assign_gpu_ranks if request.for_gpus else assign_cpu_ranks
-    assignment = assign(topology, request, held)
+    assignment = _assigned(topology, request, held)
     granularity = _granularity(request)
     ranks = with_sharing(place_ranks(topology, request, assignment, granularity))
     if request.utilization is not None:
@@ -55,6 +56,15 @@ def make_plan(topology: Topology, request: PlacementRequest) -> Plan:
         live=topology.live,
         avoided=request.avoid,
     )
+
+
+def _assigned(topology: Topology, request: PlacementRequest, held: Mapping[int, str]) -> Assignment:
+    if not request.for_gpus:
+        return assign_cpu_ranks(topology, request, held)
+    # Most plans have no GPU, and every module takes a part of every start.
+    from ompaffinity.placement.gpu_ranks import assign_gpu_ranks
+
+    return assign_gpu_ranks(topology, request, held)
 
 
 def _granularity(request: PlacementRequest) -> str:

@@ -7,10 +7,10 @@ import time
 from typing import TYPE_CHECKING
 
 from ompaffinity.errors import InterruptedBySignalError
+from ompaffinity.launch.guard import RankGuard
 from ompaffinity.launch.output import PrefixedLines, descriptor_of
 from ompaffinity.launch.signals import SignalReceiver
 from ompaffinity.launch.supervise import Supervisor
-from ompaffinity.launch.watcher import Watcher
 from ompaffinity.proof.compare import not_found
 from ompaffinity.proof.observe import require_proc
 from ompaffinity.proof.sampling import WINDOW_SECONDS, TreeObserver
@@ -43,8 +43,8 @@ def verify_command(manager: OMPProcessManager, command: Sequence[str], seconds: 
     require_proc()
     with (
         SignalReceiver() as signals,
-        Watcher() as watcher,
-        Supervisor(signals, watcher, grace_seconds=GRACE_SECONDS, end_together=False) as ranks,
+        RankGuard() as guard,
+        Supervisor(signals, guard, grace_seconds=GRACE_SECONDS, end_together=False) as ranks,
     ):
         started = []
         for rank in range(len(manager.plan.ranks)):

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ompaffinity.launch import group_killer
+from ompaffinity.launch.guard import RankGuard
 from ompaffinity.launch.signals import ENDING
-from ompaffinity.launch.watcher import Watcher
+from tests.conftest import ROOT
 from tests.launch.test_run import running_children, wait_until
 
 
@@ -52,12 +53,6 @@ def test_kills_the_groups_when_the_input_ends() -> None:
         assert [first.wait(30), second.wait(30)] == [-9, -9]
 
 
-def test_kills_nothing_where_the_last_line_is_done() -> None:
-    with killer() as process, sleeper() as kept:
-        end_input(process, kept.pid, "done")
-        assert kept.poll() is None
-
-
 def test_kills_no_group_that_was_removed() -> None:
     with killer() as process, sleeper() as kept, sleeper() as killed:
         end_input(process, kept.pid, killed.pid, -kept.pid)
@@ -82,12 +77,41 @@ def test_ignores_the_signals_that_end_ranks() -> None:
         assert killed.wait(30) == -9
 
 
-def test_ranks_run_on_where_the_watching_process_was_killed() -> None:
+def test_ranks_run_on_where_the_process_that_guards_them_was_killed() -> None:
     before = running_children(os.getpid())
-    with Watcher() as watcher, sleeper() as rank:
+    with RankGuard() as guard, sleeper() as rank:
         (pid,) = {*running_children(os.getpid())} - {*before, rank.pid}
         os.kill(pid, 9)
         wait_until(lambda: pid not in running_children(os.getpid()))
-        watcher.add(rank.pid)
-        watcher.remove(rank.pid)
+        guard.add(rank.pid)
+        guard.remove(rank.pid)
         assert rank.poll() is None
+
+
+def test_the_process_that_guards_ranks_ends_with_its_context_and_kills_no_group() -> None:
+    before = running_children(os.getpid())
+    with sleeper() as kept:
+        with RankGuard() as guard:
+            guard.add(kept.pid)
+        assert {*running_children(os.getpid())} == {*before, kept.pid}
+        assert kept.poll() is None
+
+
+def test_a_guard_that_is_started_later_gets_the_groups_that_were_added_before() -> None:
+    program = (
+        "import os, sys; from ompaffinity.launch.guard import RankGuard\n"
+        "guard = RankGuard(later=True).__enter__()\n"
+        "for group in map(int, sys.argv[1:]): guard.add(group)\n"
+        "guard.remove(int(sys.argv[1])); guard.start(); os.kill(os.getpid(), 9)"
+    )
+    with sleeper() as kept, sleeper() as killed:
+        subprocess.run([sys.executable, "-c", program, str(kept.pid), str(killed.pid)], check=False, cwd=ROOT)
+        assert killed.wait(30) == -9
+        assert kept.poll() is None
+
+
+def test_a_guard_that_was_never_started_starts_no_process() -> None:
+    before = running_children(os.getpid())
+    with RankGuard(later=True) as guard:
+        guard.add(2**22)
+        assert running_children(os.getpid()) == before

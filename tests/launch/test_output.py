@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
+from ompaffinity.launch import output
 from ompaffinity.launch.output import CHUNK, MAX_LINE, Line, LineSplitter, OutputReader, PrefixedLines
 from tests.launch.test_run import wait_until
 
@@ -100,6 +103,46 @@ def test_what_was_printed_is_delivered_where_a_process_keeps_the_pipe_open() -> 
     assert (b"".join(recorder.fed), recorder.finished) == (b"last line", 1)
 
 
+class Slow(Recorder):
+    """A consumer whose first write takes a while."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written = threading.Event()
+
+    def feed(self, data: bytes) -> None:
+        if not self.fed:
+            time.sleep(1.5)
+        super().feed(data)
+        self.written.set()
+
+
+def test_time_in_which_a_consumer_waits_does_not_count_for_leftovers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "LEFTOVER_SECONDS", 1.0)
+    slow = Slow()
+    with reading(slow) as (reader, (descriptor,)):
+        reader.ranks_have_ended()
+        time.sleep(0.1)
+        os.write(descriptor, b"one")
+        assert slow.written.wait(30)
+        time.sleep(0.2)
+        assert not reader.done
+        os.write(descriptor, b"two")
+        os.close(descriptor)
+        wait_until(lambda: reader.done)
+    assert b"".join(slow.fed) == b"onetwo"
+
+
+def test_a_reader_that_was_not_started_leaves_no_descriptor_open() -> None:
+    before = os.listdir("/proc/self/fd")
+    end_of_pipe, descriptor = os.pipe()
+    reader = OutputReader(lambda: None)
+    reader.add(os.fdopen(end_of_pipe, "rb", buffering=0), Recorder())
+    reader.close()
+    os.close(descriptor)
+    assert os.listdir("/proc/self/fd") == before
+
+
 def test_abandoned_output_is_done_at_once_though_a_rank_may_print() -> None:
     changes: list[bool] = []
     reader = OutputReader(lambda: changes.append(reader.done))
@@ -130,11 +173,11 @@ def test_all_lines_reach_a_pipe_that_another_process_made_non_blocking() -> None
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     recorder, text = Recorder(), b"x" * 99 + b"\n"
-    with reading() as (output, _):
-        output.add(os.fdopen(reader, "rb", buffering=0), recorder)
+    with reading() as (lines, _):
+        lines.add(os.fdopen(reader, "rb", buffering=0), recorder)
         # More than a pipe holds.
         PrefixedLines(writer, b"> ").feed(text * (4 * CHUNK // 100))
-        end(output, [writer])
+        end(lines, [writer])
     assert b"".join(recorder.fed) == (b"> " + text) * (4 * CHUNK // 100)
 
 

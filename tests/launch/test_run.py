@@ -343,7 +343,7 @@ def test_ends_ranks_also_while_the_reader_does_not_read() -> None:
     with subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=ROOT) as launcher:
         assert launcher.stdout is not None
         wait_until(lambda: len(running_children(launcher.pid)) == 3)
-        # Only the watcher is left.
+        # Only the process that guards them is left.
         wait_until(lambda: len(running_children(launcher.pid)) == 1)
         assert launcher.poll() is None
         assert set(launcher.stdout.read().splitlines()[:-1]) == {b"[rank 1] " + b"x" * 1000}

@@ -19,11 +19,11 @@ import pytest
 
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.errors import RequestError, SupervisionError
+from ompaffinity.launch.guard import RankGuard
 from ompaffinity.launch.output import PrefixedLines
 from ompaffinity.launch.rank_process import RankProcess
 from ompaffinity.launch.signals import SignalReceiver
 from ompaffinity.launch.supervise import Supervisor
-from ompaffinity.launch.watcher import Watcher
 from ompaffinity.measure.runs import CommandFailedError, measure_run
 from ompaffinity.measure.variants import VARIANTS, variant_manager
 from ompaffinity.proof.command import verify_command
@@ -71,8 +71,8 @@ def started(verb: str, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], 
 def supervisor(**policy: bool) -> Iterator[Supervisor]:
     with (
         SignalReceiver() as signals,
-        Watcher() as watcher,
-        Supervisor(signals, watcher, grace_seconds=5, **policy) as ranks,
+        RankGuard() as guard,
+        Supervisor(signals, guard, grace_seconds=5, **policy) as ranks,
     ):
         yield ranks
 
@@ -104,10 +104,10 @@ def test_signals_only_groups_whose_leader_is_not_reaped(
     if verb == "verify":
         verify_command(OMPProcessManager(**REQUEST), [command], 5)
     else:
-        with SignalReceiver() as signals, Watcher() as watcher:
+        with SignalReceiver() as signals, RankGuard() as guard:
             manager = variant_manager(VARIANTS["none"], REQUEST)
             try:
-                measure_run(manager, [command], None, 60, signals, watcher)
+                measure_run(manager, [command], None, 60, signals, guard)
             except CommandFailedError:
                 assert command == "false"
     assert leaders
@@ -185,8 +185,8 @@ def test_takes_descriptors_above_the_limit_of_select() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 1200), hard))
     held = [os.open("/dev/null", os.O_RDONLY) for _ in range(1050)]
     try:
-        with SignalReceiver() as signals, Watcher() as watcher:
-            run = measure_run(variant_manager(VARIANTS["none"], REQUEST), ["true"], None, 60, signals, watcher)
+        with SignalReceiver() as signals, RankGuard() as guard:
+            run = measure_run(variant_manager(VARIANTS["none"], REQUEST), ["true"], None, 60, signals, guard)
         assert run.seconds > 0
     finally:
         for descriptor in held:
@@ -272,9 +272,9 @@ def test_reads_what_a_process_prints_after_its_rank_has_ended() -> None:
 
 def test_compare_kills_what_a_run_left_running(tmp_path: Path) -> None:
     script = f"sleep 300 & echo $! > {tmp_path}/pid"
-    with SignalReceiver() as signals, Watcher() as watcher:
+    with SignalReceiver() as signals, RankGuard() as guard:
         manager = variant_manager(VARIANTS["none"], REQUEST)
-        measure_run(manager, ["sh", "-c", script], None, 60, signals, watcher)
+        measure_run(manager, ["sh", "-c", script], None, 60, signals, guard)
     pid = int((tmp_path / "pid").read_text())
     wait_until(lambda: not is_alive(pid))
 

@@ -17,9 +17,9 @@ import ompaffinity
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.cli.compare import variants_of
 from ompaffinity.errors import RequestError
+from ompaffinity.launch.guard import RankGuard
 from ompaffinity.launch.output import MAX_LINE
 from ompaffinity.launch.signals import SignalReceiver
-from ompaffinity.launch.watcher import Watcher
 from ompaffinity.measure import runs
 from ompaffinity.measure.runs import CommandFailedError, Run, TooSlowError, metric_of
 from ompaffinity.measure.variants import VARIANTS, variant_manager
@@ -38,8 +38,8 @@ print("rate: 2.5")
 def measure_run(
     manager: OMPProcessManager, command: list[str], metric: re.Pattern[str] | None, most_seconds: float
 ) -> Run:
-    with SignalReceiver() as signals, Watcher() as watcher:
-        return runs.measure_run(manager, command, metric, most_seconds, signals, watcher)
+    with SignalReceiver() as signals, RankGuard() as guard:
+        return runs.measure_run(manager, command, metric, most_seconds, signals, guard)
 
 
 def reported(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, **asked: Any) -> list[Any]:
