@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from ompaffinity.records import NamedTuple
 from ompaffinity.shown import shown
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from tests.conftest import ROOT
 PACKAGE = ROOT / "ompaffinity"
 ORDER = (
     "errors",
+    "records",
     "shown",
     "files",
     "messages",

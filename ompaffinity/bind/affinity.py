@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.ids import format_id_list
 from ompaffinity.proc import mask_of, start_time
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -6,12 +6,13 @@ others it shares. Nothing is guessed of other processes; what they use is not av
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import CapacityError, RequestError
 from ompaffinity.messages import counted
 from ompaffinity.placement.check import check_utilization
 from ompaffinity.placement.memory import node_shares, share_of
+from ompaffinity.records import NamedTuple
 from ompaffinity.topology.limits import memory_left, read_limits
 from ompaffinity.topology.model import UNKNOWN
 from ompaffinity.topology.nodes import NODE_ROOT, read_nodes

@@ -16,10 +16,11 @@ import ctypes
 import errno
 import os
 import threading
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import BindingError
 from ompaffinity.ids import format_id_list
+from ompaffinity.records import NamedTuple
 from ompaffinity.topology.limits import mems_allowed
 from ompaffinity.topology.nodes import NODE_ROOT
 from ompaffinity.topology.text import read_id_list

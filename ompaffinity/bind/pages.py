@@ -6,11 +6,12 @@ import ctypes
 import errno
 import os
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.bind.mempolicy import MemoryPolicyError, load_libnuma, node_mask
 from ompaffinity.errors import BindingError
 from ompaffinity.proc import numa_maps_lines
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -12,7 +12,7 @@ import threading
 from collections import Counter
 from functools import partial
 from threading import get_native_id
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.bind.affinity import change_mask, thread_identity
 from ompaffinity.bind.deferred_signals import deferred_signals
@@ -24,6 +24,7 @@ from ompaffinity.ids import format_id_list
 from ompaffinity.openmp.detect import loaded_runtimes
 from ompaffinity.openmp.team import in_each_thread
 from ompaffinity.proc import mask_of, thread_ids, thread_name
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

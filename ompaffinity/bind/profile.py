@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.bind.start_methods import FORK, FORKSERVER
 from ompaffinity.openmp.plan_document import worker_environment
 from ompaffinity.openmp.variables import BINDING_VARIABLES
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

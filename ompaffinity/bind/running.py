@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.bind.affinity import set_mask
 from ompaffinity.errors import RequestError
 from ompaffinity.ids import format_id_list
 from ompaffinity.placement.fields import WHOLE, DocumentReader, Source
 from ompaffinity.proc import mask_of, start_time, thread_ids, thread_name
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -7,7 +7,7 @@ under which load they were measured, and what they gained.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.bind.plan_files import saved_document
 from ompaffinity.errors import RequestError
@@ -16,6 +16,7 @@ from ompaffinity.messages import OPTIONS_MEASURED_ELSEWHERE
 from ompaffinity.placement.environment import completed, options_from_text, options_text, split_options
 from ompaffinity.placement.fields import WHOLE, DocumentReader, Source
 from ompaffinity.placement.options import OPTIONS_FLAG, OPTIONS_VARIABLE
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

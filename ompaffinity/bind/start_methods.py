@@ -11,12 +11,13 @@ import os
 import sys
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import StartMethodError
 from ompaffinity.messages import FORK_AFTER_OPENMP, FORKSERVER_ENVIRONMENT, Message
 from ompaffinity.openmp.detect import GOMP, IOMP, family_of_file, loaded_runtimes
 from ompaffinity.openmp.library_path import preloaded_files
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from functools import partial
 from threading import get_native_id
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.bind.affinity import ThreadIdentity, thread_identity
 from ompaffinity.bind.mempolicy import DEFAULT_POLICY, AcceptedPolicy, restore_thread_policy, take_policy, thread_policy
@@ -14,6 +14,7 @@ from ompaffinity.ids import format_id_list
 from ompaffinity.openmp.detect import loaded_runtimes
 from ompaffinity.openmp.team import in_each_thread
 from ompaffinity.proc import thread_ids
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from ompaffinity.bind.mempolicy import ThreadPolicy

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from ompaffinity.records import NamedTuple
 from ompaffinity.topology.model import UNKNOWN
 
 if TYPE_CHECKING:

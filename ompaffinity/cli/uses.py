@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.ids import format_id_list
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from ompaffinity.placement.model import Plan, RankPlacement

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.devices.pci import cpu_nodes
 from ompaffinity.ids import format_id_list
 from ompaffinity.messages import DEVICE_NODE_UNKNOWN, DEVICE_SOURCES_DISAGREE, NOTE, WARNING, Message
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -7,10 +7,11 @@ own answer. Source: the NVML API reference.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.devices.pci import cpu_nodes, located, own_memory, pci_address
 from ompaffinity.devices.visibility import NVIDIA, PhysicalGPU
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -8,11 +8,12 @@ README (numa_status).
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.devices.visibility import AMD, INTEL, NVIDIA, OTHER, PhysicalGPU
 from ompaffinity.errors import IDListError
 from ompaffinity.ids import format_id_list, parse_id_list, parse_mask
+from ompaffinity.records import NamedTuple
 from ompaffinity.topology.nodes import NODE_ROOT
 from ompaffinity.topology.text import numbered, read_number, read_text
 

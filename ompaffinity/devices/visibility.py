@@ -8,9 +8,10 @@ the Level Zero specification (Affinity Mask).
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.messages import DEVICE_LIST_CUT, DEVICE_LISTED_TWICE, DEVICE_ORDER_UNKNOWN, Message
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.doctor.machine import machine_checks
 from ompaffinity.doctor.memory import memory_checks
 from ompaffinity.doctor.record import PROBLEM, Check
 from ompaffinity.doctor.software import software_checks
 from ompaffinity.errors import OMPAffinityError
+from ompaffinity.records import NamedTuple
 from ompaffinity.topology.source import load_topology
 from ompaffinity.topology.tree import DirectoryTree
 

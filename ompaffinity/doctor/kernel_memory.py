@@ -6,8 +6,9 @@ Documentation/admin-guide/sysctl/kernel.rst (numa_balancing).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from ompaffinity.records import NamedTuple
 from ompaffinity.topology.nodes import NODE_ROOT
 from ompaffinity.topology.text import numbered, plain_number, read_number, read_text
 

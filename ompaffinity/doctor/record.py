@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from ompaffinity.records import NamedTuple
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 

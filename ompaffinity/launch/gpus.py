@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.bind.live_plan import homes
 from ompaffinity.devices.live import live_gpus
@@ -15,6 +15,7 @@ from ompaffinity.launch.mask_groups import environments_of_ranks
 from ompaffinity.messages import GPU_SHARING_UNKNOWN, Message, counted
 from ompaffinity.placement.check_gpu import check_node
 from ompaffinity.placement.request import SIZES
+from ompaffinity.records import NamedTuple
 from ompaffinity.topology.source import load_topology
 
 if TYPE_CHECKING:

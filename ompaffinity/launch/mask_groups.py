@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.launch.ranks import local_rank_variable
 from ompaffinity.proc import mask_of, parent_of, processes_below, started_with
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

@@ -15,9 +15,10 @@ import termios
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from ompaffinity.errors import OutputError
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable

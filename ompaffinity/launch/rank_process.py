@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import SupervisionError
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     import subprocess

@@ -8,10 +8,11 @@ hydra's README, srun(1), pals(7), jsrun(1), flux-run(1), MVAPICH2's user guide, 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import RequestError
 from ompaffinity.placement.request import MAX_RANKS
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

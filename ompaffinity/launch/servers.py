@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.bind.profile import WorkerProfile
 from ompaffinity.messages import SERVER_BINDS_WORKERS
 from ompaffinity.placement.document import PLACEMENT_VARIABLE
 from ompaffinity.placement.request import AUTO
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

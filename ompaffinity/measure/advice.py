@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.measure.statistics import Interval, confidence_of_each, fewest_values
 from ompaffinity.measure.variants import PLAN
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -7,13 +7,14 @@ import os
 import re
 import resource
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import InterruptedBySignalError, OMPAffinityError, RequestError
 from ompaffinity.launch.output import Line, LineSplitter
 from ompaffinity.launch.ranks import free_port, rank_variables
 from ompaffinity.launch.supervise import Supervisor
 from ompaffinity.proof.foreign import cpu_times
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import InterruptedBySignalError, RequestError
 from ompaffinity.launch.guard import RankGuard
@@ -19,6 +19,7 @@ from ompaffinity.measure.statistics import (
     paired_ratio,
 )
 from ompaffinity.proof.observe import require_proc
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     import re

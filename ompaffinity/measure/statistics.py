@@ -8,9 +8,11 @@ whatever their distribution (Conover, Practical Nonparametric Statistics, 3.2; H
 from __future__ import annotations
 
 from math import comb
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

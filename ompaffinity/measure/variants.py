@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.bind.live_plan import live_plan
 from ompaffinity.bind.manager import OMPProcessManager
@@ -11,6 +11,7 @@ from ompaffinity.bind.profile import OPENMP_PROFILE, WorkerProfile
 from ompaffinity.openmp.variables import BINDING_VARIABLES, MANAGED_VARIABLES
 from ompaffinity.placement.architecture import ALL
 from ompaffinity.placement.document import PLACEMENT_VARIABLE
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

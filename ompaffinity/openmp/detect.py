@@ -11,7 +11,7 @@ import errno
 import os
 import sys
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import RequestError
 from ompaffinity.interpreter import child_command
@@ -19,6 +19,7 @@ from ompaffinity.mapped import mapped_files, open_mapped_file, open_regular
 from ompaffinity.messages import log_debug
 from ompaffinity.openmp.elf import ELFError, SharedLibrary
 from ompaffinity.openmp.library_path import find_library, library_path, preloaded_files
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import struct
-from typing import NamedTuple
+
+from ompaffinity.records import NamedTuple
 
 PT_LOAD, PT_DYNAMIC = 1, 2
 DT_NULL, DT_NEEDED, DT_HASH, DT_STRTAB, DT_SYMTAB, DT_SONAME, DT_RUNPATH = 0, 1, 4, 5, 6, 14, 29

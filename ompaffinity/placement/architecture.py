@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from ompaffinity.records import NamedTuple
 
 ALL = 2**20
 """More threads than any core has."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import IDListError, PlacementError, RequestError
 from ompaffinity.ids import MAX_ID, format_id_list, parse_ordered_id_list
 from ompaffinity.messages import counted
 from ompaffinity.placement.request import conflicting_options
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from typing import Any

@@ -7,10 +7,11 @@ added from the fastest on; a slower kind must raise the best value of fewer kind
 from __future__ import annotations
 
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.messages import counted
 from ompaffinity.placement.request import AUTO
+from ompaffinity.records import NamedTuple
 from ompaffinity.topology.kinds import FACTORS, PERFORMANCE
 from ompaffinity.topology.model import UNKNOWN
 

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 from heapq import heapify, heappop, heappush
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.placement.model import Cut
 from ompaffinity.placement.runs import best_runs
+from ompaffinity.records import NamedTuple
 from ompaffinity.topology.model import UNKNOWN
 
 if TYPE_CHECKING:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from reprlib import Repr
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ompaffinity.errors import IDListError, RequestError
 from ompaffinity.ids import MAX_ID, parse_id_list
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

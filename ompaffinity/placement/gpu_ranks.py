@@ -7,7 +7,7 @@ CPUs that this process may not use, stays unbound; the others are bound all the 
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import PlacementError
 from ompaffinity.placement.architecture import rule_for
@@ -23,6 +23,7 @@ from ompaffinity.placement.pools import (
 )
 from ompaffinity.placement.reserve import reserve_cores, wanted_reserve
 from ompaffinity.placement.split import split_cores
+from ompaffinity.records import NamedTuple
 from ompaffinity.topology.model import UNKNOWN
 
 if TYPE_CHECKING:

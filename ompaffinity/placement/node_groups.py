@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import combinations
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from ompaffinity.placement.pools import near_order
 from ompaffinity.placement.split import largest_fitting, largest_smallest
+from ompaffinity.records import NamedTuple
 from ompaffinity.topology.model import UNKNOWN
 
 if TYPE_CHECKING:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from ompaffinity.placement.request import (
     CORE_TYPES,
     DISTRIBUTIONS,
@@ -14,6 +12,7 @@ from ompaffinity.placement.request import (
     SPANS,
     WAIT_POLICIES,
 )
+from ompaffinity.records import NamedTuple
 
 SEVERAL_VALUES = ("pids", "numbers", "lists")
 OPTIONS_VARIABLE = "OMPAFFINITY_OPTIONS"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import IDListError, RequestError
 from ompaffinity.ids import parse_ordered_id_list
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -6,7 +6,9 @@ for an eighth of the time only. A sleeping thread competes for none, whatever it
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
+
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from ompaffinity.proof.observe import ProcessState

@@ -5,7 +5,7 @@ are their OpenMP teams, is observed in a window.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.bind.deferred_signals import deferred_signals
 from ompaffinity.bind.pages import mapped_memory, migrate_process_pages
@@ -23,6 +23,7 @@ from ompaffinity.proc import parent_of, processes_below, start_time
 from ompaffinity.proof.inspect import sampled_processes
 from ompaffinity.proof.observe import NUMA_MAPS_SECONDS
 from ompaffinity.proof.tree import Member, ancestors_of, groups_of
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

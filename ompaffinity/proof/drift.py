@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.ids import format_id_list
 from ompaffinity.messages import counted
 from ompaffinity.proof.verdict import DIFFERS, HOLDS, UNPROVEN
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.ids import format_id_list
 from ompaffinity.messages import counted
 from ompaffinity.proof.verdict import MASK, THREADS, Difference
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

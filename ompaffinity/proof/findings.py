@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.ids import format_id_list
 from ompaffinity.messages import counted
 from ompaffinity.proof.compare import main_policy
 from ompaffinity.proof.tree import how_it_was_shared
+from ompaffinity.records import NamedTuple
 from ompaffinity.topology.model import LOCAL_DISTANCE, UNKNOWN
 
 if TYPE_CHECKING:

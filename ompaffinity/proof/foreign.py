@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.ids import format_id_list
 from ompaffinity.proc import command_line, cpu_ticks, is_kernel_thread, mask_of, process_ids, thread_ids
+from ompaffinity.records import NamedTuple
 from ompaffinity.shown import brief_command, shown
 
 if TYPE_CHECKING:

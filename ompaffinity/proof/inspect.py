@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import ProcessEndedError, RequestError
 from ompaffinity.ids import format_id_list
@@ -26,6 +26,7 @@ from ompaffinity.proof.findings import (
 )
 from ompaffinity.proof.observe import ProcessState, observe_process, observe_threads, require_proc
 from ompaffinity.proof.tree import OTHER, Group, Member, groups_of, other_processes, placements_in_tree, role_of
+from ompaffinity.records import NamedTuple
 from ompaffinity.shown import brief_command
 from ompaffinity.topology.model import LOCAL_DISTANCE, UNKNOWN
 

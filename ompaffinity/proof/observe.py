@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.bind.pages import MappedMemory, mapped_memory
 from ompaffinity.errors import ProcessEndedError, RequestError
@@ -31,6 +31,7 @@ from ompaffinity.proc import (
     thread_times,
 )
 from ompaffinity.proof.engines import Engine, engines_of
+from ompaffinity.records import NamedTuple
 from ompaffinity.shown import shown
 
 if TYPE_CHECKING:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.bind.deferred_signals import deferred_signals
 from ompaffinity.bind.running import Rebinding, bind_threads
 from ompaffinity.ids import format_id_list
 from ompaffinity.messages import counted
 from ompaffinity.proof.adopt import refusals
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import ProcessEndedError
 from ompaffinity.proof.activity import activity_between
@@ -13,6 +13,7 @@ from ompaffinity.proof.reading import FullReader
 from ompaffinity.proof.timeline import Timeline
 from ompaffinity.proof.tree import Group, Member, groups_of, other_processes, placements_in_tree, shared_placement
 from ompaffinity.proof.verdict import HOLDS, with_differences
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.proof.foreign import CPUTimes, cpu_times, own_seconds
+from ompaffinity.records import NamedTuple
 from ompaffinity.topology.limits import cpuset_cpus, cpuset_files
 from ompaffinity.topology.sysfs import read_online
 from ompaffinity.topology.text import read_id_list

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.messages import counted
 from ompaffinity.proof.evidence import Evidence, evidence_of
 from ompaffinity.proof.verdict import DIFFERS, HOLDS, UNPROVEN, Difference
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable

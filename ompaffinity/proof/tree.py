@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.placement.document import PLACEMENT_VARIABLE
 from ompaffinity.proof.verdict import Difference, OtherProcess
+from ompaffinity.records import NamedTuple
 from ompaffinity.shown import brief_command
 
 if TYPE_CHECKING:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.proof.verdict import DIFFERS, HOLDS, UNPROVEN
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from typing import Any

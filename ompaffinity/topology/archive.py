@@ -7,9 +7,10 @@ import os
 import re
 import tarfile
 import zlib
-from typing import IO, TYPE_CHECKING, NamedTuple, TypeVar, cast
+from typing import IO, TYPE_CHECKING, TypeVar, cast
 
 from ompaffinity.errors import TopologyError
+from ompaffinity.records import NamedTuple
 from ompaffinity.topology.tar_stream import (
     MAX_ARCHIVE_BYTES,
     PlainMember,

@@ -8,7 +8,7 @@ records a memory node without CPUs with the CPUs near it; CPUs of several nodes 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from defusedxml.common import DefusedXmlException
 from defusedxml.ElementTree import ParseError, fromstring
@@ -16,6 +16,7 @@ from defusedxml.ElementTree import ParseError, fromstring
 from ompaffinity.errors import IDListError, TopologyError
 from ompaffinity.ids import MAX_ID, parse_mask
 from ompaffinity.messages import HWLOC_NODES_DOUBTFUL, Message
+from ompaffinity.records import NamedTuple
 from ompaffinity.topology.kinds import (
     EFFICIENCY,
     LOW_POWER,

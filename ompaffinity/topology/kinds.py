@@ -8,8 +8,9 @@ different boost frequencies.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from ompaffinity.records import NamedTuple
 from ompaffinity.topology.model import UNKNOWN
 from ompaffinity.topology.text import read_id_list, read_number
 

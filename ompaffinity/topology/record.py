@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import stat
 from contextlib import contextmanager
-from typing import IO, TYPE_CHECKING, NamedTuple
+from typing import IO, TYPE_CHECKING
 
 from ompaffinity.errors import TopologyError
+from ompaffinity.records import NamedTuple
 from ompaffinity.topology.model import UNKNOWN_ARCHITECTURE
 from ompaffinity.topology.reconcile import read_by_lscpu
 from ompaffinity.topology.sysfs import read_sysfs

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import re
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.errors import IDListError, TopologyError
 from ompaffinity.ids import parse_ordered_id_list
+from ompaffinity.records import NamedTuple
 from ompaffinity.topology.model import UNKNOWN, LogicalCPUInfo, MemoryNodeInfo, Topology
 from ompaffinity.topology.text import plain_number
 

@@ -10,9 +10,10 @@ import gzip
 import lzma
 import tarfile
 import zlib
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any
 
 from ompaffinity.errors import TopologyError
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.devices.model import GPUHome
 from ompaffinity.errors import PlacementError, RequestError
@@ -10,6 +10,7 @@ from ompaffinity.integrations.ray.rooms import deal_out, ranks_by_room
 from ompaffinity.messages import GPU_BY_SCHEDULER, GROUPS_SPAN_NODES, NODES_SHARE_MACHINE, UNEVEN_RANKS, Message
 from ompaffinity.placement.check import check_request
 from ompaffinity.placement.plan import make_plan, usable_room
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.integrations.ray.nodes import connected, in_one_line
 from ompaffinity.proof.watch import CHECKS_PER_MEMORY, Watcher
 from ompaffinity.proof.watch_self import INTERVAL_SECONDS, Watch, check_interval
+from ompaffinity.records import NamedTuple
 
 if TYPE_CHECKING:
     from typing import Any

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from ompaffinity.bind.environment import copy_of
 from ompaffinity.bind.live_plan import with_gpu_homes
@@ -32,6 +32,7 @@ from ompaffinity.placement.model import RankPlacement
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.placement.union import union_of
+from ompaffinity.records import NamedTuple
 from ompaffinity.topology.source import load_topology
 
 if TYPE_CHECKING:
