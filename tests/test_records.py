@@ -5,9 +5,13 @@ from __future__ import annotations
 import importlib
 import pickle
 import pkgutil
+import typing
 from typing import Any
 
+import pytest
+
 import ompaffinity
+from ompaffinity.records import NamedTuple
 from tests.placement.machines import plan_for, synthetic
 
 
@@ -49,3 +53,44 @@ def test_machines_and_plans_survive_pickling() -> None:
     again = pickle.loads(pickle.dumps((topology, plan)))
     assert again == (topology, plan)
     assert again[0].live
+
+
+class OurPoint(NamedTuple):
+    """A point."""
+
+    x: int
+    y: int = 2
+
+    @property
+    def total(self) -> int:
+        """Return the sum."""
+        return self.x + self.y
+
+    @classmethod
+    def origin(cls) -> OurPoint:
+        return cls(0, 0)
+
+
+class TypingsPoint(typing.NamedTuple):
+    """A point."""
+
+    x: int
+    y: int = 2
+
+
+def test_our_named_tuples_are_those_of_typing() -> None:
+    ours, theirs = OurPoint(1), TypingsPoint(1)
+    assert (tuple(ours), ours._asdict(), ours._replace(x=5)) == (tuple(theirs), theirs._asdict(), theirs._replace(x=5))
+    for name in ("_fields", "_field_defaults", "__doc__", "__module__"):
+        of_ours, of_theirs = (getattr(found, name) for found in (OurPoint, TypingsPoint))
+        assert of_ours == of_theirs
+    assert OurPoint.__mro__[1:] == TypingsPoint.__mro__[1:]
+    assert typing.get_type_hints(OurPoint) == typing.get_type_hints(TypingsPoint)
+    assert repr(ours) == "OurPoint(x=1, y=2)"
+    assert pickle.loads(pickle.dumps(ours)) == ours
+    with pytest.raises(AttributeError):
+        ours.x = 3  # type: ignore[misc]
+
+
+def test_named_tuples_have_the_methods_of_their_class() -> None:
+    assert (OurPoint(1).total, OurPoint.origin()) == (3, (0, 0))

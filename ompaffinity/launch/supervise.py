@@ -98,12 +98,14 @@ class Supervisor:
         """Start a rank of the manager's plan, bound, with these variables added to its environment.
 
         None, and nothing is started, where the ranks before it are ending already. `before_exec` is called in the child
-        before it executes the command; only a process of one thread may give one, and this starts none before `step`.
+        before it executes the command; only a process of one thread may give one, and then none is started before `step`.
 
         Raises:
             CommandStartError: the command cannot be started; NotExecutableError where the command itself is the reason.
             BindingError: the kernel refuses to bind, and the manager is strict.
         """
+        if before_exec is None:
+            self._read_output()
         self._handle_events(0)
         if self.status is not None:
             return None
