@@ -106,6 +106,6 @@ def _prefixed(rank: int, ranks: int, stream: IO[str] | None) -> PrefixedLines:
 def _file(log_dir: str, rank: int, name: str, stack: ExitStack) -> BinaryIO:
     path = os.path.join(log_dir, f"rank-{rank}.{name}")
     try:
-        return stack.enter_context(open(open_new(path), "wb", buffering=0))
+        return stack.enter_context(open(open_new(path), "wb"))
     except OSError as error:
         raise RequestError(f"--log-dir: {path} cannot be written: {error.strerror}") from None

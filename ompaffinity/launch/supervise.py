@@ -98,7 +98,7 @@ class Supervisor:
         """Start a rank of the manager's plan, bound, with these variables added to its environment.
 
         None, and nothing is started, where the ranks before it are ending already. `before_exec` is called in the child
-        before it executes the command; only a process of one thread may give one, and then none is started before `step`.
+        before it executes the command. Only a process of one thread may give one; this starts none then before `step`.
 
         Raises:
             CommandStartError: the command cannot be started; NotExecutableError where the command itself is the reason.

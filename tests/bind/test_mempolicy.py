@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import builtins
+import ctypes
 import threading
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import ompaffinity
 from ompaffinity.bind import mempolicy
@@ -81,3 +84,13 @@ def test_a_missing_libnuma_names_the_package(monkeypatch: pytest.MonkeyPatch, fa
     monkeypatch.setattr(builtins, "__import__", without_numa)
     with pytest.raises(LibnumaMissingError, match="install libnuma1"):
         mempolicy.load_libnuma()
+
+
+@given(st.sets(st.integers(0, 1023), min_size=1))
+def test_a_mask_holds_exactly_its_nodes_and_the_kernel_reads_them_all(nodes: set[int]) -> None:
+    mask, bits = mempolicy.node_mask(nodes)
+    assert mempolicy.mask_nodes(mask) == tuple(sorted(nodes))
+    # The kernel reads one bit less than it is given (set_mempolicy(2)), and rejects more words than it has nodes.
+    assert bits - 1 == len(mask) * mempolicy.WORD_BITS
+    assert max(nodes) < bits - 1 <= max(nodes) + mempolicy.WORD_BITS
+    assert 8 * ctypes.sizeof(ctypes.c_ulong) == mempolicy.WORD_BITS

@@ -244,3 +244,33 @@ def test_another_module_called_numa_is_no_libnuma(tmp_path: Any) -> None:
     code = "import ompaffinity, sys; print(ompaffinity.can_set_mempolicy())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=tmp_path)
     assert (done.stdout, done.stderr) == ("False\n", "")
+
+
+def test_one_preferred_node_is_the_first_that_may_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mempolicy, "allowed_memory_nodes", lambda: (2, 3))
+    asked = kernel_that_supports(monkeypatch, "preferred")
+    assert take_policy("bind", (1, 2, 3)).nodes == (2,)
+    assert asked == [("bind", (1, 2, 3)), ("preferred-many", (1, 2, 3)), ("preferred", (2,))]
+    assert take_policy("bind", (5, 6)).nodes == (5,)
+
+
+def test_the_policies_that_are_tried_after_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = {}
+    for policy in ("bind", "interleave", "weighted-interleave", "preferred-many", "preferred"):
+        asked = kernel_that_supports(monkeypatch)
+        take_policy(policy, (0, 1))
+        tried[policy] = [name for name, _ in asked]
+    assert tried == {
+        "bind": ["bind", "preferred-many", "preferred"],
+        "interleave": ["interleave", "preferred-many", "preferred"],
+        "weighted-interleave": ["weighted-interleave", "interleave", "preferred-many", "preferred"],
+        "preferred-many": ["preferred-many", "preferred"],
+        "preferred": ["preferred-many", "preferred"],
+    }
+
+
+def test_a_process_may_set_policies_if_its_first_node_takes_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mempolicy, "allowed_memory_nodes", lambda: (2, 3))
+    asked = kernel_that_supports(monkeypatch, "bind")
+    assert ompaffinity.can_set_mempolicy()
+    assert asked == [("bind", (2,))]

@@ -114,11 +114,29 @@ def test_ranks_of_one_launcher_do_not_keep_off_each_other(folder: Path) -> None:
     check_ranks(done, 2, folder)
 
 
+@needs_two_cpus
+def test_a_single_rank_keeps_off_what_its_parent_started_before(folder: Path) -> None:
+    if held_live():
+        pytest.skip("other processes here hold CPUs")
+    single = [*EXEC, "--reserve", "0", "--local-rank", "0", "--local-world-size", "1"]
+    idle = ["--", sys.executable, "-c", "import time; print('up', flush=True); time.sleep(300)"]
+    with subprocess.Popen([*single, "--cpus", str(CPUS[0]), *idle], stdout=subprocess.PIPE, cwd=ROOT) as before:
+        try:
+            assert before.stdout is not None
+            assert before.stdout.readline() == b"up\n"
+            done = launch(*single, "--avoid", "live", *WORKER)
+            assert done.returncode == 0, done.stderr
+        finally:
+            before.kill()
+    assert [report[0] for report in reports(folder)] == [CPUS[1:]]
+
+
 def test_warns_without_a_launcher_and_assumes_one_rank(folder: Path) -> None:
     done = launch(*EXEC, *WORKER)
     assert done.returncode == 0
     assert done.stderr.startswith("warning: no launcher detected")
-    assert json.loads(reports(folder)[0][2])["local_world_size"] == 1
+    placement = json.loads(reports(folder)[0][2])
+    assert (placement["rank"], placement["local_rank"], placement["local_world_size"]) == (0, 0, 1)
     strict = launch(*EXEC, "--strict", *WORKER)
     assert (strict.returncode, len(reports(folder))) == (1, 1)
 

@@ -18,7 +18,9 @@ import pytest
 
 from ompaffinity.launch.output import CHUNK, MAX_LINE, PrefixedLines
 from ompaffinity.launch.ranks import free_port, rank_variables
+from ompaffinity.launch.run import COLOURS
 from ompaffinity.launch.supervise import REPEATED_SECONDS
+from ompaffinity.proc import start_time
 from tests.conftest import ROOT, needs_program, needs_two_cpus
 
 if TYPE_CHECKING:
@@ -145,17 +147,20 @@ def test_output_goes_to_files_on_demand(tmp_path: Path) -> None:
     assert {path.name: path.read_text() for path in folder.iterdir()} == {
         "rank-0.out": "0\n", "rank-1.out": "1\n", "rank-0.err": "", "rank-1.err": "",
     }  # fmt: skip
+    assert run(*TWO, "--log-dir", str(folder), *python("print('again')")).returncode == 0
+    assert (folder / "rank-1.out").read_text() == "again\n"
     blocked = run(*TWO, "--log-dir", "/proc/no", *python(""))
     assert blocked.returncode == 2
     assert blocked.stderr.count("ompaffinity: error: --log-dir /proc/no cannot be made") == 1
 
 
-def test_a_terminal_shows_the_ranks_in_colours() -> None:
+def shown_on_a_terminal(**variables: str) -> str:
+    """Return what a terminal gets of two ranks that print `hi`."""
     try:
         outer, inner = pty.openpty()
     except OSError:
         pytest.skip("this system has no pseudoterminals (devpts is not mounted)")
-    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"}
+    environment = {name: value for name, value in os.environ.items() if name != "NO_COLOR"} | variables
     with subprocess.Popen(
         [*RUN, *TWO, *python("print('hi')")], stdin=subprocess.DEVNULL, stdout=inner, cwd=ROOT, env=environment
     ) as launcher:
@@ -167,8 +172,55 @@ def test_a_terminal_shows_the_ranks_in_colours() -> None:
         while block := os.read(outer, CHUNK):
             text += block.decode()
     os.close(outer)
+    return text
+
+
+def test_a_terminal_shows_the_ranks_in_colours() -> None:
+    text = shown_on_a_terminal()
     assert "\x1b[36m[rank 0] \x1b[0mhi" in text
     assert "\x1b[33m[rank 1] \x1b[0mhi" in text
+
+
+def test_a_terminal_without_colours_shows_plain_ranks() -> None:
+    assert sorted(shown_on_a_terminal(NO_COLOR="1").split("\r\n")) == ["", "[rank 0] hi", "[rank 1] hi"]
+
+
+def test_no_two_ranks_in_a_row_are_red_and_green() -> None:
+    red, green = COLOURS.index(31), COLOURS.index(32)
+    assert sorted(COLOURS) == [*range(31, 37)]
+    assert abs(red - green) > 1
+    assert not {red, green} <= {*range(4)}
+
+
+def test_the_numbers_of_ranks_are_aligned() -> None:
+    done = run("--tp", "11", "--oversubscribe", *python("print('hi')"))
+    assert sorted(done.stdout.splitlines()) == [f"[rank {rank:2}] hi" for rank in range(11)]
+
+
+def test_the_process_that_guards_the_ranks_starts_after_them(tmp_path: Path) -> None:
+    launcher, ranks = start_sleepers(tmp_path)
+    wait_until(lambda: len(running_children(launcher.pid)) == 3)
+    (guard,) = {*running_children(launcher.pid)} - {*ranks}
+    assert (start_time(guard) or 0, guard) > max((start_time(rank) or 0, rank) for rank in ranks)
+    launcher.terminate()
+    end(launcher)
+
+
+def test_two_signals_at_once_are_one_request_to_end(tmp_path: Path) -> None:
+    code = (
+        "import signal, sys, time\n"
+        "signal.signal(15, lambda *_: (time.sleep(1), print('done', flush=True), sys.exit(0)))\n"
+        f"open({str(tmp_path / 'up')!r}, 'w'); time.sleep(60)"
+    )
+    with subprocess.Popen(
+        [*RUN, "--tp", "1", *python(code)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=ROOT
+    ) as launcher:
+        wait_until((tmp_path / "up").exists)
+        # As timeout(1) does: to the process, and to its group.
+        launcher.terminate()
+        launcher.terminate()
+        assert launcher.communicate(timeout=30)[0] == b"[rank 0] done\n"
+        assert launcher.returncode == 128 + signal.SIGTERM
 
 
 def test_the_first_failure_ends_the_others_and_is_the_status(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from ompaffinity.bind.manager import OMPProcessManager
-from ompaffinity.errors import RequestError, SupervisionError
+from ompaffinity.errors import NotExecutableError, RequestError, SupervisionError
 from ompaffinity.launch.guard import RankGuard
 from ompaffinity.launch.output import PrefixedLines
 from ompaffinity.launch.rank_process import RankProcess
@@ -134,6 +134,33 @@ def test_leaves_no_process_behind_when_starting_fails() -> None:
         start(group, "/no/such")
     assert all(rank.reaped for rank in ranks)
     assert not any(is_alive(rank.pid) for rank in ranks)
+
+
+def test_an_error_names_the_program_of_a_command() -> None:
+    with pytest.raises(NotExecutableError, match=r"^/no/such cannot be started: No such file"), supervisor() as ranks:
+        start(ranks, "/no/such", "argument")
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_starts_no_thread_before_ranks_that_run_python_before_their_program(tmp_path: Path) -> None:
+    def threads() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name == "ompaffinity-output"]
+
+    before = threads()
+    with supervisor() as ranks:
+        manager, called = OMPProcessManager(**REQUEST), tmp_path / "called"
+        ranks.start(manager, 0, ["true"], {}, PrefixedLines(None), before_exec=called.touch)
+        assert called.exists()
+        assert threads() == before
+        assert ranks.wait()
+        assert threads() != before
+
+
+def test_reads_the_output_of_ranks_at_once() -> None:
+    before = threading.active_count()
+    with supervisor() as ranks:
+        start(ranks, "sleep", "300")
+        assert threading.active_count() > before
 
 
 def test_reports_a_rank_that_something_else_reaped() -> None:
