@@ -85,6 +85,7 @@ def test_the_plans_budget_counts_unless_another_utilization_is_given(machine: An
     assert kv_cache_bytes(planned) == 4 * GIB
     assert memory_budget(planned, 0.5) == 16 * GIB
     assert memory_budget(TWO_ON_A_NODE[0]) == int(0.9 * 32 * GIB)
+    assert memory_budget(planned, 0.25) == 8 * GIB
 
 
 def test_a_placement_without_the_number_of_ranks_per_node(machine: Any) -> None:
@@ -129,6 +130,29 @@ def test_an_error_for_too_little_memory_names_the_sharers_and_a_remedy(machine: 
     ):
         assert part in text, part
     assert "\n" not in text
+
+
+def test_an_error_is_one_whole_sentence(machine: Any) -> None:
+    machine(MachineMemory({0: 64 * GIB}, {0: 60 * GIB}, 16 * GIB, 6 * GIB), resident=GIB)
+    with pytest.raises(CapacityError) as error:
+        kv_cache_bytes(TWO_ON_A_NODE[1], 0.5, explicit=40 * GIB)
+    assert str(error.value) == (
+        "rank 1 has no room for 40.00 GiB KV cache: 3.00 GiB are left of its budget beside 1.00 GiB for the model; node"
+        " 0 has 64.00 GiB, 60.00 GiB of it available, for 2 ranks; the control group allows 16.00 GiB, 6.00 GiB of it"
+        " left, for 2 ranks; ask for less, raise the utilization, start fewer ranks, give the ranks more nodes (--span,"
+        " --memory-policy interleave) or raise the limit of the control group (memory.max)"
+    )
+
+
+def test_an_error_says_what_is_unknown_and_nothing_of_a_limit_that_is_not_set(machine: Any) -> None:
+    machine(MachineMemory({0: 64 * GIB}, {0: UNKNOWN}, None, None), resident=2 * GIB)
+    with pytest.raises(CapacityError) as error:
+        kv_cache_bytes(TWO_ON_A_NODE[1], 0.5, model_bytes=40 * GIB)
+    assert str(error.value) == (
+        "rank 1 has no room for any KV cache: 0.00 GiB are left of its budget beside 40.00 GiB for the model; node 0"
+        " has 64.00 GiB, an unknown size of it available, for 2 ranks; raise the utilization, start fewer ranks or give"
+        " the ranks more nodes (--span, --memory-policy interleave)"
+    )
 
 
 @pytest.mark.parametrize("model", [16 * GIB, 40 * GIB])
@@ -220,6 +244,9 @@ def test_a_small_node_is_not_nearly_full_while_it_is_half_empty(machine: Any) ->
 def test_a_large_node_is_nearly_full_with_more_left(machine: Any) -> None:
     machine(MachineMemory({3: 1024 * GIB}, {3: 50 * GIB}, None, None))
     assert full_nodes((3,)) == FullNodes((3,), 50 * GIB, 1024 * GIB)
+    machine(MachineMemory({3: 1024 * GIB}, {3: 52 * GIB}, None, None))
+    assert full_nodes((3,)) is None
+    machine(MachineMemory({3: 1024 * GIB}, {3: 50 * GIB}, None, None))
     assert full_nodes(()) is None
     assert full_nodes((4,)) is None
 

@@ -99,6 +99,19 @@ def test_a_process_that_was_moved_holds_what_it_was_moved_to() -> None:
 
 
 @needs_two_cpus
+@pytest.mark.skipif(os.getuid() != 0, reason="only root starts processes of other users")
+@pytest.mark.parametrize(("user", "held"), [(0, CPUS), (12345, CPUS[:1])])
+def test_a_placement_counts_beyond_the_mask_only_for_this_user(user: int, held: list[int]) -> None:
+    environment = OMPProcessManager(reserve=0, runtime="gomp").environment(0)
+    with subprocess.Popen(["sleep", "60"], user=user, env=environment) as process:
+        try:
+            os.sched_setaffinity(process.pid, CPUS[:1])
+            assert held_of(process.pid) == tuple(held)
+        finally:
+            process.kill()
+
+
+@needs_two_cpus
 def test_this_process_and_what_a_launcher_started_hold_nothing() -> None:
     before = os.sched_getaffinity(0)
     with running(BUSY, CPUS[:1]) as pid:

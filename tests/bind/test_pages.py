@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import Any
 
 import pytest
@@ -72,3 +73,47 @@ def test_passes_masks_of_unequal_length_to_the_kernel_as_one(monkeypatch: pytest
     monkeypatch.setattr(pages, "load_libnuma", Library)
     migrate_process_pages([0, 70], [1])
     assert reported == [(129, [1, 1 << 6], [2, 0])]
+
+
+@pytest.mark.parametrize(
+    ("line", "size"),
+    [
+        ("7f00 default anon=2 N0=2", 2 * 4096),
+        ("7f00 default anon=2 N0=2 kernelpagesize_kB=64", 2 * 65536),
+        ("7f00 default anon=2 N0=2 kernelpagesize_kB=x", 2 * 4096),
+        ("7f00 default anon=2 N0=2 N0=3", 5 * 4096),
+        ("7f00 default anon=2 M0=2", 0),
+        ("7f00 default anon=2 N0", 0),
+        ("7f00 default anon=2 N=2", 0),
+        ("7f00 default anon=2 N0=x", 0),
+        ("7f00 N0=2", 0),
+    ],
+)
+def test_counts_the_pages_of_a_node_by_their_size(line: str, size: int) -> None:
+    memory = parse_numa_maps([line])
+    assert memory.bytes_by_node.get(0, 0) == memory.anonymous.get(0, 0) == size
+
+
+def test_a_line_that_is_cut_does_not_hide_the_next_ones() -> None:
+    assert parse_numa_maps(["7f00", "7f01 default N1=1"]).bytes_by_node == {1: 4096}
+
+
+@needs_libnuma
+def test_reading_may_be_limited_in_time() -> None:
+    assert mapped_memory(seconds=0) == ({}, {}, False)
+    assert mapped_memory(seconds=600).complete
+    assert mapped_memory().complete
+
+
+def test_the_kernel_gets_this_process_or_the_one_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    pids = []
+
+    class Library:
+        def migrate_pages(self, pid: int, *_arguments: Any) -> int:
+            pids.append(pid)
+            return 3
+
+    monkeypatch.setattr(pages, "load_libnuma", Library)
+    assert migrate_process_pages([0], [1]) == 3
+    assert migrate_process_pages([0], [1], 77) == 3
+    assert pids == [os.getpid(), 77]
