@@ -80,7 +80,9 @@ class TypingsPoint(typing.NamedTuple):
 
 def test_our_named_tuples_are_those_of_typing() -> None:
     ours, theirs = OurPoint(1), TypingsPoint(1)
-    assert (tuple(ours), ours._asdict(), ours._replace(x=5)) == (tuple(theirs), theirs._asdict(), theirs._replace(x=5))
+    assert tuple(ours) == tuple(theirs)
+    assert ours._asdict() == theirs._asdict()
+    assert tuple(ours._replace(x=5)) == tuple(theirs._replace(x=5))
     for name in ("_fields", "_field_defaults", "__doc__", "__module__"):
         of_ours, of_theirs = (getattr(found, name) for found in (OurPoint, TypingsPoint))
         assert of_ours == of_theirs

@@ -76,6 +76,8 @@ def test_what_of_the_model_is_still_to_come_is_not_given_away(machine: Any) -> N
     # 2 GiB are this rank's part of what is available; what is resident here is not available again.
     assert kv_cache_bytes(TWO_ON_A_NODE[0], 1, model_bytes=0) == 2 * GIB
     assert kv_cache_bytes(TWO_ON_A_NODE[0], 1, model_bytes=31 * GIB) == GIB
+    machine(MachineMemory({0: 128 * GIB}, {0: 8 * GIB}, None, None), resident=30 * GIB)
+    assert kv_cache_bytes(TWO_ON_A_NODE[0], 1, model_bytes=31 * GIB) == 3 * GIB
 
 
 def test_the_plans_budget_counts_unless_another_utilization_is_given(machine: Any) -> None:

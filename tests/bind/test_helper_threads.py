@@ -177,6 +177,34 @@ def test_a_running_process_is_bound_and_unbound(library: str, reserve: int) -> N
     assert answer["size"] or not library
 
 
+RESIZED = """if True:
+    import ctypes, json, sys, threading
+    from ompaffinity.placement.document import parse_placement
+    from ompaffinity import bind_current_process
+
+    runtime = ctypes.CDLL(sys.argv[2])
+    binding = bind_current_process(parse_placement(sys.argv[1]))
+    sizes = [runtime.omp_get_max_threads()]
+    runtime.omp_set_num_threads(3)
+    binding.undo()
+    sizes.append(runtime.omp_get_max_threads())
+    binding = bind_current_process(parse_placement(sys.argv[1]))
+    thread = threading.Thread(target=lambda: (binding.undo(), sizes.append(runtime.omp_get_max_threads())))
+    thread.start()
+    thread.join()
+    sizes.append(runtime.omp_get_max_threads())
+    print(json.dumps(sizes))
+"""
+
+
+@needs_gomp
+@needs_two_cpus
+def test_only_the_team_size_that_is_still_ours_is_restored() -> None:
+    (placement,) = make_plan(load_topology(), PlacementRequest(reserve=0)).ranks
+    sizes: Any = bound_in_process(placement, GOMP, RESIZED, OMP_NUM_THREADS="1")
+    assert sizes == [len(placement.cpus), 3, 1, len(placement.cpus)]
+
+
 @needs_gomp
 @needs_two_cpus
 def test_a_team_that_cannot_grow_leaves_all_as_it_was() -> None:

@@ -269,6 +269,13 @@ def test_the_policies_that_are_tried_after_each(monkeypatch: pytest.MonkeyPatch)
     }
 
 
+def test_policies_have_the_numbers_of_the_kernel() -> None:
+    # include/uapi/linux/mempolicy.h.
+    assert mempolicy.MODES == {
+        "preferred": 1, "bind": 2, "interleave": 3, "preferred-many": 5, "weighted-interleave": 6,
+    }  # fmt: skip
+
+
 def test_a_process_may_set_policies_if_its_first_node_takes_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mempolicy, "allowed_memory_nodes", lambda: (2, 3))
     asked = kernel_that_supports(monkeypatch, "bind")

@@ -84,6 +84,14 @@ def test_keeps_narrower_masks_of_threads_without_a_place() -> None:
 
 
 @needs_two_cpus
+def test_binds_wider_threads_also_where_narrower_ones_are_kept() -> None:
+    with process_with_threads(2) as pid:
+        binding = bind_threads(pid, started(pid), {}, FIRST, keep_narrower=True)
+        assert len(binding.changes) == 3
+        assert {tuple(mask_of(number) or ()) for number in thread_ids(pid)} == {FIRST}
+
+
+@needs_two_cpus
 def test_restores_what_threads_had_before() -> None:
     with process_with_threads(2) as pid:
         binding = bind_threads(pid, started(pid), {}, FIRST)
@@ -242,6 +250,11 @@ def test_rejects_a_record_with_invalid_fields(document: object) -> None:
 def test_reads_the_largest_numbers_of_the_kernel() -> None:
     (change,) = changes_from_document(row(pid=2**31 - 1, thread_id=2**31 - 1, start_time=2**63 - 1), SOURCE)
     assert change[:3] == (2**31 - 1, 2**31 - 1, 2**63 - 1)
+
+
+def test_reads_the_smallest_numbers_of_the_kernel() -> None:
+    (change,) = changes_from_document(row(pid=1, thread_id=1, start_time=0), SOURCE)
+    assert change[:3] == (1, 1, 0)
 
 
 def test_rejects_a_record_of_an_earlier_start_of_the_machine() -> None:

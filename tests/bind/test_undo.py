@@ -28,6 +28,7 @@ from ompaffinity.errors import BindingError
 from ompaffinity.placement.model import RankPlacement
 from ompaffinity.proc import start_time
 from tests.bind.test_manager import changed, live_plan
+from tests.bind.test_mempolicy import in_thread
 from tests.conftest import ROOT, needs_libnuma
 
 CPUS = sorted(os.sched_getaffinity(0))
@@ -41,6 +42,21 @@ def mask() -> Iterator[None]:
     before = os.sched_getaffinity(0)
     yield
     os.sched_setaffinity(0, before)
+
+
+@needs_libnuma
+@pytest.mark.parametrize("policy", ["none", "bind"])
+def test_a_policy_that_is_none_or_has_no_nodes_changes_nothing(policy: str) -> None:
+    nodes = tuple(ompaffinity.get_memory_affinity()[:1])
+
+    def work() -> None:
+        mempolicy.set_thread_policy("preferred", nodes)
+        before, undo = thread_policy(), Undo()
+        accepted = team_policy.change_thread_policy(policy, nodes if policy == "none" else (), undo)
+        assert accepted == mempolicy.AcceptedPolicy("none", ())
+        assert thread_policy() == before
+
+    in_thread(work)
 
 
 @contextmanager

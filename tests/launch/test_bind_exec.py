@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -128,6 +129,46 @@ def test_die_with_parent_kills_the_command(tmp_path: Path) -> None:
     while child.exists() and "\nState:\tZ" not in (child / "status").read_text() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert not child.exists() or "\nState:\tZ" in (child / "status").read_text()
+
+
+def test_the_system_call_has_the_number_of_each_architecture() -> None:
+    # arch/*/kernel/syscalls and include/uapi/asm-generic/unistd.h.
+    assert bind_exec.SET_MEMPOLICY == {
+        "x86_64": 238, "aarch64": 237, "riscv64": 237, "loongarch64": 237, "ppc64le": 261, "ppc64": 261, "s390x": 270,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("mode", "tried"),
+    [
+        ("--bind", [2, 5, 1]),
+        ("--interleave", [3, 5, 1]),
+        ("--weighted-interleave", [6, 3, 5, 1]),
+        ("--preferred-many", [5, 1]),
+        ("--preferred", [1]),
+    ],
+)
+def test_the_memory_policies_that_are_tried(mode: str, tried: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    class Library:
+        def syscall(self, _number: Any, mode: Any, _mask: Any, bits: Any) -> int:
+            asked.append((mode.value, bits.value))
+            return -1
+
+    monkeypatch.setattr("ctypes.CDLL", lambda *_arguments, **_named: Library())
+    options = bind_exec.parse([mode, "3,64"])
+    (reason,) = bind_exec.bind(options)
+    assert reason.startswith(f"memory: {mode[2:]} rejected")
+    assert reason.endswith("no policy instead")
+    # One bit more than two words, and for the single preferred node, which is the first, than one.
+    assert asked == [(number, 65 if number == 1 else 129) for number in tried]
+
+
+@pytest.mark.parametrize("text", ["100000", "123456789"])
+def test_ids_have_five_digits_at_most(text: str) -> None:
+    with pytest.raises(InvalidArgumentsError, match="is not a list of ids"):
+        id_list(text)
 
 
 def test_its_constants_equal_those_of_the_package() -> None:

@@ -163,6 +163,17 @@ def test_reads_the_output_of_ranks_at_once() -> None:
         assert threading.active_count() > before
 
 
+def test_waits_for_as_long_as_it_is_asked_to() -> None:
+    with supervisor() as ranks:
+        start(ranks, "sleep", "0.2")
+        assert ranks.wait(0.9)
+    with supervisor() as ranks:
+        start(ranks, "sleep", "300")
+        begin = time.monotonic()
+        assert not ranks.wait(0.3)
+        assert time.monotonic() - begin >= 0.3
+
+
 def test_reports_a_rank_that_something_else_reaped() -> None:
     with pytest.raises(SupervisionError, match="was reaped by another part of this process"), supervisor() as ranks:
         process = start(ranks, "true")

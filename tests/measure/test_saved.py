@@ -146,6 +146,7 @@ def test_every_verb_that_plans_reads_the_file(verb: tuple[str, ...], tmp_path: P
         ({"nodes": 64}, "64 NUMA nodes, here"),
         ({"allowed": "1000-1003"}, "CPU 1000-1003 allowed, here CPU"),
         ({"quota": 250}, "2.5 CPUs as quota, here"),
+        ({"quota": 0}, "0 CPUs as quota, here"),
     ],
 )
 def test_another_machine_or_other_limits_are_a_warning(machine: dict[str, object], words: str, tmp_path: Path) -> None:

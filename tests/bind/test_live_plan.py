@@ -1,0 +1,38 @@
+"""Where the GPUs of a request are: looked up only where the request does not say it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ompaffinity.bind.live_plan import with_gpu_homes
+from ompaffinity.devices.model import GPUHome
+from ompaffinity.errors import TopologyError
+from ompaffinity.placement.request import PlacementRequest
+from ompaffinity.topology.source import load_topology
+
+GPUS = PlacementRequest(numa_bind=True)
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> str:
+    """A saved output of lscpu, which holds no devices."""
+    path = tmp_path / "lscpu.json"
+    path.write_text(json.dumps({"cpus": [{"cpu": cpu, "node": 0, "core": cpu, "socket": 0} for cpu in range(4)]}))
+    return str(path)
+
+
+@pytest.mark.parametrize("request_", [PlacementRequest(), GPUS._replace(gpu_homes=(GPUHome((0,)),))])
+def test_a_request_that_needs_no_gpu_is_returned_as_it_is(request_: PlacementRequest, record: str) -> None:
+    assert with_gpu_homes(request_, load_topology(machine=record), machine=record) is request_
+
+
+@pytest.mark.parametrize("given", [{"numa_bind_nodes": (1,)}, {"numa_bind_cpus": ("0-3",)}])
+def test_a_record_without_gpus_needs_what_the_user_names(given: dict[str, tuple[object, ...]], record: str) -> None:
+    topology = load_topology(machine=record)
+    request = GPUS._replace(**given)  # type: ignore[arg-type]
+    assert with_gpu_homes(request, topology, machine=record) is request
+    with pytest.raises(TopologyError, match="or name the NUMA node of each GPU with --numa-bind-nodes"):
+        with_gpu_homes(GPUS, topology, machine=record)
