@@ -307,7 +307,6 @@ GUESTS = {
             threads=1,
             mebibytes=1024,
             tests=("watch",),
-            in_ci=False,
         ),
         # Emulation has no drawers and books; what is mounted over sysfs has.
         Guest(

@@ -91,6 +91,7 @@ def test_exits_with_127_if_the_command_cannot_be_started() -> None:
     done = run("--", "/no/such/command")
     assert done.returncode == 127
     assert done.stderr == "ompaffinity: /no/such/command cannot be started: No such file or directory\n"
+    assert run("--", "/no/such/command", "argument").stderr == done.stderr
     assert run("--cpus", "0").returncode == bind_exec.USAGE
 
 
@@ -163,6 +164,17 @@ def test_the_memory_policies_that_are_tried(mode: str, tried: list[int], monkeyp
     assert reason.endswith("no policy instead")
     # One bit more than two words, and for the single preferred node, which is the first, than one.
     assert asked == [(number, 65 if number == 1 else 129) for number in tried]
+
+
+def test_a_policy_that_is_taken_instead_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Library:
+        def syscall(self, _number: Any, mode: Any, _mask: Any, _bits: Any) -> int:
+            return 0 if mode.value == bind_exec.MODES["--preferred-many"] else -1
+
+    monkeypatch.setattr("ctypes.CDLL", lambda *_arguments, **_named: Library())
+    (reason,) = bind_exec.bind(bind_exec.parse(["--bind", "0"]))
+    assert reason.startswith("memory: bind rejected (")
+    assert reason.endswith("); preferred-many instead")
 
 
 @pytest.mark.parametrize("text", ["100000", "123456789"])

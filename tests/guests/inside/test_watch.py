@@ -39,6 +39,8 @@ def groups_of_cpus() -> list[list[int]]:
     of_nodes = [
         ids(NODES / f"node{node}" / "cpulist") for node in nodes_with_memory() if node in ids(NODES / "has_cpu")
     ]
+    # A kernel without NUMA has no nodes.
+    of_nodes = of_nodes or [ids(Path("/sys/devices/system/cpu/online"))]
     if len(of_nodes) == 1:
         of_nodes = [of_nodes[0][:2], of_nodes[0][2:]]
     return [cpus[:2] for cpus in of_nodes]
