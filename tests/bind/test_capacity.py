@@ -146,7 +146,7 @@ def test_an_error_is_one_whole_sentence(machine: Any) -> None:
     )
 
 
-def test_an_error_says_what_is_unknown_and_nothing_of_a_limit_that_is_not_set(machine: Any) -> None:
+def test_an_error_names_what_is_unknown_and_no_limit_that_is_not_set(machine: Any) -> None:
     machine(MachineMemory({0: 64 * GIB}, {0: UNKNOWN}, None, None), resident=2 * GIB)
     with pytest.raises(CapacityError) as error:
         kv_cache_bytes(TWO_ON_A_NODE[1], 0.5, model_bytes=40 * GIB)

@@ -1,4 +1,4 @@
-"""Where the GPUs of a request are: looked up only where the request does not say it."""
+"""Where the GPUs of a request are: looked up only where the request does not name them."""
 
 from __future__ import annotations
 

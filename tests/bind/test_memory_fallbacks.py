@@ -1,4 +1,4 @@
-"""A plan with the memory policies that the kernel accepts, and what it says about those that it does not."""
+"""A plan with the memory policies that the kernel accepts, and the warnings about those that it rejects."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def test_the_file_is_in_the_users_runtime_folder(folder: Path) -> None:
     assert not (folder.parent / NAME).exists()
 
 
-def folders_of_nobody(folder: Path) -> list[str]:
+def unusable_folders(folder: Path) -> list[str]:
     return [str(folder / "absent"), __file__, ""]
 
 
@@ -52,7 +52,7 @@ def folders_of_nobody(folder: Path) -> list[str]:
 def test_without_a_runtime_folder_the_file_is_a_temporary_one(
     number: int, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", folders_of_nobody(folder)[number])
+    monkeypatch.setenv("XDG_RUNTIME_DIR", unusable_folders(folder)[number])
     StartLock().release()
     assert (folder.parent / NAME).exists()
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from ompaffinity import proc
+from ompaffinity import mapped, proc
 from ompaffinity.errors import RequestError
 from ompaffinity.proof.observe import observe_process
 
@@ -55,7 +55,8 @@ def test_reports_what_may_not_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
             raise PermissionError(13, "Permission denied", path)
         return open(path, *arguments, **keywords)  # type: ignore[call-overload]
 
-    monkeypatch.setattr(proc, "open", refuse, raising=False)
+    for module in (proc, mapped):
+        monkeypatch.setattr(module, "open", refuse, raising=False)
     state = observe_process(os.getpid())
     assert (state.environment, state.memory, state.runtimes, state.runtimes_known) == (None, None, (), False)
     assert len(state.problems) == 3
