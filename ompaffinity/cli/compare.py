@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ompaffinity.bind.saved_options import resolved
+from ompaffinity.cli.checks import seconds_of
 from ompaffinity.cli.log import messages_not_logged
 from ompaffinity.cli.options import flags_of, planning_options
 from ompaffinity.cli.parse import parse_command_line
@@ -44,11 +45,9 @@ def run_compare(values: dict[str, Any]) -> int:
         command=values["command"],
         metric=metric_of(values["metric"]) if "metric" in values else None,
         lower=bool(values.get("lower")) or "metric" not in values,
-        budget_seconds=values.get("budget", 300),
+        budget_seconds=seconds_of(values, "budget", 300),
         precision=values.get("precision", 0.02),
     )
-    if settings.budget_seconds < 1:
-        raise RequestError(f"--budget is {settings.budget_seconds}; it must be at least 1 second")
     if "save" in values:
         require_writable("--save", values["save"])
     if "svg" in values:
