@@ -56,8 +56,8 @@ def open_new(path: str) -> int:
     if not _is_special(path):
         with suppress(FileNotFoundError):
             os.unlink(path)
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    return os.open(path, os.O_WRONLY)
 
 
 def _is_special(path: str) -> bool:

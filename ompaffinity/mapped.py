@@ -110,7 +110,7 @@ def open_regular(path: str) -> int:
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise OSError(errno.EINVAL, "it is not a regular file")
     # Without O_NONBLOCK a pipe that took its place meanwhile would wait for a writer.
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    return os.open(path, os.O_RDONLY | os.O_NONBLOCK)
 
 
 def _is_mapped(descriptor: int, mapped: MappedFile) -> bool:

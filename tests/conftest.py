@@ -15,6 +15,7 @@ import pytest
 from hypothesis import settings
 
 from ompaffinity.bind.mempolicy import LibnumaMissingError, load_libnuma
+from tests.gpu_machine import gpu_machine as gpu_machine
 
 ROOT = Path(__file__).resolve().parent.parent
 

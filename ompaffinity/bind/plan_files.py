@@ -25,7 +25,7 @@ READ_SECONDS = 5.0
 """So long a pipe may take."""
 BLOCK_BYTES = 2**20
 # Without O_NONBLOCK the opening of a FIFO waits for a writer without limit.
-OPEN_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+OPEN_FLAGS = os.O_RDONLY | os.O_NONBLOCK
 
 
 def held_by_plans(

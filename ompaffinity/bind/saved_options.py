@@ -101,17 +101,17 @@ def resolved(given: Mapping[str, Any], environ: Mapping[str, str]) -> Resolved:
         RequestError: a file cannot be read, or holds anything but planning options.
     """
     rest = {name: value for name, value in given.items() if name != "options"}
-    files = []
-    text = environ.get(OPTIONS_VARIABLE, "")
-    path, others = split_options(text)
+    files: tuple[SavedOptions, ...] = ()
+    path, others = split_options(environ.get(OPTIONS_VARIABLE, ""))
     if path is not None:
-        files.append(read_saved_options(path))
-        beside = completed(options_from_text(others), files[0].options)
-        environ = {**environ, OPTIONS_VARIABLE: options_text(beside)}
+        saved = read_saved_options(path)
+        files = (saved,)
+        environ = {**environ, OPTIONS_VARIABLE: options_text(completed(options_from_text(others), saved.options))}
     if given.get("options") is not None:
-        files.append(read_saved_options(given["options"]))
-        rest = completed(rest, files[-1].options)
-    return Resolved(rest, environ, tuple(files))
+        saved = read_saved_options(given["options"])
+        files += (saved,)
+        rest = completed(rest, saved.options)
+    return Resolved(rest, environ, files)
 
 
 def read_saved_options(path: str | os.PathLike[str]) -> SavedOptions:

@@ -28,7 +28,7 @@ class StartLock:
         """
         path = os.path.join(_folder(), f"ompaffinity-{os.getuid()}.lock")
         try:
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
             self._descriptor: int | None = os.open(path, flags, 0o600)
         except OSError as error:
             raise RequestError(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.doctor.record import OK, WARNING, Check
 from ompaffinity.errors import RequestError
-from ompaffinity.openmp.detect import family_of_file
+from ompaffinity.openmp.detect import SYSTEM_LIBRARIES, family_of_file
 from ompaffinity.openmp.library_path import find_library, preloaded_files
 from ompaffinity.openmp.variables import overridden_variables
 
@@ -31,7 +31,7 @@ def software_checks(environ: Mapping[str, str], python: str | None = None) -> It
     """
     yield _variables(environ)
     yield _preloaded(environ)
-    yield _runtimes(sys.executable if python is None else python)
+    yield _runtimes(environ, sys.executable if python is None else python)
     yield _gpus(environ)
 
 
@@ -52,7 +52,7 @@ def _preloaded(environ: Mapping[str, str]) -> Check:
     return Check("LD_PRELOAD", OK, next(iter(families), "no OpenMP runtime"))
 
 
-def _runtimes(python: str) -> Check:
+def _runtimes(environ: Mapping[str, str], python: str) -> Check:
     found: dict[str, str] = {}
     folders, lib = _library_folders(python)
     for folder in (*folders, lib):
@@ -69,7 +69,13 @@ def _runtimes(python: str) -> Check:
             " ompaffinity verify -- COMMAND, and name the one that computes with --runtime"
         )
         return Check("OpenMP runtimes", WARNING, f"{len(found)} in the environment of {python}: {names}", fix)
-    return Check("OpenMP runtimes", OK, names or f"none in the environment of {python}; the system's runtime is used")
+    return Check("OpenMP runtimes", OK, names or f"none in the environment of {python}; {_on_library_path(environ)}")
+
+
+def _on_library_path(environ: Mapping[str, str]) -> str:
+    names = [name for family in SYSTEM_LIBRARIES.values() for name in family]
+    found = [path for name in names if (path := find_library(name, environ)) is not None]
+    return f"on the library path: {', '.join(found)}" if found else "none on the library path either"
 
 
 def _library_folders(python: str) -> tuple[list[str], str]:

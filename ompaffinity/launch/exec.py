@@ -57,7 +57,7 @@ def exec_bound(
         place = LauncherRank("no launcher", 0, 1, 0, 1)
     if override:
         messages += widen_to_cpuset()
-        group = MaskGroup(place.local_rank, tuple(range(place.local_world_size or 1)))
+        group = MaskGroup(place.local_rank, tuple(range(place.local_size)))
     else:
         group = mask_group_of(os.environ, place)
     if not group.certain:
@@ -69,7 +69,7 @@ def exec_bound(
     if avoids_live(given, os.environ):
         # Held until this process execs the command. The ranks of one launcher have one plan in common.
         StartLock()
-        launcher = os.getppid() if (place.local_world_size or 1) > 1 else None
+        launcher = os.getppid() if place.local_size > 1 else None
         given["avoid"] = held_by_plans(given.get("avoid", (LIVE,)), launcher)
     profile = COMMAND_PROFILE
     if server is not None:
@@ -122,9 +122,9 @@ def _check_sizes(options: Mapping[str, Any], place: LauncherRank) -> None:
     """Refuse sizes that are another number of ranks than the launcher has started."""
     sizes = {name: size for name, size in options.items() if name in SIZES}
     product = product_of_sizes(sizes)
-    if sizes and product != (place.local_world_size or 1):
+    if sizes and product != place.local_size:
         raise RequestError(
-            f"--tp, --pp and --dp make {product} local ranks, but {place.launcher} started {place.local_world_size}"
+            f"--tp, --pp and --dp make {product} local ranks, but {place.launcher} started {place.local_size}"
             " on this machine; leave them out, or start as many"
         )
 

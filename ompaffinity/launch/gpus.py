@@ -57,7 +57,7 @@ def gpus_of_group(options: Mapping[str, Any], group: MaskGroup, place: LauncherR
         RequestError: ``--gpus`` names another number of GPUs than there are local ranks.
         TopologyError: the machine cannot be read.
     """
-    given, size = dict(options), place.local_world_size or 1
+    given, size = dict(options), place.local_size
     chosen = given.get("gpus")
     if chosen is not None and len(chosen) != size:
         ranks = f"there are {size} local ranks" if size > 1 else "there is one local rank"
@@ -80,7 +80,7 @@ def gpus_of_group(options: Mapping[str, Any], group: MaskGroup, place: LauncherR
 
 def _sharers(topology: Topology, own: GPU, place: LauncherRank) -> Sharers:
     """Return the ranks of each GPU, from the environments of the other ranks as far as they can be read."""
-    size = place.local_world_size or 1
+    size = place.local_size
     driver = live_gpus(topology, environ={}).gpus
     machine = _of_vendor(live_gpus(topology, environ={}, whole_bus=True).gpus, own)
     # If the driver hides the other GPUs (device control group), every rank numbers its own GPU 0.

@@ -44,7 +44,7 @@ def mask_group_of(environ: Mapping[str, str], place: LauncherRank) -> MaskGroup:
     masks are too wide for all ranks to have one of their own: then nothing is given twice, but something may be left
     unused.
     """
-    size = place.local_world_size or 1
+    size = place.local_size
     everybody = MaskGroup(place.local_rank, tuple(range(size)))
     if size == 1 or not hasattr(os, "sched_getaffinity"):
         return everybody
@@ -70,7 +70,7 @@ def environments_of_ranks(place: LauncherRank, names: Collection[str]) -> dict[i
 
     A script under the launcher may set them before it starts the rank. None where not all are seen in five seconds.
     """
-    variable, size = local_rank_variable(place.launcher), place.local_world_size or 1
+    variable, size = local_rank_variable(place.launcher), place.local_size
     if variable is None:
         return None
     launcher = _launcher(variable)

@@ -32,6 +32,11 @@ class LauncherRank(NamedTuple):
     rank: int | None = None
     world_size: int | None = None
 
+    @property
+    def local_size(self) -> int:
+        """How many ranks there are on this machine; one where the launcher does not report it."""
+        return self.local_world_size or 1
+
 
 class Variables(NamedTuple):
     """The environment variables of a launcher; an empty name means that it has no such variable."""

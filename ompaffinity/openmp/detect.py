@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 GOMP, IOMP = "gomp", "iomp"
 FAMILY_SYMBOLS = (("__kmpc_fork_call", IOMP), ("GOMP_parallel", GOMP))
+SYSTEM_LIBRARIES = {GOMP: ("libgomp.so.1",), IOMP: ("libomp.so.5", "libiomp5.so")}
+"""What the loader finds of each family where it is installed for all programs."""
 TORCH_LIBRARY = "libtorch_cpu.so"
 MAX_CANDIDATES = 64
 """Mapped files with "omp" in their names; processes have a handful."""

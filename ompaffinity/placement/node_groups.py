@@ -101,17 +101,21 @@ class NodeGrouper:
     def _formed(self, count: int, smallest: int, together: int) -> _Groups:
         by_package = [self._groups_of(package, count, smallest) for package in self._packages]
         if together == 1:
-            groups = self._choose([group for groups in by_package for group in groups], self._ranks)
-            if self._distance is not None and 1 < self._tensor_size < len(groups):
-                nodes = [_first_node(group) for group in groups]
-                order = near_order(nodes, [1] * len(groups), self._tensor_size, self._distance)
-                groups = [groups[place] for place in order]
+            groups = self._ordered(self._choose([group for groups in by_package for group in groups], self._ranks))
         else:
-            slots = [slot for groups in by_package for slot in _in_turn(groups, together)]
+            slots = [slot for groups in by_package for slot in _in_turn(self._ordered(groups), together)]
             slots.sort(key=lambda slot: (-min(map(_cores, slot)), -sum(map(_cores, slot)), _first_node(slot[0])))
             chosen = sorted(slots[: self._ranks // together], key=lambda slot: _first_node(slot[0]))
             groups = [group for slot in chosen for group in slot]
         return _Groups(tuple(groups), min(map(_cores, groups)), sum(map(_cores, groups)))
+
+    def _ordered(self, groups: list[Group]) -> list[Group]:
+        """Return groups so that each tensor-parallel group in turn gets near ones."""
+        if self._distance is None or not 1 < self._tensor_size < len(groups):
+            return groups
+        nodes = [_first_node(group) for group in groups]
+        order = near_order(nodes, [1] * len(groups), self._tensor_size, self._distance)
+        return [groups[place] for place in order]
 
     def _groups_of(self, package: Sequence[Pool], count: int, smallest: int) -> list[Group]:
         """Return the most groups of `count` nodes with at least `smallest` cores of a package, near nodes together."""

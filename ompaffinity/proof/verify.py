@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.errors import RequestError
 from ompaffinity.interpreter import child_command
-from ompaffinity.openmp.detect import GOMP, IOMP, expected_runtimes, family_of_file
+from ompaffinity.openmp.detect import GOMP, IOMP, SYSTEM_LIBRARIES, expected_runtimes, family_of_file
 from ompaffinity.openmp.library_path import find_library
 from ompaffinity.placement.request import AUTO
 from ompaffinity.proof.compare import not_found, verdict_of_team
@@ -30,7 +30,6 @@ PROBE_SECONDS = 60
 END_SECONDS = 10
 LIVE_SECONDS = 5.0
 """For how long live processes are observed at most."""
-SYSTEM_LIBRARIES = {GOMP: ("libgomp.so.1",), IOMP: ("libomp.so.5", "libiomp5.so")}
 
 
 def library_to_probe(runtime: str, environ: Mapping[str, str], library: str | None = None) -> tuple[str, str]:

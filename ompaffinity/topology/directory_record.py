@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ompaffinity.topology.tree import Tree
 
-DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+DIRECTORY_FLAGS = os.O_RDONLY | os.O_DIRECTORY
 MAX_STEPS = 256
 """Components of a path, those of the links in it included; the kernel follows at most 40 links."""
 LSCPU_FILES = ("sys/devices/system/cpu", "sys/devices/system/node", "proc/cpuinfo", "proc/sysinfo")

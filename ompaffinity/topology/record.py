@@ -119,7 +119,7 @@ def _recorded_file(path: str) -> RecordedMachine:
         raise TopologyError(f"there is no file or directory {path}")
     try:
         # Without O_NONBLOCK the opening of a FIFO waits for a writer without limit.
-        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), "rb") as file:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise TopologyError(f"{path} is neither a file nor a directory")
             head = file.read(HEAD_BYTES).lstrip(BLANKS)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 # Without O_NONBLOCK a FIFO in a recorded tree would wait for a writer without limit.
-READ_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+READ_FLAGS = os.O_RDONLY | os.O_NONBLOCK
 SYSFS_PAGE = 4096
 MAX_FILE_BYTES = 2**20
 """Longer files are cut here: sysfs files of 8192 CPUs stay below, and nothing behind matters in the others."""
@@ -59,7 +59,7 @@ class DirectoryTree:
 
     def __init__(self, root: str, *, within: int | None = None) -> None:
         try:
-            self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=within)
+            self._root = os.open(root, os.O_RDONLY | os.O_DIRECTORY, dir_fd=within)
         except OSError as error:
             raise TopologyError(f"cannot open the directory {root}: {error.strerror}") from None
         self._below: list[DirectoryTree] = []
@@ -96,7 +96,7 @@ class DirectoryTree:
 
     def names(self, path: str) -> list[str]:
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._root)
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=self._root)
         except OSError:
             return []
         try:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,30 @@ def test_cpus_that_are_not_available() -> None:
     ):
         pass
     assert os.sched_getaffinity(0) == before
+
+
+@needs_two_cpus
+def test_a_thread_that_cannot_get_its_cpus_back_is_an_error_unless_there_is_one_already(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    before = os.sched_getaffinity(0)
+
+    def refuse(number: int, cpus: Iterable[int]) -> None:
+        raise OSError(22, "Invalid argument")
+
+    try:
+        with (
+            pytest.raises(BindingError, match=r"keeps CPU .*rejects its former mask"),
+            helper_threads(placement_with_helper()),
+        ):
+            monkeypatch.setattr("os.sched_setaffinity", refuse)
+        monkeypatch.undo()
+        with pytest.raises(KeyError), helper_threads(placement_with_helper()):
+            monkeypatch.setattr("os.sched_setaffinity", refuse)
+            raise KeyError
+    finally:
+        monkeypatch.undo()
+        os.sched_setaffinity(0, before)
 
 
 IN_PROCESS = """if True:
@@ -231,6 +256,33 @@ def test_a_second_binding_must_undo_the_first() -> None:
     binding.undo()
     bind_current_process(placement).undo()
     assert os.sched_getaffinity(0) == before
+
+
+REFUSED = """if True:
+    import json, os, sys, threading
+    from ompaffinity.placement.document import parse_placement
+    from ompaffinity import bind_current_process
+
+    stop = threading.Event()
+    other = threading.Thread(target=stop.wait)
+    other.start()
+    bind = os.sched_setaffinity
+    def refuse(number, cpus):
+        if number == other.native_id:
+            raise PermissionError(1, "Operation not permitted")
+        bind(number, cpus)
+    os.sched_setaffinity = refuse
+    binding = bind_current_process(parse_placement(sys.argv[1]))
+    stop.set()
+    print(json.dumps([[thread.thread_id == other.native_id, thread.reason] for thread in binding.not_bound]))
+"""
+
+
+@needs_two_cpus
+def test_a_thread_beside_the_team_that_the_kernel_refuses_to_bind_is_listed() -> None:
+    placement = RankPlacement(0, 0, cpus=(CPUS[0],), places=((CPUS[0],),), affinity=(CPUS[0],))
+    listed: Any = bound_in_process(placement, "", REFUSED)
+    assert listed == [[True, "Operation not permitted"]]
 
 
 PINNED_CALLER = """if True:

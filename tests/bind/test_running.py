@@ -13,6 +13,7 @@ import pytest
 
 from ompaffinity.bind.running import (
     NOT_PERMITTED,
+    Rebinding,
     ThreadChange,
     bind_threads,
     boot_id,
@@ -260,3 +261,10 @@ def test_reads_the_smallest_numbers_of_the_kernel() -> None:
 def test_rejects_a_record_of_an_earlier_start_of_the_machine() -> None:
     with pytest.raises(RequestError, match="before this one was restarted"):
         changes_from_document(row() | {"boot_id": "another"}, SOURCE)
+
+
+def test_only_what_was_rebound_is_added_to_it() -> None:
+    change = ThreadChange(1, 1, 0, "", (0,), (1,))
+    assert Rebinding((change,)) + Rebinding((change,)) == Rebinding((change, change))
+    with pytest.raises(TypeError):
+        Rebinding().__add__(((change,), ())) + Rebinding()

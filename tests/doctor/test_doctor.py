@@ -11,6 +11,7 @@ import pytest
 
 from ompaffinity.cli.main import main
 from ompaffinity.doctor import memory as doctor_memory
+from ompaffinity.doctor import software
 from ompaffinity.doctor.check import diagnose
 from ompaffinity.doctor.machine import machine_checks
 from ompaffinity.doctor.memory import memory_checks
@@ -272,6 +273,19 @@ def test_finds_two_runtimes_in_an_environment(tmp_path: Path) -> None:
     assert (check.level, "(gomp)" in check.message) == ("warning", True)
     preloaded = checked(software_checks({"LD_PRELOAD": f"{gnu}:{NEWER_LLVM}"}, python))["LD_PRELOAD"]
     assert preloaded.level == "warning"
+
+
+def test_names_the_runtimes_on_the_library_path_of_an_environment_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "env")], check=True, timeout=60)
+    python = str(tmp_path / "env" / "bin" / "python")
+    (tmp_path / "libomp.so.5").touch()
+    environ = {"LD_LIBRARY_PATH": str(tmp_path)}
+    assert str(tmp_path / "libomp.so.5") in checked(software_checks(environ, python))["OpenMP runtimes"].message
+    monkeypatch.setattr(software, "find_library", lambda name, environ: None)
+    message = checked(software_checks({}, python))["OpenMP runtimes"].message
+    assert message == f"none in the environment of {python}; none on the library path either"
 
 
 @pytest.mark.parametrize("python", ["/no/such/python", "/bin/true", ""])

@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
+from ompaffinity.errors import SupervisionError
 from ompaffinity.launch import group_killer
 from ompaffinity.launch.guard import RankGuard
 from ompaffinity.launch.signals import ENDING
@@ -115,3 +118,26 @@ def test_a_guard_that_was_never_started_starts_no_process() -> None:
     with RankGuard(later=True) as guard:
         guard.add(2**22)
         assert running_children(os.getpid()) == before
+
+
+@pytest.mark.parametrize("later", [False, True])
+def test_a_guard_that_cannot_be_started_is_an_error_and_leaves_no_pipe(
+    later: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", "/missing/python")
+    before = os.listdir("/proc/self/fd")
+    guard = RankGuard(later=later)
+    with pytest.raises(SupervisionError, match=r"the process that guards the ranks cannot be started: .*/missing"):
+        guard.__enter__().start()
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_an_interrupt_while_the_guard_starts_goes_on_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("subprocess.Popen", interrupt)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(KeyboardInterrupt):
+        RankGuard().start()
+    assert os.listdir("/proc/self/fd") == before

@@ -73,6 +73,23 @@ def test_ranks_on_two_sockets(processes: Any) -> None:
     assert mask_group_of(REPORTED, place(1, 4)) == MaskGroup(1, (1, 3))
 
 
+def test_does_not_wait_where_every_rank_is_bound(processes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(seconds: float) -> None:
+        raise AssertionError(seconds)
+
+    processes({0, 1, 2, 3}, {1}, {0: {0}})
+    monkeypatch.setattr("time.sleep", refuse)
+    assert mask_group_of(REPORTED, place(1, 2)).certain
+
+
+def test_waits_for_a_rank_that_is_not_bound_yet(processes: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[int, set[int]] = {0: {0, 1, 2, 3}}
+    processes({0, 1, 2, 3}, {1}, seen)
+    monkeypatch.setattr("time.sleep", lambda seconds: seen.update({0: {1}}))
+    # There is a CPU for each, but both were given the same one.
+    assert mask_group_of(REPORTED, place(1, 2)) == MaskGroup(1, (0, 1))
+
+
 def test_one_mask_for_all(processes: Any) -> None:
     processes({0, 1, 2, 3}, {0, 1, 2}, {0: {0}, 2: {0, 1, 2}})
     assert mask_group_of(REPORTED, place(1, 3)) == MaskGroup(1, (0, 1, 2))
@@ -102,8 +119,9 @@ def test_only_the_options_name_the_rank(processes: Any) -> None:
 def test_the_masks_of_real_processes() -> None:
     started = []
     try:
-        for rank, mask in ((0, CPUS), (1, CPUS[:1])):
-            environment = {**os.environ, "OMPI_COMM_WORLD_LOCAL_RANK": str(rank)}
+        # The last ones are no ranks, though their masks are read as well.
+        for rank, mask in (("0", CPUS), ("1", CPUS[:1]), ("", CPUS), ("x", CPUS), ("\u0661", CPUS)):
+            environment = {**os.environ, "OMPI_COMM_WORLD_LOCAL_RANK": rank}
             words = [sys.executable, "-c", SLEEPER, " ".join(map(str, mask))]
             started.append(subprocess.Popen(words, stdout=subprocess.PIPE, env=environment))
             assert started[-1].stdout is not None

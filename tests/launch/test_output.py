@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import threading
 import time
@@ -153,6 +154,44 @@ def test_abandoned_output_is_done_at_once_though_a_rank_may_print() -> None:
     assert reader.done
     assert changes[0]
     os.close(descriptor)
+
+
+@contextmanager
+def left_over(consumer: Recorder, size: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[OutputReader]:
+    """Yield a reader that finds so many bytes when the time for leftovers is over, in a pipe that stays open."""
+    monkeypatch.setattr(output, "LEFTOVER_SECONDS", 0.0)
+    end_of_pipe, descriptor = os.pipe()
+    fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, size)
+    os.write(descriptor, b"x" * size)
+    reader = OutputReader(lambda: None)
+    reader.add(os.fdopen(end_of_pipe, "rb", buffering=0), consumer)
+    reader.ranks_have_ended()
+    try:
+        yield reader
+    finally:
+        reader.close()
+        os.close(descriptor)
+
+
+def test_all_that_was_printed_is_delivered_when_the_time_for_leftovers_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    recorder = Recorder()
+    with left_over(recorder, 4 * CHUNK, monkeypatch) as reader:
+        reader.start()
+        wait_until(lambda: reader.done)
+    assert (sum(map(len, recorder.fed)), recorder.finished) == (4 * CHUNK, 1)
+
+
+def test_abandoned_leftovers_are_not_delivered(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Abandoning(Recorder):
+        def feed(self, data: bytes) -> None:
+            super().feed(data)
+            reader.abandon()
+
+    abandoning = Abandoning()
+    with left_over(abandoning, 4 * CHUNK, monkeypatch) as reader:
+        reader.start()
+        wait_until(lambda: bool(abandoning.fed))
+    assert (len(abandoning.fed), abandoning.finished) == (1, 0)
 
 
 def test_a_carriage_return_ends_a_line_and_with_a_line_feed_one_line() -> None:

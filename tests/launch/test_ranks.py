@@ -156,3 +156,8 @@ def test_any_variables_of_launchers_are_read_or_refused(environ: dict[str, str])
     with suppress(RequestError):
         rank = find_rank(environ)
         assert rank is None or rank.local_rank >= 0
+
+
+def test_without_a_number_of_local_ranks_there_is_one() -> None:
+    assert LauncherRank("torchrun", 0).local_size == 1
+    assert LauncherRank("torchrun", 0, 3).local_size == 3

@@ -158,6 +158,14 @@ def test_near_nodes_are_grouped() -> None:
     assert nodes_of(make_plan(machine, independent(4))) == [(0, 4), (1, 5), (2, 6), (3, 7)]
 
 
+def test_a_tensor_parallel_group_gets_near_nodes_of_its_package() -> None:
+    # Each node is near the one two places on.
+    matrix = [[10 if one == two else 11 if one % 2 == two % 2 else 20 for two in range(8)] for one in range(8)]
+    machine = with_distances(machine_of([[4] * 4, [4] * 4]), matrix)
+    plan = make_plan(machine, PlacementRequest(tensor_parallel_size=2, data_parallel_size=4))
+    assert nodes_of(plan) == [(0,), (2,), (1,), (3,), (4,), (6,), (5,), (7,)]
+
+
 def test_a_second_server_gets_the_other_package() -> None:
     machine = machine_of([[43, 43, 42], [43, 43, 42]])
     first = make_plan(machine, PlacementRequest(tensor_parallel_size=3))

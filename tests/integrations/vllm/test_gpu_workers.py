@@ -13,23 +13,14 @@ from typing import Any
 import pytest
 
 import ompaffinity
-from ompaffinity.bind import live_plan
-from ompaffinity.devices.model import GPU, GPUList
 from ompaffinity.errors import RequestError
 from ompaffinity.integrations.vllm import gpu_workers
 from ompaffinity.integrations.vllm.gpu_workers import configure_subprocess
-from ompaffinity.launch import gpus
-from ompaffinity.launch.exec import options_of_group
-from ompaffinity.launch.mask_groups import MaskGroup
-from ompaffinity.launch.ranks import LauncherRank
-from ompaffinity.messages import DEVICE_NODE_UNKNOWN
 from ompaffinity.placement.model import Plan
-from ompaffinity.placement.plan import make_plan
-from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.placement.union import union_of
 from ompaffinity.topology.model import Topology
-from tests.conftest import ROOT, needs_nvml, needs_program, needs_two_cpus
-from tests.launch.test_exec import OPEN_MPI, WORKER, launch, reports
+from tests.conftest import ROOT, needs_nvml, needs_two_cpus
+from tests.gpu_machine import LINES
 from tests.launch.test_mask_groups import CPUS
 from tests.placement.machines import synthetic
 
@@ -47,42 +38,6 @@ def config(**fields: Any) -> SimpleNamespace:
         "data_parallel_backend": "mp",
     }
     return SimpleNamespace(**{**usual, **fields})
-
-
-def seen(*nodes: int | None) -> GPUList:
-    """Return GPUs next to these nodes."""
-    found = []
-    for number, node in enumerate(nodes):
-        label = f"0000:{16 + number:02x}:00.0"
-        unknown = DEVICE_NODE_UNKNOWN(gpu=f"GPU {number} ({label})", reason="no source reports it")
-        reported = () if node is not None else (unknown,)
-        near = () if node is None else (node,)
-        found.append(GPU(number, label, "nvidia", "", "", near, "sysfs", None, (), reported))
-    return GPUList.of(found)
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Let this machine be another one, with GPUs next to these nodes."""
-    monkeypatch.delenv("OMPAFFINITY_PLACEMENT", raising=False)
-
-    def set_up(
-        topology: Topology, *nodes: int | None, visible: tuple[int, ...] | None = None, hidden: bool = False
-    ) -> Topology:
-        every = seen(*nodes)
-        chosen = every if visible is None else GPUList.of(every.gpus[gpu] for gpu in visible)
-
-        def live(_: Topology, *, environ: Any = None, user_nodes: Any = None, whole_bus: bool = False) -> GPUList:
-            del user_nodes
-            return every if whole_bus or (environ == {} and not hidden) else chosen
-
-        monkeypatch.setattr("ompaffinity.devices.live.live_gpus", live)
-        monkeypatch.setattr(gpus, "live_gpus", live)
-        for room in (gpus, gpu_workers):
-            monkeypatch.setattr(room, "load_topology", lambda: topology)
-        return topology
-
-    return set_up
 
 
 def planned(topology: Topology, settings: Any, local_rank: int, kind: str = "worker", dp: int | None = None) -> Plan:
@@ -133,14 +88,14 @@ def test_what_makes_no_sense_is_a_value_error(call: dict[str, Any], words: str) 
         pass
 
 
-def test_a_gpu_that_is_not_there(machine: Any) -> None:
-    topology = machine(synthetic(TWO), 0, 1)
+def test_a_gpu_that_is_not_there(gpu_machine: Any) -> None:
+    topology = gpu_machine(synthetic(TWO), 0, 1)
     with pytest.raises(RequestError, match="GPU 2 was requested, but this process sees 2"):
         planned(topology, config(), 0, dp=1)
 
 
-def test_workers_share_a_node_exclusively(machine: Any) -> None:
-    topology = machine(synthetic(TWO), 0, 0, 0, 1)
+def test_workers_share_a_node_exclusively(gpu_machine: Any) -> None:
+    topology = gpu_machine(synthetic(TWO), 0, 0, 0, 1)
     plans = [planned(topology, config(tensor_parallel_size=4), rank) for rank in range(4)]
     assert plans[0] == plans[1] == plans[2] == plans[3]
     masks = [set(rank.affinity) for rank in plans[0].ranks]
@@ -148,22 +103,22 @@ def test_workers_share_a_node_exclusively(machine: Any) -> None:
     assert len(masks[3]) == 16
 
 
-def test_a_server_that_names_its_gpus_gets_all_of_them(machine: Any) -> None:
-    topology = machine(synthetic(TWO), 0, 0, 0, 0)
+def test_a_server_that_names_its_gpus_gets_all_of_them(gpu_machine: Any) -> None:
+    topology = gpu_machine(synthetic(TWO), 0, 0, 0, 0)
     (first, _) = planned(topology, config(data_parallel_size_local=1), 0).ranks
     assert len(first.affinity) == 8
     assert len(planned(topology, config(), 0).ranks) == 4
 
 
-def test_reports_only_the_problems_of_its_own_gpu(machine: Any) -> None:
-    topology = machine(synthetic(TWO), 0, None, 1)
+def test_reports_only_the_problems_of_its_own_gpu(gpu_machine: Any) -> None:
+    topology = gpu_machine(synthetic(TWO), 0, None, 1)
     assert [message.code for message in planned(topology, config(), 0).messages if message.level == "warning"] == []
     plan = planned(topology, config(), 1)
     assert [message.code for message in plan.messages if message.level == "warning"] == ["device-node-unknown"]
 
 
-def test_an_engine_gets_what_its_workers_get(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    topology = machine(synthetic(TWO), 0, 0, 0, 1)
+def test_an_engine_gets_what_its_workers_get(gpu_machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    topology = gpu_machine(synthetic(TWO), 0, 0, 0, 1)
     plan = planned(topology, config(), 0, "EngineCore", dp=0)
     engine = union_of(topology, [rank for rank in plan.ranks if rank.gpu in (0, 1)])
     other = planned(topology, config(), 0, "EngineCore", dp=1)
@@ -186,112 +141,40 @@ def test_an_engine_gets_what_its_workers_get(machine: Any, monkeypatch: pytest.M
     assert sorted(cpu for rank in inside.ranks for cpu in rank.affinity) == sorted(engine.affinity)
 
 
-def test_an_engine_of_which_nothing_can_be_bound(machine: Any) -> None:
-    topology = machine(synthetic(TWO), None, None)
+def test_an_engine_of_which_nothing_can_be_bound(gpu_machine: Any) -> None:
+    topology = gpu_machine(synthetic(TWO), None, None)
     plan = planned(topology, config(), 0, "EngineCore")
     engine = union_of(topology, list(plan.ranks))
     assert not engine.bound
     assert engine.gpus == (0, 1)
 
 
-def seat_options(group: MaskGroup, size: int, **options: Any) -> tuple[Plan, Any]:
-    place = LauncherRank("nobody", group.local_rank, size, group.local_rank, size)
-    given, number, _ = options_of_group({"numa_bind": True, **options}, group, place)
-    topology = synthetic(TWO)
-    plan = make_plan(topology, live_plan.with_gpu_homes(PlacementRequest(**given), topology))
-    return plan, plan.ranks[number]
-
-
-def test_the_launchers_ranks_have_the_gpus_of_their_numbers(machine: Any) -> None:
-    machine(synthetic(TWO), 0, 0, 1, 1)
-    _, rank = seat_options(MaskGroup(2, (0, 1, 2, 3)), 4)
-    assert (rank.gpu, rank.nodes) == (2, (1,))
-    # Bound apart, or in two groups, it is still the GPU of its number.
-    plan, rank = seat_options(MaskGroup(3, (2, 3)), 4)
-    assert (rank.gpu, rank.nodes, len(plan.ranks)) == (3, (1,), 2)
-    _, rank = seat_options(MaskGroup(3, (3,)), 4, gpus=(3, 2, 1, 0))
-    assert (rank.gpu, rank.nodes) == (0, (0,))
-    with pytest.raises(RequestError, match="names 2, but there are 4 local ranks"):
-        seat_options(MaskGroup(3, (3,)), 4, gpus=(3, 2))
-
-
-@pytest.mark.parametrize("hidden", [False, True])
-def test_where_each_rank_sees_its_own_gpu_only(machine: Any, hidden: bool) -> None:
-    found = []
-    for gpu in range(4):
-        # It is the same whether the driver hides the others, or a variable does.
-        machine(synthetic(TWO), 0, 0, 0, 1, visible=(gpu,), hidden=hidden)
-        _, rank = seat_options(MaskGroup(gpu, (0, 1, 2, 3)), 4)
-        # To this process it is GPU 0.
-        assert rank.gpu == 0
-        found.append(set(rank.affinity))
-    assert sum(map(len, found)) == len(set().union(*found)) == 32
-    machine(synthetic(TWO), 0, 0, 0, 1, visible=(1,))
-    _, alone = seat_options(MaskGroup(1, (1,)), 4)
-    assert len(alone.affinity) == 16
-
-
-def test_ranks_that_share_a_gpu_divide_its_part(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Ranks 0 and 1 have GPU 0, rank 2 has GPU 1.
-    variables = ["0", "0", "1"]
-    environments = {rank: {"CUDA_VISIBLE_DEVICES": text} for rank, text in enumerate(variables)}
-    monkeypatch.setattr(gpus, "environments_of_ranks", lambda place, names: environments)
-    found = []
-    for rank, text in enumerate(variables):
-        machine(synthetic(TWO), 0, 0, visible=(int(text),))
-        _, placement = seat_options(MaskGroup(rank, (0, 1, 2)), 3)
-        found.append(set(placement.affinity))
-    assert sum(map(len, found)) == len(set().union(*found)) == 16
-
-
-def test_more_ranks_than_gpus_without_a_gpu_per_rank(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpus, "environments_of_ranks", lambda place, names: None)
-    found = []
-    for rank in range(2):
-        machine(synthetic(TWO), 0, visible=(0,), hidden=True)
-        place = LauncherRank("nobody", rank, 2, rank, 2)
-        given, number, reported = options_of_group({"numa_bind": True}, MaskGroup(rank, (0, 1)), place)
-        assert [message.code for message in reported] == ["gpu-sharing-unknown"]
-        plan = make_plan(synthetic(TWO), PlacementRequest(**given))
-        found.append(set(plan.ranks[number].affinity))
-    assert not found[0] & found[1]
-
-
-def test_one_gpu_and_one_node_by_hand(machine: Any) -> None:
-    topology = machine(synthetic(TWO), 0, 0, visible=(1,))
-    place = LauncherRank("nobody", 1, 2, 1, 2)
-    given, number, _ = options_of_group({"numa_bind_nodes": (0,)}, MaskGroup(1, (0, 1)), place)
-    plan = make_plan(topology, PlacementRequest(**given))
-    assert (plan.ranks[number].gpu, plan.ranks[number].nodes) == (0, (0,))
-
-
-def test_another_vendors_display_takes_no_cpu(machine: Any) -> None:
-    topology = machine(synthetic(TWO), 0)
+def test_another_vendors_display_takes_no_cpu(gpu_machine: Any) -> None:
+    topology = gpu_machine(synthetic(TWO), 0)
     (rank,) = planned(topology, config(tensor_parallel_size=1), 0).ranks
     assert len(rank.affinity) == 16
 
 
-def test_the_context_of_another_worker_is_no_place_to_start_one(machine: Any) -> None:
-    machine(ompaffinity.load_topology(), 0, 0)
+def test_the_context_of_another_worker_is_no_place_to_start_one(gpu_machine: Any) -> None:
+    gpu_machine(ompaffinity.load_topology(), 0, 0)
     with configure_subprocess(config(), 0), pytest.raises(RequestError, match="one after another"):
         configure_subprocess(config(), 1).__enter__()
 
 
-def test_an_engine_whose_workers_have_no_gpu(machine: Any) -> None:
-    topology = machine(synthetic(TWO), 0, 1)
+def test_an_engine_whose_workers_have_no_gpu(gpu_machine: Any) -> None:
+    topology = gpu_machine(synthetic(TWO), 0, 1)
     with pytest.raises(RequestError, match="GPU 2-3 was requested, but this process sees 2"):
         planned(topology, config(tensor_parallel_size=4), 0, "EngineCore")
 
 
-def test_lists_that_overlap_are_the_users_own(machine: Any) -> None:
-    topology = machine(synthetic(TWO), 0, 0)
+def test_lists_that_overlap_are_the_users_own(gpu_machine: Any) -> None:
+    topology = gpu_machine(synthetic(TWO), 0, 0)
     plan = planned(topology, config(numa_bind_cpus=["0-3", "0-3"]), 0)
     assert [rank.cpus for rank in plan.ranks] == [(0, 1, 2, 3)] * 2
 
 
 # Real processes.
 
-LINES = "".join(f"gpu bus=00000000:{16 + at:02X}:00.0 uuid=GPU-{at} memory=1 cpu=ff\n" for at in range(2))
 STARTS = """
 import json, multiprocessing, os, subprocess, sys
 from types import SimpleNamespace
@@ -391,18 +274,18 @@ def test_no_gpu_is_no_reason_to_fail(tmp_path: Path, driver: dict[str, Path]) ->
     assert not json.loads(placement)["bound"]
 
 
-def test_what_is_switched_off_starts_nothing_bound(machine: Any) -> None:
-    machine(synthetic(TWO), 0, 1)
+def test_what_is_switched_off_starts_nothing_bound(gpu_machine: Any) -> None:
+    gpu_machine(synthetic(TWO), 0, 1)
     before = dict(os.environ)
     with configure_subprocess(SimpleNamespace(parallel_config=config(numa_bind=False)), 1) as placement:
         assert dict(os.environ) == before
     assert not placement.bound
 
 
-def test_a_forkserver_is_refused(machine: Any) -> None:
+def test_a_forkserver_is_refused(gpu_machine: Any) -> None:
     import multiprocessing
 
-    machine(ompaffinity.load_topology(), ompaffinity.load_topology().nodes[0].id)
+    gpu_machine(ompaffinity.load_topology(), ompaffinity.load_topology().nodes[0].id)
     context = multiprocessing.get_context("forkserver")
     with (
         configure_subprocess(config(tensor_parallel_size=1), 0) as placement,
@@ -410,41 +293,3 @@ def test_a_forkserver_is_refused(machine: Any) -> None:
     ):
         assert placement.bound
         context.Process(target=print).start()
-
-
-EXEC = [sys.executable, "-m", "ompaffinity", "exec", "--numa-bind", *WORKER]
-
-
-@needs_nvml
-@needs_program("mpirun.openmpi")
-@needs_two_cpus
-@pytest.mark.parametrize(
-    "script",
-    [
-        '"$@"',
-        'CUDA_VISIBLE_DEVICES=$OMPI_COMM_WORLD_LOCAL_RANK exec "$@"',
-        # The shell stays, and has no such variable.
-        'CUDA_VISIBLE_DEVICES=$OMPI_COMM_WORLD_LOCAL_RANK "$@"; true',
-        # Both on one GPU: each gets a half of its part, or of what is there.
-        'CUDA_VISIBLE_DEVICES=0 exec "$@"',
-    ],
-)
-def test_ranks_of_mpirun_share_no_cpu(tmp_path: Path, driver: dict[str, Path], script: str) -> None:
-    (tmp_path / "plan").write_text(LINES)
-    (tmp_path / "reports").mkdir()
-    reported = {
-        "REPORTS": str(tmp_path / "reports"),
-        "LD_LIBRARY_PATH": str(driver["new"]),
-        "OMPAFFINITY_NVML_PLAN": str(tmp_path / "plan"),
-    }
-    done = launch(*OPEN_MPI, "--bind-to", "none", "-n", "2", "sh", "-c", script, "sh", *EXEC, ranks=2, **reported)
-    assert done.returncode == 0, done.stderr
-    found = reports(tmp_path / "reports")
-    masks = [set(report[0]) for report in found]
-    placements = [json.loads(report[2]) for report in found]
-    assert [placement["local_rank"] for placement in placements] == [0, 1]
-    assert all(masks)
-    if "=0" not in script or len(CPUS) > 3:
-        assert not masks[0] & masks[1]
-    alone = "CUDA_VISIBLE_DEVICES" in script
-    assert [placement["device"] for placement in placements] == ([0, 0] if alone else [0, 1])
