@@ -285,6 +285,35 @@ def test_a_thread_beside_the_team_that_the_kernel_refuses_to_bind_is_listed() ->
     assert listed == [[True, "Operation not permitted"]]
 
 
+REFUSED_TEAM = """if True:
+    import json, os, sys
+    from ompaffinity.errors import BindingError
+    from ompaffinity.placement.document import parse_placement
+    from ompaffinity import bind_current_process
+    from tests.openmp import team
+
+    team.form_team(sys.argv[2])
+    before, bind = os.sched_getaffinity(0), os.sched_setaffinity
+    def refuse(number, cpus):
+        if number != os.getpid():
+            raise PermissionError(1, "Operation not permitted")
+        bind(number, cpus)
+    os.sched_setaffinity = refuse
+    try:
+        bind_current_process(parse_placement(sys.argv[1]))
+    except BindingError as error:
+        print(json.dumps([str(error).partition(": ")[2], os.sched_getaffinity(0) == before]))
+"""
+
+
+@needs_gomp
+@needs_two_cpus
+def test_a_team_of_which_a_thread_cannot_be_bound_leaves_all_as_it_was() -> None:
+    (placement,) = make_plan(load_topology(), PlacementRequest(reserve=0)).ranks
+    refused: Any = bound_in_process(placement, GOMP, REFUSED_TEAM, OMP_NUM_THREADS="2")
+    assert refused == ["Operation not permitted", True]
+
+
 PINNED_CALLER = """if True:
     import os, sys, threading
     from ompaffinity import bind_current_process

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from ompaffinity.bind.live_plan import with_gpu_homes
+from ompaffinity.bind.live_plan import live_plan, with_gpu_homes
 from ompaffinity.devices.model import GPUHome
 from ompaffinity.errors import TopologyError
 from ompaffinity.placement.request import PlacementRequest
@@ -36,3 +37,10 @@ def test_a_record_without_gpus_needs_what_the_user_names(given: dict[str, tuple[
     assert with_gpu_homes(request, topology, machine=record) is request
     with pytest.raises(TopologyError, match="or name the NUMA node of each GPU with --numa-bind-nodes"):
         with_gpu_homes(GPUS, topology, machine=record)
+
+
+def test_a_plan_for_gpus_looks_for_them(gpu_machine: Any) -> None:
+    topology = load_topology()
+    gpu_machine(topology, topology.nodes[0].id)
+    (rank,) = live_plan({"numa_bind": True, "gpus": (0,)}).ranks
+    assert (rank.gpu, rank.nodes) == (0, (topology.nodes[0].id,))

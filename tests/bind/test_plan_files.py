@@ -8,11 +8,12 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ompaffinity.bind import plan_files
-from ompaffinity.bind.plan_files import held_by_plans, saved_placements
+from ompaffinity.bind.plan_files import avoids_live, held_by_plans, saved_placements
 from ompaffinity.errors import RequestError
 from ompaffinity.openmp.plan_document import plan_document
 from ompaffinity.placement.fields import MAX_DOCUMENT_BYTES
@@ -94,3 +95,19 @@ def test_refuses_what_is_larger_than_a_plan(tmp_path: Path) -> None:
 def test_refuses_what_cannot_be_read(path: str, reason: str) -> None:
     with pytest.raises(RequestError, match=f"cannot be read: .*{reason}"):
         saved_placements(path)
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "live"),
+    [
+        ({}, "--avoid live", True),
+        ({}, "--reserve 1", False),
+        ({}, "", False),
+        ({"avoid": ("live",)}, "", True),
+        ({"avoid": ["plan.json", "live"]}, "", True),
+        # What is given has precedence over the environment.
+        ({"avoid": ()}, "--avoid live", False),
+    ],
+)
+def test_options_or_the_environment_ask_to_keep_off_what_runs(given: dict[str, Any], options: str, live: bool) -> None:
+    assert avoids_live(given, {"OMPAFFINITY_OPTIONS": options}) is live

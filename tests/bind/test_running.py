@@ -263,6 +263,23 @@ def test_rejects_a_record_of_an_earlier_start_of_the_machine() -> None:
         changes_from_document(row() | {"boot_id": "another"}, SOURCE)
 
 
+@needs_two_cpus
+def test_binds_threads_that_come_after_one_that_is_kept() -> None:
+    with process_with_threads(1) as pid:
+        os.sched_setaffinity(pid, FIRST)
+        found = bind_threads(pid, started(pid), {}, FIRST, keep_narrower=True)
+        assert [change.thread_id for change in found.changes] == [number for number in thread_ids(pid) if number != pid]
+
+
+@needs_two_cpus
+def test_restores_other_threads_beside_one_that_got_other_cpus() -> None:
+    with process_with_threads(2) as pid:
+        changes = bind_threads(pid, started(pid), {}, FIRST).changes
+        os.sched_setaffinity(changes[-1].thread_id, ALL)
+        restored = take_back(changes).changes
+        assert [change.thread_id for change in restored] == [change.thread_id for change in reversed(changes[:-1])]
+
+
 def test_only_what_was_rebound_is_added_to_it() -> None:
     change = ThreadChange(1, 1, 0, "", (0,), (1,))
     assert Rebinding((change,)) + Rebinding((change,)) == Rebinding((change, change))

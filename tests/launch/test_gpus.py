@@ -154,6 +154,44 @@ def test_a_node_that_is_named_for_the_own_gpu_must_exist(gpu_machine: Any) -> No
         gpus_for(0, 2, numa_bind_nodes=(7,))
 
 
+def test_a_single_rank_has_the_node_that_is_named_for_its_gpu(gpu_machine: Any) -> None:
+    gpu_machine(synthetic(TWO), 0, 1, visible=(1,))
+    place, group = LauncherRank("nobody", 0, 1, 0, 1), MaskGroup(0, (0,))
+    given = {"numa_bind_nodes": (1,)}
+    assert gpus_of_group(given, group, place).options == given | {"gpus": (0,)}
+
+
+def test_ranks_of_the_only_gpu_are_its_sharers(gpu_machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    environments = {rank: {"CUDA_VISIBLE_DEVICES": "0"} for rank in range(2)}
+    monkeypatch.setattr(gpus, "environments_of_ranks", lambda place, names: environments)
+    gpu_machine(synthetic(TWO), 0)
+    found = [gpus_of_group({}, MaskGroup(rank, (0, 1)), LauncherRank("nobody", rank, 2, rank, 2)) for rank in range(2)]
+    assert [(group.number, group.options["tensor_parallel_size"], group.messages) for group in found] == [
+        (0, 2, ()),
+        (1, 2, ()),
+    ]
+
+
+def test_the_environments_of_ranks_do_not_count_where_the_driver_hides_gpus(
+    gpu_machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Each rank numbers its own GPU 0.
+    environments = {rank: {"CUDA_VISIBLE_DEVICES": "0"} for rank in range(2)}
+    monkeypatch.setattr(gpus, "environments_of_ranks", lambda place, names: environments)
+    gpu_machine(synthetic(TWO), 0, 0, visible=(0,), hidden=True)
+    _, placement = seat_options(MaskGroup(1, (0, 1)), 2)
+    # Half of the node: the other GPU is that of the other rank.
+    assert len(placement.affinity) == 8
+
+
+def test_a_rank_that_sees_several_gpus_uses_its_first_one(gpu_machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    environments = {rank: {"CUDA_VISIBLE_DEVICES": text} for rank, text in enumerate(("0", "1,0"))}
+    monkeypatch.setattr(gpus, "environments_of_ranks", lambda place, names: environments)
+    gpu_machine(synthetic(TWO), 0, 0, visible=(0,))
+    group = gpus_of_group({}, MaskGroup(0, (0, 1)), LauncherRank("nobody", 0, 2, 0, 2))
+    assert group.options["tensor_parallel_size"] == 2
+
+
 def test_ranks_that_see_all_gpus_have_those_of_their_numbers(gpu_machine: Any) -> None:
     gpu_machine(synthetic(TWO), 0, 1)
     assert gpus_for(1, 2) == (0, 1)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ompaffinity.launch import mask_groups
-from ompaffinity.launch.mask_groups import MaskGroup, mask_group_of
+from ompaffinity.launch.mask_groups import MaskGroup, environments_of_ranks, mask_group_of
 from ompaffinity.launch.ranks import LauncherRank
 from ompaffinity.proc import mask_of, parent_of, started_with
 from tests.conftest import ROOT, needs_two_cpus
@@ -163,6 +163,49 @@ def test_reads_what_the_process_of_each_rank_with_the_variables_was_started_with
             process.kill()
             process.wait()
     assert json.loads(done.stdout) == {"0": "a", "1": "b"}
+
+
+TWO = LauncherRank("Open MPI", 0, 2, 0, 2)
+
+
+@pytest.fixture
+def environments(monkeypatch: pytest.MonkeyPatch) -> dict[int, dict[str, str]]:
+    """Let the launcher's processes be started with these variables: one of the two ranks at first."""
+    found = {11: {"OMPI_COMM_WORLD_LOCAL_RANK": "0"}}
+    monkeypatch.setattr(mask_groups, "_launcher", lambda variable: 10)
+    monkeypatch.setattr(mask_groups, "processes_below", lambda pid: [*found])
+    monkeypatch.setattr(mask_groups, "_environment", found.__getitem__)
+    return found
+
+
+def test_waits_for_a_rank_that_has_not_begun(
+    environments: dict[int, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = {"OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+    monkeypatch.setattr("time.sleep", lambda seconds: environments.update({12: second}))
+    assert environments_of_ranks(TWO, []) == {0: environments[11], 1: second}
+
+
+def test_does_not_wait_forever_for_a_rank(
+    environments: dict[int, dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mask_groups, "WAIT_SECONDS", 0.05)
+    assert environments_of_ranks(TWO, []) is None
+    assert environments_of_ranks(TWO._replace(launcher="the options"), []) is None
+    assert [*environments] == [11]
+
+
+def test_without_masks_all_ranks_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("os.sched_getaffinity")
+    assert mask_group_of(REPORTED, place(1, 2)) == MaskGroup(1, (0, 1))
+
+
+def test_the_first_process_of_a_container_may_be_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    reported = {number: {"RANK": "0"} for number in (1, 2, 3)}
+    monkeypatch.setattr("os.getppid", lambda: 3)
+    monkeypatch.setattr(mask_groups, "_environment", reported.__getitem__)
+    monkeypatch.setattr(mask_groups, "parent_of", lambda pid: pid - 1)
+    assert mask_groups._launcher("RANK") == 1
 
 
 def test_the_launcher_is_the_nearest_ancestor_without_a_rank(monkeypatch: pytest.MonkeyPatch) -> None:

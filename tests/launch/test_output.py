@@ -5,15 +5,17 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import select
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from ompaffinity.launch import output
-from ompaffinity.launch.output import CHUNK, MAX_LINE, Line, LineSplitter, OutputReader, PrefixedLines
+from ompaffinity.launch.output import CHUNK, MAX_LINE, Line, LineSplitter, OutputReader, PrefixedLines, descriptor_of
 from tests.launch.test_run import wait_until
 
 
@@ -192,6 +194,46 @@ def test_abandoned_leftovers_are_not_delivered(monkeypatch: pytest.MonkeyPatch) 
         reader.start()
         wait_until(lambda: bool(abandoning.fed))
     assert (len(abandoning.fed), abandoning.finished) == (1, 0)
+
+
+def test_the_thread_ends_with_abandoned_output_and_keeps_no_process_alive() -> None:
+    before = threading.enumerate()
+    with reading(Recorder()) as (reader, (descriptor,)):
+        (thread,) = [thread for thread in threading.enumerate() if thread not in before]
+        assert thread.daemon
+        reader.abandon()
+        # The pipe is still open.
+        wait_until(lambda: not thread.is_alive())
+        os.close(descriptor)
+
+
+def test_leftovers_end_where_nothing_is_printed_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "QUIET_SECONDS", 0.1)
+    monkeypatch.setattr(output, "LEFTOVER_SECONDS", 1e6)
+    with reading(Recorder()) as (reader, (descriptor,)):
+        reader.ranks_have_ended()
+        wait_until(lambda: reader.done)
+        os.close(descriptor)
+
+
+def test_a_reader_that_is_done_writes_to_no_descriptor() -> None:
+    with reading(Recorder()) as (reader, descriptors):
+        end(reader, descriptors)
+        pipes = [os.pipe() for _ in range(4)]
+        reader.abandon()
+        # Their numbers were the reader's.
+        assert [select.select([first], [], [], 0)[0] for first, _ in pipes] == [[]] * 4
+    for pipe in pipes:
+        for number in pipe:
+            os.close(number)
+
+
+def test_the_descriptor_of_a_stream_has_all_that_was_printed(tmp_path: Path) -> None:
+    assert descriptor_of(None) is None
+    with (tmp_path / "out").open("w") as stream:
+        stream.write("before")
+        assert descriptor_of(stream) == stream.fileno()
+        assert (tmp_path / "out").read_text() == "before"
 
 
 def test_a_carriage_return_ends_a_line_and_with_a_line_feed_one_line() -> None:

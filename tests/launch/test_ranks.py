@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ompaffinity.errors import RequestError
+from ompaffinity.launch import ranks
 from ompaffinity.launch.ranks import LauncherRank, find_rank, local_world, tasks_per_node
+from ompaffinity.placement.request import MAX_RANKS
 
 OPEN_MPI = {
     "OMPI_COMM_WORLD_LOCAL_RANK": "1",
@@ -47,6 +49,10 @@ SLURM = {
             {"FLUX_TASK_LOCAL_ID": "1", "FLUX_TASK_RANK": "3", "FLUX_JOB_SIZE": "5", "FLUX_JOB_NNODES": "2"},
             ("Flux", 1, None, 3, 5),
         ),
+        ({"FLUX_TASK_LOCAL_ID": "1", "FLUX_JOB_SIZE": "4"}, ("Flux", 1, None, None, 4)),
+        ({"FLUX_TASK_LOCAL_ID": "1", "FLUX_JOB_NNODES": "2"}, ("Flux", 1, None, None, None)),
+        # Slurm lists fewer nodes than this one's number.
+        (SLURM | {"SLURM_NODEID": "4"}, ("Slurm", 0, None, 6, 7)),
         ({"PMIX_LOCAL_RANK": "0", "PMIX_RANK": "4"}, ("PMIx", 0, None, 4, None)),
         # A process that a batch script starts directly is not a task of a step.
         ({"SLURM_LOCALID": "0", "SLURM_PROCID": "0", "SLURM_NTASKS": "2"}, None),
@@ -71,7 +77,7 @@ def test_rejects_contradictory_mpi_launchers() -> None:
     assert local_world(OPEN_MPI | HYDRA, 0, 2) == LauncherRank("the options", 0, 2, 0, None)
 
 
-@pytest.mark.parametrize("value", ["x", "-2", "1.0", "٣", "99999999999"])
+@pytest.mark.parametrize("value", ["x", "-2", "1.0", "٣", "1000000000"])
 def test_rejects_variables_that_are_no_numbers(value: str) -> None:
     with pytest.raises(RequestError, match="LOCAL_RANK is"):
         find_rank({"LOCAL_RANK": value})
@@ -161,3 +167,19 @@ def test_any_variables_of_launchers_are_read_or_refused(environ: dict[str, str])
 def test_without_a_number_of_local_ranks_there_is_one() -> None:
     assert LauncherRank("torchrun", 0).local_size == 1
     assert LauncherRank("torchrun", 0, 3).local_size == 3
+
+
+def test_numbers_have_limits() -> None:
+    assert find_rank({"LOCAL_RANK": "999999999"}) == LauncherRank("torchrun", 999999999)
+    assert local_world({}, 0, MAX_RANKS) == LauncherRank("the options", 0, MAX_RANKS, 0)
+    with pytest.raises(RequestError, match=f"a machine runs at most {MAX_RANKS}"):
+        local_world({}, 0, MAX_RANKS + 1)
+    with pytest.raises(RequestError, match="local rank -1 is not one of 2"):
+        local_world({}, -1, 2)
+
+
+def test_the_tasks_of_too_many_nodes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranks, "MAX_TASKS", 8)
+    assert tasks_per_node("1(x7),1") == [1] * 8
+    with pytest.raises(RequestError, match="must have the form"):
+        tasks_per_node("1(x8),1")

@@ -22,6 +22,7 @@ from ompaffinity.measure.session import Settings, conclude
 from ompaffinity.measure.variants import VARIANTS
 from ompaffinity.placement.option_values import option_value, option_words
 from ompaffinity.placement.options import PLAN_OPTIONS
+from ompaffinity.topology.model import Limits
 from ompaffinity.topology.source import load_topology
 from tests.cli.test_schemas import check
 from tests.conftest import CPUS, run_command
@@ -242,3 +243,17 @@ def test_compare_saves_the_options_of_the_environment(tmp_path: Path) -> None:
     document = json.loads(file.read_text())
     if document["evidence"]["variant"] == "plan":
         assert document["options"] == "--reserve 0 --wait-policy brief"
+
+
+def test_a_quota_is_measured_in_hundredths_of_a_cpu() -> None:
+    topology = load_topology()
+    quotas = [measured_machine(topology._replace(limits=Limits(cpu_quota=quota))).quota for quota in (2.5, 0.5, None)]
+    assert quotas == [250, 50, -1]
+
+
+def test_differences_name_machines_without_a_quota() -> None:
+    topology = load_topology()
+    with_quota, without = (
+        measured_machine(topology._replace(limits=topology.limits._replace(cpu_quota=quota))) for quota in (2.5, None)
+    )
+    assert with_quota.differences_to(without) == ["2.5 CPUs as quota, here no quota"]
