@@ -104,6 +104,14 @@ def test_what_limits_decides_what_to_do(machine: Any) -> None:
     assert "raise the utilization" not in str(error.value)
 
 
+def test_an_error_names_the_nodes_of_the_rank_or_all_of_them(machine: Any) -> None:
+    machine(MachineMemory({0: 64 * GIB, 1: 32 * GIB}, {0: GIB, 1: GIB}, None, None), resident=2 * GIB)
+    for of_rank, named in (((1,), [False, True]), ((), [True, True])):
+        with pytest.raises(CapacityError) as error:
+            kv_cache_bytes(RankPlacement(0, 0, nodes=of_rank), 0.9, explicit=80 * GIB)
+        assert [f"node {node} has" in str(error.value) for node in (0, 1)] == named
+
+
 def test_what_others_use_is_not_available(machine: Any) -> None:
     machine(MachineMemory({0: 64 * GIB}, {0: 8 * GIB}, None, None), resident=2 * GIB)
     # Half of what is available; what is resident here is in use already.

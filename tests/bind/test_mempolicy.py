@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import builtins
 import ctypes
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 import ompaffinity
 from ompaffinity.bind import mempolicy
 from ompaffinity.bind.mempolicy import LibnumaMissingError, MemoryPolicyError, ThreadPolicy
-from tests.conftest import needs_libnuma
+from tests.conftest import ROOT, needs_libnuma
 
 
 def in_thread(work: Any) -> Any:
@@ -94,3 +96,12 @@ def test_a_mask_holds_exactly_its_nodes_and_the_kernel_reads_them_all(nodes: set
     assert bits - 1 == len(mask) * mempolicy.WORD_BITS
     assert max(nodes) < bits - 1 <= max(nodes) + mempolicy.WORD_BITS
     assert 8 * ctypes.sizeof(ctypes.c_ulong) == mempolicy.WORD_BITS
+
+
+@needs_libnuma
+def test_a_new_process_has_the_default_policy() -> None:
+    code = (
+        "from ompaffinity.bind.mempolicy import DEFAULT_POLICY, thread_policy; print(thread_policy() == DEFAULT_POLICY)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "True\n"

@@ -245,3 +245,14 @@ def test_other_threads_may_fork_meanwhile() -> None:
             thread.join()
     """
     assert run_parent(code) == "7\n"
+
+
+def test_fork_is_the_original_again_after_the_last_context() -> None:
+    fork = os.fork
+    manager = OMPProcessManager(runtime="gomp")
+    with manager.configure_omp_envs(0):
+        assert os.fork is not fork
+        with manager.configure_omp_envs(0):
+            pass
+        assert os.fork is not fork
+    assert os.fork is fork

@@ -21,13 +21,14 @@ from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.errors import NotExecutableError, RequestError, SupervisionError
 from ompaffinity.launch.guard import RankGuard
 from ompaffinity.launch.output import PrefixedLines
-from ompaffinity.launch.rank_process import RankProcess
+from ompaffinity.launch.rank_process import Ending, RankProcess
 from ompaffinity.launch.signals import SignalReceiver
 from ompaffinity.launch.supervise import Supervisor
 from ompaffinity.measure.runs import CommandFailedError, measure_run
 from ompaffinity.measure.variants import VARIANTS, variant_manager
 from ompaffinity.proof.command import verify_command
 from tests.conftest import ROOT
+from tests.launch.test_group_killer import ignored_signals
 from tests.launch.test_run import is_alive, wait_until
 
 REQUEST: dict[str, Any] = {"runtime": "gomp", "granularity": "thread"}
@@ -38,6 +39,7 @@ VERBS = {
     "compare": ("compare", *OPTIONS, "--variant", "none", "--variant", "mask", "--budget", "600"),
 }
 ENDING = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT]
+IGNORES_SIGTERM = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
 SET_SIGNALS = "import os, signal, sys; {}; os.execv(sys.argv[1], sys.argv[1:])"
 DEFAULT_SIGNALS = SET_SIGNALS.format("[signal.signal(number, signal.SIG_DFL) for number in (1, 2, 3, 15, 17, 20)]")
 """pytest itself may run with signals ignored (nohup, a shell's &)."""
@@ -173,6 +175,27 @@ def test_waits_for_as_long_as_it_is_asked_to() -> None:
         begin = time.monotonic()
         assert not ranks.wait(0.3)
         assert time.monotonic() - begin >= 0.3
+
+
+def test_kills_ranks_that_ignore_the_request_to_end() -> None:
+    with (
+        SignalReceiver() as signals,
+        RankGuard() as guard,
+        Supervisor(signals, guard, grace_seconds=0.3) as ranks,
+    ):
+        rank = start(ranks, sys.executable, "-c", IGNORES_SIGTERM)
+        wait_until(lambda: signal.SIGTERM in ignored_signals(rank.pid))
+        ranks.end(5)
+        # Without a grace that ends, this is how long it would take.
+        assert ranks.wait(60)
+    assert str(rank.ending) == "was ended by signal 9"
+    assert ranks.status == 5
+
+
+def test_an_ending_is_the_status_or_the_signal() -> None:
+    endings = [Ending(3, by_signal=False), Ending(15, by_signal=True)]
+    assert [str(ending) for ending in endings] == ["ended with status 3", "was ended by signal 15"]
+    assert [ending.status for ending in endings] == [3, 143]
 
 
 def test_reports_a_rank_that_something_else_reaped() -> None:

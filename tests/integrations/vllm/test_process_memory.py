@@ -18,7 +18,6 @@ from ompaffinity.integrations.vllm import process_memory
 from ompaffinity.integrations.vllm.process_memory import MemoryBinding, init_cpu_memory_env
 from tests.bind.test_mempolicy import in_thread
 from tests.conftest import ROOT, needs_libnuma
-from tests.openmp.libraries import GOMP, needs_gomp
 
 
 def in_new_python(code: str) -> Any:
@@ -68,56 +67,6 @@ def test_the_calling_thread_gets_the_policy(policy: str, mode: int) -> None:
     assert binding.messages == []
     assert set(binding.anonymous) <= set(ompaffinity.get_memory_affinity())
     assert thread_policy() == before
-
-
-@needs_libnuma
-@needs_gomp
-def test_the_team_gets_the_policy_too_and_its_own_back() -> None:
-    modes = in_new_python(f"""
-        import ctypes, json, threading
-        import ompaffinity
-        from ompaffinity.bind.mempolicy import thread_policy
-        from ompaffinity.bind.team_policy import change_team_policy
-        from ompaffinity.bind.undo import Undo
-        from ompaffinity.openmp.team import in_each_thread
-        runtime = ctypes.CDLL({GOMP!r})
-        runtime.omp_set_num_threads(3)
-        def modes():
-            found = []
-            in_each_thread(runtime, lambda: found.append(thread_policy().mode))
-            return found
-        answer = [modes()]
-        undo = Undo()
-        accepted, before = change_team_policy("bind", tuple(ompaffinity.get_memory_affinity()[:1]), undo)
-        answer += [modes(), len(before)]
-        undo.run()
-        answer += [modes()]
-        print(json.dumps(answer))
-    """)
-    assert modes == [[0] * 3, [2] * 3, 3, [0] * 3]
-
-
-@needs_libnuma
-@needs_gomp
-def test_binding_a_process_and_undoing_it_includes_the_memory_of_its_team() -> None:
-    answer = in_new_python(f"""
-        import ctypes, json
-        import ompaffinity
-        from ompaffinity.bind.mempolicy import thread_policy
-        from ompaffinity.openmp.team import in_each_thread
-        runtime = ctypes.CDLL({GOMP!r})
-        nodes = tuple(ompaffinity.get_memory_affinity()[:1])
-        placement = ompaffinity.OMPProcessManager(tensor_parallel_size=1, runtime="gomp").plan.ranks[0]
-        binding = ompaffinity.bind_current_process(placement._replace(memory_policy="bind", nodes=nodes))
-        during, after = [], []
-        in_each_thread(runtime, lambda: during.append(thread_policy().mode), threads=len(placement.cpus))
-        binding.undo()
-        in_each_thread(runtime, lambda: after.append(thread_policy().mode), threads=len(placement.cpus))
-        print(json.dumps([len(placement.cpus), during, after]))
-    """)
-    threads, during, after = answer
-    assert during == [2] * threads
-    assert after == [0] * threads
 
 
 def test_what_cannot_be_moved_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -183,30 +132,6 @@ def test_warns_of_a_nearly_full_node_in_every_path(monkeypatch: pytest.MonkeyPat
     process = bind_current_process(manager.plan.ranks[0])
     process.undo()
     assert "memory-nearly-full" in [message.code for message in process.messages]
-
-
-@needs_libnuma
-@needs_gomp
-def test_a_team_that_shrank_meanwhile_gets_its_policy_back() -> None:
-    before, after = in_new_python(f"""
-        import ctypes, json
-        import ompaffinity
-        from ompaffinity.bind.mempolicy import thread_policy
-        from ompaffinity.bind.team_policy import change_team_policy
-        from ompaffinity.bind.undo import Undo
-        from ompaffinity.openmp.team import in_each_thread
-        runtime = ctypes.CDLL({GOMP!r})
-        runtime.omp_set_num_threads(3)
-        in_each_thread(runtime)
-        undo = Undo()
-        accepted, before = change_team_policy("bind", tuple(ompaffinity.get_memory_affinity()[:1]), undo)
-        runtime.omp_set_num_threads(1)
-        undo.run()
-        after = []
-        in_each_thread(runtime, lambda: after.append(thread_policy().mode), threads=3)
-        print(json.dumps([len(before), after]))
-    """)
-    assert (before, after) == (3, [0] * 3)
 
 
 class TestWhatThePlanSays:
