@@ -51,3 +51,15 @@ def test_every_public_name_is_documented_under_its_public_path() -> None:
     assert of_ray == set(ompaffinity.ray.__all__)
     assert {name for name in documented if "." not in name} == set(ompaffinity.__all__) - {"__version__", "ray"}
     assert all(name.startswith("ray.") for name in documented if "." in name)
+
+
+def test_a_command_does_not_look_for_garbage_while_it_starts() -> None:
+    code = (
+        "import gc, sys; from ompaffinity.__main__ import main; sys.argv = ['ompaffinity', 'plan', '--json']\n"
+        "before = [found['collections'] for found in gc.get_stats()]; main()\n"
+        "print([found['collections'] for found in gc.get_stats()] == before, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=60
+    )
+    assert done.stderr.splitlines()[-1] == "True"

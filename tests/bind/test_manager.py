@@ -28,7 +28,7 @@ from ompaffinity.placement.model import Plan
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.topology.source import load_topology
-from tests.conftest import CPUS, needs_libnuma
+from tests.conftest import CPUS, ROOT, needs_libnuma
 from tests.openmp.team import send_policy
 
 
@@ -219,6 +219,43 @@ def test_the_resource_tracker_is_not_bound() -> None:
     """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "True\n"
+
+
+def test_the_resource_tracker_is_started_once_in_each_process_that_uses_multiprocessing() -> None:
+    code = """if True:
+        import os, sys
+        from ompaffinity import OMPProcessManager
+        manager = OMPProcessManager(runtime="gomp")
+        with manager.configure_omp_envs(0):
+            print("multiprocessing" in sys.modules)
+        from multiprocessing import context, resource_tracker
+        resource_tracker.ensure_running = lambda: print(os.getpid() == first, flush=True)
+        first = os.getpid()
+        for _ in range(2):
+            with manager.configure_omp_envs(0):
+                pass
+        if os.fork() == 0:
+            with manager.configure_omp_envs(0):
+                os._exit(0)
+        os.wait()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, cwd=ROOT
+    )
+    assert done.stdout.split() == ["False", "True", "False"]
+
+
+def test_a_plan_without_memory_policies_loads_nothing_about_them() -> None:
+    code = """if True:
+        import sys
+        from ompaffinity import OMPProcessManager
+        with OMPProcessManager(runtime="gomp", memory_policy="none").configure_omp_envs(0):
+            print([name for name in sys.modules if "ompaffinity.bind.mem" in name])
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True, cwd=ROOT
+    )
+    assert done.stdout == "[]\n"
 
 
 def test_a_worker_stays_unbound_if_its_cpus_are_not_available(caplog: pytest.LogCaptureFixture) -> None:

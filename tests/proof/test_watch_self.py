@@ -47,7 +47,7 @@ def test_a_drift_is_logged_and_makes_the_process_unhealthy(caplog: pytest.LogCap
         assert waited_for(lambda: watch.status.verdict == "holds")
         os.sched_setaffinity(team[1], {FIRST})
         assert waited_for(lambda: not watch.healthy)
-        assert "[threads-rebound]" in caplog.text
+        assert waited_for(lambda: "[threads-rebound]" in caplog.text)
 
 
 def test_a_function_that_raises_does_not_end_the_watch(caplog: pytest.LogCaptureFixture) -> None:
