@@ -202,7 +202,8 @@ def _opener_beneath() -> Callable[[int, str], int | None]:
     """
     import ctypes
 
-    how = (ctypes.c_uint64 * 3)(READ_FLAGS, 0, RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH)
+    # os.open adds O_CLOEXEC by itself, the system call does not.
+    how = (ctypes.c_uint64 * 3)(READ_FLAGS | os.O_CLOEXEC, 0, RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH)
     syscall = ctypes.CDLL(None, use_errno=True).syscall
     syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
     syscall.restype = ctypes.c_long

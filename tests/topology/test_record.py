@@ -14,6 +14,7 @@ from ompaffinity.errors import TopologyError
 from ompaffinity.topology.directory_record import open_record
 from ompaffinity.topology.record import opened
 from ompaffinity.topology.source import load_topology
+from ompaffinity.topology.tree import read_content
 from tests.conftest import run_command
 from tests.topology.test_lscpu import needs_lscpu
 from tests.topology.test_source import SMALL, write_machine
@@ -131,6 +132,18 @@ def test_a_record_leaves_no_descriptor_open(record: Path) -> None:
 
 
 @needs_lscpu
+def test_no_child_inherits_a_file_of_a_record(record: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inheritable = []
+
+    def noted(descriptor: int, path: str, most: int) -> bytes | None:
+        inheritable.append(os.get_inheritable(descriptor))
+        return read_content(descriptor, path, most)
+
+    monkeypatch.setattr("ompaffinity.topology.directory_record.read_content", noted)
+    load_topology(machine=str(record))
+    assert set(inheritable) == {False}
+
+
 def test_lscpu_reads_a_record_without_what_its_links_lead_to(record: Path) -> None:
     (record / "proc" / "cpuinfo").write_text("flags : fpu lm\n")
     expected = load_topology(machine=str(record), source="lscpu")
