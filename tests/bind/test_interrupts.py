@@ -14,7 +14,7 @@ import pytest
 
 import ompaffinity
 from ompaffinity.bind import deferred_signals as deferred_module
-from ompaffinity.bind.deferred_signals import deferred_signals, surely
+from ompaffinity.bind.deferred_signals import StandIn, deferred_signals, surely
 from ompaffinity.bind.helper_threads import helper_threads
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.bind.mempolicy import thread_policy
@@ -225,3 +225,18 @@ def test_the_main_thread_can_be_interrupted_while_it_waits_for_its_turn() -> Non
     thread.join()
     with manager.configure_omp_envs(0):
         pass
+
+
+def test_a_stand_in_that_is_left_in_place_passes_its_signals_on() -> None:
+    numbers = []
+    before = signal.signal(signal.SIGUSR1, lambda number, _frame: numbers.append(number))
+    try:
+        with StandIn() as stand_in:
+            stand_in.install()
+            stand_in.handle(signal.SIGUSR1, None)
+            assert numbers == []
+        assert numbers == [signal.SIGUSR1]
+        stand_in.handle(signal.SIGUSR1, None)
+        assert numbers == [signal.SIGUSR1] * 2
+    finally:
+        signal.signal(signal.SIGUSR1, before)

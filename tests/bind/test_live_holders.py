@@ -205,15 +205,6 @@ def test_the_lock_is_given_back_where_there_can_be_no_plan() -> None:
     StartLock(wait_seconds=0.2).release()
 
 
-def test_a_link_in_place_of_the_lock_file_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    target = tmp_path / "target"
-    (tmp_path / f"ompaffinity-{os.getuid()}.lock").symlink_to(target)
-    with pytest.raises(RequestError, match="lock file"):
-        StartLock()
-    assert not target.exists()
-
-
 def test_two_plans_around_running_processes_are_disjoint() -> None:
     """What the first one holds is what the second one leaves alone."""
     machine = load_topology(synthetic="package:2 core:4 pu:2", architecture="x86_64")

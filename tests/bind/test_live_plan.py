@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from ompaffinity.bind.live_plan import live_plan, with_gpu_homes
+from ompaffinity.bind.live_plan import live_plan, runtime_messages, with_gpu_homes
 from ompaffinity.devices.model import GPUHome
 from ompaffinity.errors import TopologyError
+from ompaffinity.openmp.detect import RuntimeLibrary
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.topology.source import load_topology
 
@@ -44,3 +45,14 @@ def test_a_plan_for_gpus_looks_for_them(gpu_machine: Any) -> None:
     gpu_machine(topology, topology.nodes[0].id)
     (rank,) = live_plan({"numa_bind": True, "gpus": (0,)}).ranks
     assert (rank.gpu, rank.nodes) == (0, (topology.nodes[0].id,))
+
+
+@pytest.mark.parametrize(
+    ("granularity", "words"),
+    [("team", "the team floats within its rank's CPUs"), ("thread", "threads of one of them crowd")],
+)
+def test_two_runtimes_are_reported_with_what_follows_from_them(granularity: str, words: str) -> None:
+    libraries = (RuntimeLibrary("libgomp.so.1", "gomp"), RuntimeLibrary("libomp.so.5", "iomp"))
+    (message,) = runtime_messages("gomp", granularity, libraries)
+    assert words in message.message
+    assert runtime_messages("iomp", granularity, libraries) == []

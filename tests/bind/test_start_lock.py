@@ -82,6 +82,14 @@ def test_a_pipe_in_place_of_the_file_is_refused(folder: Path) -> None:
     assert os.listdir("/proc/self/fd") == before
 
 
+def test_a_link_in_place_of_the_file_is_not_followed(folder: Path) -> None:
+    target = folder / "target"
+    (folder / NAME).symlink_to(target)
+    with pytest.raises(RequestError, match="lock file"):
+        StartLock()
+    assert not target.exists()
+
+
 def test_a_start_waits_until_the_one_before_lets_it_go_on() -> None:
     lock = StartLock()
     assert not is_free()
