@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from ompaffinity.bind.live_plan import live_plan, runtime_messages, with_gpu_homes
+from ompaffinity.bind.live_plan import live_plan, runtime_messages, with_gpu_homes, with_live_messages
 from ompaffinity.devices.model import GPUHome
 from ompaffinity.errors import TopologyError
 from ompaffinity.openmp.detect import RuntimeLibrary
+from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.topology.source import load_topology
 
@@ -56,3 +57,13 @@ def test_two_runtimes_are_reported_with_what_follows_from_them(granularity: str,
     (message,) = runtime_messages("gomp", granularity, libraries)
     assert words in message.message
     assert runtime_messages("iomp", granularity, libraries) == []
+
+
+@pytest.mark.parametrize(("bind", "codes"), [("auto", ["runtime-differs"]), ("none", [])])
+def test_a_ready_plan_that_binds_is_compared_with_the_runtimes_here(
+    bind: str, codes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    libraries = (RuntimeLibrary("libomp.so.5", "iomp"),)
+    monkeypatch.setattr("ompaffinity.bind.live_plan.expected_runtimes", lambda environ: libraries)
+    plan = make_plan(load_topology(), PlacementRequest(runtime="gomp", bind=bind))._replace(messages=())
+    assert [message.code for message in with_live_messages(plan).messages] == codes
