@@ -86,6 +86,16 @@ def test_a_thread_that_runs_already_is_moved() -> None:
         move_to_helper_cpus(2**22 + 1, placement_with_helper())
 
 
+@needs_two_cpus
+def test_the_calling_thread_is_moved_where_none_is_named() -> None:
+    before = os.sched_getaffinity(0)
+    try:
+        assert move_to_helper_cpus(None, placement_with_helper()) == (CPUS[-1],)
+        assert os.sched_getaffinity(0) == {CPUS[-1]}
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 def test_cpus_that_are_not_available() -> None:
     before = os.sched_getaffinity(0)
     with pytest.raises(BindingError, match="could not be bound to CPU 60000"):
