@@ -6,7 +6,7 @@ import gc
 import sys
 
 NEW_OBJECTS = 50_000
-"""Python looks for garbage after so many new objects: more than a start makes, which drops few of them."""
+"""The garbage collector runs after so many new objects: a command makes fewer while it starts."""
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ompaffinity.doctor.record import OK, WARNING, Check
 from ompaffinity.errors import RequestError
-from ompaffinity.openmp.detect import SYSTEM_LIBRARIES, family_of_file
+from ompaffinity.openmp.detect import family_of_file, system_runtimes
 from ompaffinity.openmp.library_path import find_library, preloaded_files
 from ompaffinity.openmp.variables import overridden_variables
 
@@ -73,8 +73,7 @@ def _runtimes(environ: Mapping[str, str], python: str) -> Check:
 
 
 def _on_library_path(environ: Mapping[str, str]) -> str:
-    names = [name for family in SYSTEM_LIBRARIES.values() for name in family]
-    found = [path for name in names if (path := find_library(name, environ)) is not None]
+    found = [f"{library.path} ({library.family})" for library in system_runtimes(environ)]
     return f"on the library path: {', '.join(found)}" if found else "none on the library path either"
 
 

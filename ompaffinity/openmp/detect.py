@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 GOMP, IOMP = "gomp", "iomp"
 FAMILY_SYMBOLS = (("__kmpc_fork_call", IOMP), ("GOMP_parallel", GOMP))
-SYSTEM_LIBRARIES = {GOMP: ("libgomp.so.1",), IOMP: ("libomp.so.5", "libiomp5.so")}
-"""What the loader finds of each family where it is installed for all programs."""
+SYSTEM_LIBRARIES = ("libgomp.so.1", "libomp.so.5", "libiomp5.so")
+"""The names of runtimes that are installed for all programs."""
 TORCH_LIBRARY = "libtorch_cpu.so"
 MAX_CANDIDATES = 64
 """Mapped files with "omp" in their names; processes have a handful."""
@@ -93,6 +93,16 @@ def expected_runtimes(environ: Mapping[str, str]) -> tuple[RuntimeLibrary, ...]:
     runtimes = _classified([*preloaded, *found]) or _classified(_installed_with_mkl())
     log_debug("OpenMP runtimes of the workers: %s", ", ".join(map(str, runtimes)) or "none found")
     return runtimes
+
+
+def system_runtimes(environ: Mapping[str, str], origins: Iterable[str] = ()) -> Iterator[RuntimeLibrary]:
+    """Yield the runtimes that the loader finds by their usual names, GNU's first; `origins` are searched first."""
+    folders = tuple(origins)
+    for name in SYSTEM_LIBRARIES:
+        path = find_library(name, environ, folders)
+        family = None if path is None else family_of_file(path)
+        if path is not None and family is not None:
+            yield RuntimeLibrary(path, family, "of the system")
 
 
 def _installed_with_mkl() -> list[RuntimeLibrary]:

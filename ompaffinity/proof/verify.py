@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from ompaffinity.errors import RequestError
 from ompaffinity.interpreter import child_command
-from ompaffinity.openmp.detect import GOMP, IOMP, SYSTEM_LIBRARIES, expected_runtimes, family_of_file
+from ompaffinity.openmp.detect import GOMP, IOMP, expected_runtimes, family_of_file, system_runtimes
 from ompaffinity.openmp.library_path import find_library
 from ompaffinity.placement.request import AUTO
 from ompaffinity.proof.compare import not_found, verdict_of_team
@@ -52,15 +53,10 @@ def library_to_probe(runtime: str, environ: Mapping[str, str], library: str | No
                 f"--library {library} {reason}; name a file such as libgomp.so.1, libomp.so.5, libiomp5.so"
             )
         return family, path
-    families = (runtime,) if runtime in SYSTEM_LIBRARIES else (GOMP, IOMP)
-    for expected in expected_runtimes(environ):
-        if expected.family in families:
-            return expected.family, expected.path
-    for family in families:
-        for name in SYSTEM_LIBRARIES[family]:
-            path = find_library(name, environ, origins)
-            if path is not None:
-                return family, path
+    families = (runtime,) if runtime in (GOMP, IOMP) else (GOMP, IOMP)
+    for found in chain(expected_runtimes(environ), system_runtimes(environ, origins)):
+        if found.family in families:
+            return found.family, found.path
     kind = "" if runtime == AUTO else f" for --runtime {runtime}"
     raise RequestError(
         f"no OpenMP runtime{kind} is installed here; name one with --library,"

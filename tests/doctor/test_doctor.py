@@ -275,15 +275,20 @@ def test_finds_two_runtimes_in_an_environment(tmp_path: Path) -> None:
     assert preloaded.level == "warning"
 
 
+@needs_newer_llvm
 def test_names_the_runtimes_on_the_library_path_of_an_environment_without_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "env")], check=True, timeout=60)
     python = str(tmp_path / "env" / "bin" / "python")
-    (tmp_path / "libomp.so.5").touch()
+    (tmp_path / "libomp.so.5").symlink_to(NEWER_LLVM)
+    # It has the name of a runtime, and is none.
+    (tmp_path / "libiomp5.so").touch()
     environ = {"LD_LIBRARY_PATH": str(tmp_path)}
-    assert str(tmp_path / "libomp.so.5") in checked(software_checks(environ, python))["OpenMP runtimes"].message
-    monkeypatch.setattr(software, "find_library", lambda name, environ: None)
+    message = checked(software_checks(environ, python))["OpenMP runtimes"].message
+    assert f"{tmp_path / 'libomp.so.5'} (iomp)" in message
+    assert "libiomp5" not in message
+    monkeypatch.setattr(software, "system_runtimes", lambda environ: ())
     message = checked(software_checks({}, python))["OpenMP runtimes"].message
     assert message == f"none in the environment of {python}; none on the library path either"
 

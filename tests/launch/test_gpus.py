@@ -16,13 +16,13 @@ from ompaffinity.launch import gpus
 from ompaffinity.launch.exec import options_of_group
 from ompaffinity.launch.gpus import Sharers, gpus_of_group, may_use, options_of_own_gpu
 from ompaffinity.launch.mask_groups import MaskGroup
-from ompaffinity.launch.ranks import LauncherRank
 from ompaffinity.placement.model import Plan
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
 from tests.conftest import CPUS, needs_nvml, needs_program, needs_two_cpus
 from tests.gpu_machine import LINES
 from tests.launch.test_exec import OPEN_MPI, WORKER, launch, reports
+from tests.launch.test_mask_groups import place as place_of
 from tests.placement.machines import synthetic
 
 TWO = "package:2 numa:1 core:8 pu:2"
@@ -42,14 +42,14 @@ def test_a_gpu_of_several_ranks_counts_once_per_rank(number: int) -> None:
 
 
 def test_each_rank_of_a_mask_gets_the_gpu_that_is_named_for_it() -> None:
-    place, group = LauncherRank("torchrun", 2, 3, 2, 3), MaskGroup(2, (0, 2))
+    place, group = place_of(2, 3), MaskGroup(2, (0, 2))
     assert gpus_of_group({"gpus": (5, 6, 7)}, group, place)[:2] == ({"gpus": (5, 7)}, 1)
     with pytest.raises(RequestError, match="--gpus names 2, but there are 3 local ranks; name one"):
         gpus_of_group({"gpus": (5, 6)}, group, place)
 
 
 def test_a_single_rank_gets_the_first_gpu_unless_another_one_is_named() -> None:
-    place, group = LauncherRank("torchrun", 0, 1, 0, 1), MaskGroup(0, (0,))
+    place, group = place_of(0, 1), MaskGroup(0, (0,))
     assert gpus_of_group({}, group, place).options == {"gpus": (0,)}
     assert gpus_of_group({"gpus": (3,)}, group, place).options == {"gpus": (3,)}
     with pytest.raises(RequestError, match="--gpus names 2, but there is one local rank; name one"):
@@ -63,7 +63,7 @@ def test_nodes_may_be_used_where_one_of_their_cpus_is_allowed() -> None:
 
 
 def seat_options(group: MaskGroup, size: int, **options: Any) -> tuple[Plan, Any]:
-    place = LauncherRank("nobody", group.local_rank, size, group.local_rank, size)
+    place = place_of(group.local_rank, size)
     given, number, _ = options_of_group({"numa_bind": True, **options}, group, place)
     topology = synthetic(TWO)
     plan = make_plan(topology, live_plan.with_gpu_homes(PlacementRequest(**given), topology))
@@ -117,7 +117,7 @@ def test_more_ranks_than_gpus_without_a_gpu_per_rank(gpu_machine: Any, monkeypat
     found = []
     for rank in range(2):
         gpu_machine(synthetic(TWO), 0, visible=(0,), hidden=True)
-        place = LauncherRank("nobody", rank, 2, rank, 2)
+        place = place_of(rank, 2)
         given, number, reported = options_of_group({"numa_bind": True}, MaskGroup(rank, (0, 1)), place)
         assert [message.code for message in reported] == ["gpu-sharing-unknown"]
         plan = make_plan(synthetic(TWO), PlacementRequest(**given))
@@ -127,7 +127,7 @@ def test_more_ranks_than_gpus_without_a_gpu_per_rank(gpu_machine: Any, monkeypat
 
 def test_one_gpu_and_one_node_by_hand(gpu_machine: Any) -> None:
     topology = gpu_machine(synthetic(TWO), 0, 0, visible=(1,))
-    place = LauncherRank("nobody", 1, 2, 1, 2)
+    place = place_of(1, 2)
     given, number, _ = options_of_group({"numa_bind_nodes": (0,)}, MaskGroup(1, (0, 1)), place)
     plan = make_plan(topology, PlacementRequest(**given))
     assert (plan.ranks[number].gpu, plan.ranks[number].nodes) == (0, (0,))
@@ -136,7 +136,7 @@ def test_one_gpu_and_one_node_by_hand(gpu_machine: Any) -> None:
 def gpus_for(local_rank: int, size: int, **options: Any) -> Any:
     """Return the GPUs in the plan of a rank that shares its mask with all others."""
     group = MaskGroup(local_rank, tuple(range(size)))
-    return gpus_of_group(options, group, LauncherRank("nobody", local_rank, size, local_rank, size)).options["gpus"]
+    return gpus_of_group(options, group, place_of(local_rank, size)).options["gpus"]
 
 
 def test_cpus_or_nodes_that_are_named_for_each_gpu_belong_to_the_gpus_of_the_ranks(gpu_machine: Any) -> None:
@@ -156,7 +156,7 @@ def test_a_node_that_is_named_for_the_own_gpu_must_exist(gpu_machine: Any) -> No
 
 def test_a_single_rank_has_the_node_that_is_named_for_its_gpu(gpu_machine: Any) -> None:
     gpu_machine(synthetic(TWO), 0, 1, visible=(1,))
-    place, group = LauncherRank("nobody", 0, 1, 0, 1), MaskGroup(0, (0,))
+    place, group = place_of(0, 1), MaskGroup(0, (0,))
     given = {"numa_bind_nodes": (1,)}
     assert gpus_of_group(given, group, place).options == given | {"gpus": (0,)}
 
@@ -165,7 +165,7 @@ def test_ranks_of_the_only_gpu_are_its_sharers(gpu_machine: Any, monkeypatch: py
     environments = {rank: {"CUDA_VISIBLE_DEVICES": "0"} for rank in range(2)}
     monkeypatch.setattr(gpus, "environments_of_ranks", lambda place, names: environments)
     gpu_machine(synthetic(TWO), 0)
-    found = [gpus_of_group({}, MaskGroup(rank, (0, 1)), LauncherRank("nobody", rank, 2, rank, 2)) for rank in range(2)]
+    found = [gpus_of_group({}, MaskGroup(rank, (0, 1)), place_of(rank, 2)) for rank in range(2)]
     assert [(group.number, group.options["tensor_parallel_size"], group.messages) for group in found] == [
         (0, 2, ()),
         (1, 2, ()),
@@ -188,7 +188,7 @@ def test_a_rank_that_sees_several_gpus_uses_its_first_one(gpu_machine: Any, monk
     environments = {rank: {"CUDA_VISIBLE_DEVICES": text} for rank, text in enumerate(("0", "1,0"))}
     monkeypatch.setattr(gpus, "environments_of_ranks", lambda place, names: environments)
     gpu_machine(synthetic(TWO), 0, 0, visible=(0,))
-    group = gpus_of_group({}, MaskGroup(0, (0, 1)), LauncherRank("nobody", 0, 2, 0, 2))
+    group = gpus_of_group({}, MaskGroup(0, (0, 1)), place_of(0, 2))
     assert group.options["tensor_parallel_size"] == 2
 
 
@@ -199,7 +199,7 @@ def test_ranks_that_see_all_gpus_have_those_of_their_numbers(gpu_machine: Any) -
 
 def test_gpus_that_the_driver_hides_are_taken_for_those_of_the_other_ranks(gpu_machine: Any) -> None:
     gpu_machine(synthetic(TWO), 0, 0, visible=(0,), hidden=True)
-    _, _, reported = options_of_group({"numa_bind": True}, MaskGroup(0, (0, 1)), LauncherRank("nobody", 0, 2, 0, 2))
+    _, _, reported = options_of_group({"numa_bind": True}, MaskGroup(0, (0, 1)), place_of(0, 2))
     assert reported == ()
 
 

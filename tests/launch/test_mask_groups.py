@@ -165,7 +165,7 @@ def test_reads_what_the_process_of_each_rank_with_the_variables_was_started_with
     assert json.loads(done.stdout) == {"0": "a", "1": "b"}
 
 
-TWO = LauncherRank("Open MPI", 0, 2, 0, 2)
+TWO = place(0, 2)
 
 
 @pytest.fixture

@@ -70,11 +70,11 @@ def started(verb: str, folder: Path) -> Iterator[tuple[subprocess.Popen[bytes], 
 
 
 @contextmanager
-def supervisor(**policy: bool) -> Iterator[Supervisor]:
+def supervisor(grace_seconds: float = 5, **policy: bool) -> Iterator[Supervisor]:
     with (
         SignalReceiver() as signals,
         RankGuard() as guard,
-        Supervisor(signals, guard, grace_seconds=5, **policy) as ranks,
+        Supervisor(signals, guard, grace_seconds=grace_seconds, **policy) as ranks,
     ):
         yield ranks
 
@@ -178,11 +178,7 @@ def test_waits_for_as_long_as_it_is_asked_to() -> None:
 
 
 def test_kills_ranks_that_ignore_the_request_to_end() -> None:
-    with (
-        SignalReceiver() as signals,
-        RankGuard() as guard,
-        Supervisor(signals, guard, grace_seconds=0.3) as ranks,
-    ):
+    with supervisor(grace_seconds=0.3) as ranks:
         rank = start(ranks, sys.executable, "-c", IGNORES_SIGTERM)
         wait_until(lambda: signal.SIGTERM in ignored_signals(rank.pid))
         ranks.end(5)

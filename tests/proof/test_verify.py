@@ -484,7 +484,7 @@ def test_which_library_is_probed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     monkeypatch.setattr(verify_module, "expected_runtimes", lambda _environ: (preloaded,))
     assert library_to_probe("auto", {}) == ("iomp", "/x/libiomp5.so")
     monkeypatch.setattr(verify_module, "expected_runtimes", lambda _environ: ())
-    monkeypatch.setattr(verify_module, "find_library", lambda *_arguments: None)
+    monkeypatch.setattr(verify_module, "system_runtimes", lambda *_arguments: ())
     with pytest.raises(RequestError, match="no OpenMP runtime for --runtime gomp is installed here"):
         library_to_probe("gomp", {})
     broken = tmp_path / "libgomp.so.1"
