@@ -33,6 +33,8 @@ def gpu_machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     Of these GPUs `visible` are the ones that this process sees; `hidden`: the driver hides the others.
     """
     monkeypatch.delenv("OMPAFFINITY_PLACEMENT", raising=False)
+    # There are no other ranks to wait for.
+    monkeypatch.setattr("ompaffinity.launch.mask_groups.WAIT_SECONDS", 0.05)
 
     def set_up(
         topology: Topology, *nodes: int | None, visible: tuple[int, ...] | None = None, hidden: bool = False
