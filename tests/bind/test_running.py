@@ -93,6 +93,15 @@ def test_binds_wider_threads_also_where_narrower_ones_are_kept() -> None:
 
 
 @needs_two_cpus
+def test_a_thread_that_has_its_cpus_already_is_no_change() -> None:
+    with process_with_threads(1) as pid:
+        os.sched_setaffinity(pid, FIRST)
+        binding = bind_threads(pid, started(pid), {}, FIRST)
+        assert [change.thread_id for change in binding.changes] == thread_ids(pid)[1:]
+        assert bind_threads(pid, started(pid), {}, FIRST) == Rebinding((), ())
+
+
+@needs_two_cpus
 def test_restores_what_threads_had_before() -> None:
     with process_with_threads(2) as pid:
         binding = bind_threads(pid, started(pid), {}, FIRST)

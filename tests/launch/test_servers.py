@@ -105,6 +105,18 @@ def test_another_command_is_no_server(command: tuple[str, ...]) -> None:
     assert server_of(command) is None
 
 
+def test_a_long_command_of_a_server_is_shown_in_part() -> None:
+    words = f"vllm serve {'m' * 100}"
+    server = server_of(words.split())
+    assert server is not None
+    assert f" {words[:100]} ..." in server.instead
+    assert words[:101] not in server.instead
+    short = server_of(words[:100].split())
+    assert short is not None
+    assert words[:100] in short.instead
+    assert "..." not in short.instead
+
+
 SERVER = """
 import os, subprocess, sys
 for worker, cpu in enumerate(sys.argv[1:3]):

@@ -177,6 +177,16 @@ def test_waits_for_as_long_as_it_is_asked_to() -> None:
         assert time.monotonic() - begin >= 0.3
 
 
+def test_handles_nothing_where_there_is_no_time_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    with supervisor() as ranks:
+        start(ranks, "sleep", "300")
+        waits: list[float] = []
+        with monkeypatch.context() as patch:
+            patch.setattr(ranks, "step", waits.append)
+            assert not ranks.wait(0)
+        assert waits == []
+
+
 def test_kills_ranks_that_ignore_the_request_to_end() -> None:
     with supervisor(grace_seconds=0.3) as ranks:
         rank = start(ranks, sys.executable, "-c", IGNORES_SIGTERM)

@@ -88,3 +88,25 @@ def test_rejects_invalid_texts_with_the_option_and_what_it_takes(flag: str, text
         option_value(OPTIONS[flag], text)
     assert str(refused.value).startswith(flag)
     assert words in str(refused.value)
+
+
+VALUES: dict[str, Any] = {
+    "bind": "0,2|1,3",
+    "threads_per_core": "all",
+    "reserve": "auto",
+    "cpus": "4,2,0",
+    "numa_bind_nodes": ["0", "1"],
+    "numa_bind_cpus": ["0-3", "4-7"],
+    "gpus": "2,3",
+    "utilization": "0.9",
+}
+
+
+@pytest.mark.parametrize("option", [option for option in PLAN_OPTIONS if option.kind != "files"], ids=lambda o: o.field)
+def test_words_of_an_option_are_read_as_the_same_value(option: Any) -> None:
+    text = VALUES.get(option.field, option.choices[-1] if option.choices else "2")
+    value = True if option.kind == "flag" else option_value(option, text)
+    flag, *words = option_words(option, value)
+    assert flag == option.flag
+    again = True if option.kind == "flag" else option_value(option, words if isinstance(text, list) else words[0])
+    assert again == value
