@@ -1,4 +1,4 @@
-"""Where the GPUs of a request are: looked up only where the request does not name them."""
+"""What a plan for this machine takes from it: where GPUs are, and the OpenMP runtimes of the workers."""
 
 from __future__ import annotations
 
@@ -8,15 +8,25 @@ from typing import Any
 
 import pytest
 
-from ompaffinity.bind.live_plan import live_plan, runtime_messages, with_gpu_homes, with_live_messages
+from ompaffinity.bind import live_plan as live_plan_module
+from ompaffinity.bind.live_plan import (
+    for_runtimes,
+    live_plan,
+    runtime_messages,
+    with_gpu_homes,
+    with_live_messages,
+)
+from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.devices.model import GPUHome
-from ompaffinity.errors import TopologyError
+from ompaffinity.errors import RequestError, TopologyError
 from ompaffinity.openmp.detect import RuntimeLibrary
 from ompaffinity.placement.plan import make_plan
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.topology.source import load_topology
 
 GPUS = PlacementRequest(numa_bind=True)
+GNU_FILE = RuntimeLibrary("/x/libgomp.so.1", "gomp", "torch's")
+INTEL_FILE = RuntimeLibrary("/x/libiomp5.so", "iomp", "preloaded")
 
 
 @pytest.fixture
@@ -67,3 +77,63 @@ def test_a_ready_plan_that_binds_is_compared_with_the_runtimes_here(
     monkeypatch.setattr("ompaffinity.bind.live_plan.expected_runtimes", lambda environ: libraries)
     plan = make_plan(load_topology(), PlacementRequest(runtime="gomp", bind=bind))._replace(messages=())
     assert [message.code for message in with_live_messages(plan).messages] == codes
+
+
+@pytest.mark.parametrize(
+    ("request_", "libraries", "expected", "codes"),
+    [
+        ({}, (), ("omp", "team"), ["runtime-unknown"]),
+        ({}, (GNU_FILE,), ("gomp", "auto"), []),
+        ({}, (INTEL_FILE,), ("iomp", "auto"), []),
+        ({}, (INTEL_FILE, GNU_FILE), ("iomp", "auto"), []),
+        ({"granularity": "thread"}, (INTEL_FILE, GNU_FILE), ("iomp", "thread"), []),
+        ({}, (GNU_FILE, INTEL_FILE), ("gomp", "team"), ["two-openmp-runtimes"]),
+        ({"granularity": "thread"}, (GNU_FILE, INTEL_FILE), ("gomp", "thread"), ["two-openmp-runtimes"]),
+        ({}, (GNU_FILE, GNU_FILE._replace(path="/other/libgomp-a1b2.so.1")), ("gomp", "auto"), []),
+        ({"granularity": "thread"}, (), ("omp", "thread"), ["runtime-unknown"]),
+        ({"runtime": "gomp"}, (), ("gomp", "auto"), []),
+        ({"runtime": "gomp"}, (INTEL_FILE,), ("gomp", "auto"), ["runtime-differs"]),
+        ({"runtime": "iomp"}, (GNU_FILE,), ("iomp", "auto"), ["runtime-differs"]),
+        ({"runtime": "iomp"}, (INTEL_FILE, GNU_FILE), ("iomp", "auto"), []),
+        ({"runtime": "omp"}, (INTEL_FILE, GNU_FILE), ("omp", "team"), ["two-openmp-runtimes"]),
+    ],
+)
+def test_runtime_and_granularity_of_live_workers(
+    request_: dict[str, str],
+    libraries: tuple[RuntimeLibrary, ...],
+    expected: tuple[str, str],
+    codes: list[str],
+) -> None:
+    request, messages = for_runtimes(PlacementRequest(**request_), libraries)  # type: ignore[arg-type]
+    assert (request.runtime, request.granularity) == expected
+    assert [message.code for message in messages] == codes
+    assert all(message.level == "warning" for message in messages)
+
+
+def test_the_manager_plans_for_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_plan_module, "expected_runtimes", lambda _environ: (INTEL_FILE, GNU_FILE))
+    manager = OMPProcessManager()
+    assert (manager.plan.runtime, manager.plan.granularity) == ("iomp", "thread")
+    assert "two-openmp-runtimes" not in [message.code for message in manager.messages]
+    monkeypatch.setattr(live_plan_module, "expected_runtimes", lambda _environ: (GNU_FILE, INTEL_FILE))
+    (message,) = [message.message for message in OMPProcessManager().messages if message.code == "two-openmp-runtimes"]
+    assert "libgomp.so.1 (torch's) and libiomp5.so (preloaded)" in message
+    assert "two-openmp-runtimes" not in [message.code for message in OMPProcessManager(bind="none").messages]
+
+
+def test_a_ready_plan_is_compared_with_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live_plan_module, "expected_runtimes", lambda _environ: (INTEL_FILE, GNU_FILE))
+    monkeypatch.setenv("KMP_AFFINITY", "disabled")
+    plan = make_plan(load_topology(), PlacementRequest(reserve=0))
+    manager = OMPProcessManager(plan)
+    found = {message.code: message.message for message in manager.messages}
+    assert "threads of one of them crowd on the first thread's CPUs" in found["two-openmp-runtimes"]
+    assert "KMP_AFFINITY='disabled'" in found["environment-overridden"]
+    unbound = make_plan(load_topology(), PlacementRequest(bind="none"))
+    assert OMPProcessManager(unbound).plan == unbound
+
+
+@pytest.mark.parametrize("probe", [5, [5], {"a": 1}])
+def test_modules_to_probe_are_names(probe: Any) -> None:
+    with pytest.raises(RequestError, match="it must be names of modules"):
+        OMPProcessManager(probe=probe)

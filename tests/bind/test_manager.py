@@ -159,6 +159,23 @@ def test_coroutines_that_interleave_are_refused_and_nothing_is_lost() -> None:
     assert asyncio.run(start()) == "started"
 
 
+def test_coroutines_that_interleave_are_refused_also_within_a_context_around_their_loop() -> None:
+    manager, mask = OMPProcessManager(live_plan()), os.sched_getaffinity(0)
+
+    async def start() -> None:
+        with manager.configure_omp_envs(0):
+            await asyncio.sleep(0.01)
+
+    async def start_two() -> list[object]:
+        return list(await asyncio.gather(start(), start(), return_exceptions=True))
+
+    with manager.configure_omp_envs(0):
+        first, second = asyncio.run(start_two())
+    assert first is None
+    assert isinstance(second, RequestError)
+    assert os.sched_getaffinity(0) == mask
+
+
 def test_a_fork_beside_an_open_context_does_not_hang() -> None:
     manager = OMPProcessManager(live_plan())
     inside, leave = threading.Event(), threading.Event()

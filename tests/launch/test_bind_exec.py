@@ -17,7 +17,7 @@ from ompaffinity.ids import MAX_ID
 from ompaffinity.launch import bind_exec
 from ompaffinity.launch.bind_exec import InvalidArgumentsError, id_list
 from ompaffinity.openmp import variables
-from tests.conftest import ROOT, needs_libnuma
+from tests.conftest import ROOT, needs_libnuma, needs_program, needs_two_cpus
 
 FILE = str(Path(bind_exec.__file__))
 BIND_EXEC = [sys.executable, "-I", "-S", FILE]
@@ -75,6 +75,14 @@ def test_a_rejected_binding_starts_the_command_unbound_with_the_reason(words: li
     # A value that is not there takes the next word.
     assert strict.returncode in (bind_exec.NOT_BOUND, bind_exec.USAGE)
     assert strict.stdout == ""
+
+
+@needs_two_cpus
+@needs_program("taskset")
+def test_a_rejected_mask_leaves_that_of_the_process() -> None:
+    first, second = sorted(os.sched_getaffinity(0))[:2]
+    done = run("--cpus", f"{second},65000", *WORKER, prefix=("taskset", "-c", str(first)))
+    assert json.loads(done.stdout)[0] == [first]
 
 
 @needs_libnuma

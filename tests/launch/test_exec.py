@@ -151,6 +151,15 @@ def test_the_commands_status_is_passed_on() -> None:
     assert missing.stderr == "ompaffinity: error: /no/such/command cannot be started: No such file or directory\n"
 
 
+def test_the_command_starts_where_standard_output_is_closed() -> None:
+    command = [*EXEC, "--local-rank", "0", "--local-world-size", "1", "--", sys.executable, "-c", "raise SystemExit(7)"]
+    # The shell closes it; exec(2) keeps it closed.
+    done = subprocess.run(
+        ["/bin/sh", "-c", 'exec "$@" >&-', "sh", *command], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (7, "")
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [

@@ -14,8 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ompaffinity.bind import live_plan
-from ompaffinity.bind.live_plan import for_runtimes
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.errors import RequestError
 from ompaffinity.openmp.detect import (
@@ -27,9 +25,6 @@ from ompaffinity.openmp.detect import (
 )
 from ompaffinity.openmp.library_path import find_library, preloaded_files
 from ompaffinity.openmp.variables import environment_messages
-from ompaffinity.placement.plan import make_plan
-from ompaffinity.placement.request import PlacementRequest
-from ompaffinity.topology.source import load_topology
 from tests.conftest import needs_program
 from tests.openmp.elf_files import DT_RPATH, DT_RUNPATH, crafted, old_table
 from tests.openmp.libraries import (
@@ -45,9 +40,6 @@ from tests.openmp.libraries import (
     needs_torch,
 )
 from tests.placement.machines import plan_for
-
-GNU_FILE = RuntimeLibrary("/x/libgomp.so.1", "gomp", "torch's")
-INTEL_FILE = RuntimeLibrary("/x/libiomp5.so", "iomp", "preloaded")
 
 
 def found(library: str) -> str:
@@ -255,48 +247,6 @@ def test_reads_at_most_64_files_of_a_process_and_reports_the_rest() -> None:
     assert "has mapped 65 such files" in problems[-1]
 
 
-@pytest.mark.parametrize(
-    ("request_", "libraries", "expected", "codes"),
-    [
-        ({}, (), ("omp", "team"), ["runtime-unknown"]),
-        ({}, (GNU_FILE,), ("gomp", "auto"), []),
-        ({}, (INTEL_FILE,), ("iomp", "auto"), []),
-        ({}, (INTEL_FILE, GNU_FILE), ("iomp", "auto"), []),
-        ({"granularity": "thread"}, (INTEL_FILE, GNU_FILE), ("iomp", "thread"), []),
-        ({}, (GNU_FILE, INTEL_FILE), ("gomp", "team"), ["two-openmp-runtimes"]),
-        ({"granularity": "thread"}, (GNU_FILE, INTEL_FILE), ("gomp", "thread"), ["two-openmp-runtimes"]),
-        ({}, (GNU_FILE, GNU_FILE._replace(path="/other/libgomp-a1b2.so.1")), ("gomp", "auto"), []),
-        ({"granularity": "thread"}, (), ("omp", "thread"), ["runtime-unknown"]),
-        ({"runtime": "gomp"}, (), ("gomp", "auto"), []),
-        ({"runtime": "gomp"}, (INTEL_FILE,), ("gomp", "auto"), ["runtime-differs"]),
-        ({"runtime": "iomp"}, (GNU_FILE,), ("iomp", "auto"), ["runtime-differs"]),
-        ({"runtime": "iomp"}, (INTEL_FILE, GNU_FILE), ("iomp", "auto"), []),
-        ({"runtime": "omp"}, (INTEL_FILE, GNU_FILE), ("omp", "team"), ["two-openmp-runtimes"]),
-    ],
-)
-def test_runtime_and_granularity_of_live_workers(
-    request_: dict[str, str],
-    libraries: tuple[RuntimeLibrary, ...],
-    expected: tuple[str, str],
-    codes: list[str],
-) -> None:
-    request, messages = for_runtimes(PlacementRequest(**request_), libraries)  # type: ignore[arg-type]
-    assert (request.runtime, request.granularity) == expected
-    assert [message.code for message in messages] == codes
-    assert all(message.level == "warning" for message in messages)
-
-
-def test_the_manager_plans_for_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_plan, "expected_runtimes", lambda _environ: (INTEL_FILE, GNU_FILE))
-    manager = OMPProcessManager()
-    assert (manager.plan.runtime, manager.plan.granularity) == ("iomp", "thread")
-    assert "two-openmp-runtimes" not in [message.code for message in manager.messages]
-    monkeypatch.setattr(live_plan, "expected_runtimes", lambda _environ: (GNU_FILE, INTEL_FILE))
-    (message,) = [message.message for message in OMPProcessManager().messages if message.code == "two-openmp-runtimes"]
-    assert "libgomp.so.1 (torch's) and libiomp5.so (preloaded)" in message
-    assert "two-openmp-runtimes" not in [message.code for message in OMPProcessManager(bind="none").messages]
-
-
 def test_finds_the_runtime_that_pip_installed_with_mkl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
     monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
@@ -371,24 +321,6 @@ def test_names_the_variables_that_workers_do_not_inherit(monkeypatch: pytest.Mon
     assert "GOTO_NUM_THREADS='2', MKL_DOMAIN_NUM_THREADS='MKL_DOMAIN_ALL=9';" in message.message
     monkeypatch.setenv("OMP_PROC_BIND", "false")
     assert "environment-overridden" in [message.code for message in OMPProcessManager(runtime="gomp").messages]
-
-
-def test_a_ready_plan_is_compared_with_what_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live_plan, "expected_runtimes", lambda _environ: (INTEL_FILE, GNU_FILE))
-    monkeypatch.setenv("KMP_AFFINITY", "disabled")
-    plan = make_plan(load_topology(), PlacementRequest(reserve=0))
-    manager = OMPProcessManager(plan)
-    found = {message.code: message.message for message in manager.messages}
-    assert "threads of one of them crowd on the first thread's CPUs" in found["two-openmp-runtimes"]
-    assert "KMP_AFFINITY='disabled'" in found["environment-overridden"]
-    unbound = make_plan(load_topology(), PlacementRequest(bind="none"))
-    assert OMPProcessManager(unbound).plan == unbound
-
-
-@pytest.mark.parametrize("probe", [5, [5], {"a": 1}])
-def test_modules_to_probe_are_names(probe: Any) -> None:
-    with pytest.raises(RequestError, match="it must be names of modules"):
-        OMPProcessManager(probe=probe)
 
 
 @needs_llvm
