@@ -130,10 +130,6 @@ def _check_sizes(options: Mapping[str, Any], place: LauncherRank) -> None:
 
 
 def _become(command: Sequence[str]) -> int:
-    for stream in (sys.stdout, sys.stderr):
-        # None: it was closed at the start.
-        if stream is not None:
-            stream.flush()
     restore_signals()
     try:
         # The user's own command, as argv: no shell.
