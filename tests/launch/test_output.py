@@ -69,6 +69,15 @@ def test_each_consumer_gets_what_its_pipe_delivers_and_its_end() -> None:
     assert reader.error is None
 
 
+def test_closing_ends_the_thread_although_a_pipe_is_open() -> None:
+    before = threading.enumerate()
+    with reading(Recorder()) as (reader, descriptors):
+        (thread,) = (thread for thread in threading.enumerate() if thread not in before)
+    thread.join(30)
+    assert (thread.is_alive(), reader.done) == (False, True)
+    os.close(descriptors[0])
+
+
 @pytest.mark.parametrize(("reason", "is_closed"), [(errno.EPIPE, True), (errno.ENOSPC, False)])
 def test_a_consumer_that_cannot_write_gets_nothing_more(reason: int, is_closed: bool) -> None:
     failing, other = Recorder(reason), Recorder()
