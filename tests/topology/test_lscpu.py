@@ -154,6 +154,11 @@ def test_a_row_ends_before_the_caches_that_a_cpu_does_not_have() -> None:
     assert [cpu.l3 for cpu in parse_lscpu(text)] == [0, UNKNOWN, UNKNOWN]
 
 
+@pytest.mark.parametrize("start", ["# ", "#"])
+def test_the_comment_names_the_columns(start: str) -> None:
+    assert [cpu.physical_core for cpu in parse_lscpu(f"{start}CPU,Core\n0,0\n1,0\n")] == [0, 0]
+
+
 def test_a_row_without_its_core_is_rejected() -> None:
     with pytest.raises(TopologyError, match="cells"):
         parse_lscpu("# CPU,Core,Socket,Node\n0,0,0,0\n1\n")

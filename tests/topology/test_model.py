@@ -2,7 +2,18 @@ from __future__ import annotations
 
 import pytest
 
-from ompaffinity.topology.model import MemoryNodeInfo, Topology
+from ompaffinity.topology.model import UNKNOWN, MemoryNodeInfo, Topology, lscpu_number
+
+
+@pytest.mark.parametrize(
+    ("cell", "number"),
+    [
+        *((cell, UNKNOWN) for cell in ("-", "", None, True, -1, "-1", "\u0663", 1.0, 65536, "65536", "00000001")),
+        *((cell, int(cell)) for cell in (0, "0", "0000001", 65535, "65535")),
+    ],
+)
+def test_a_cell_of_lscpu_is_an_id_or_unknown(cell: object, number: int) -> None:
+    assert lscpu_number(cell) == number
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,7 @@ def changed(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
         (("limits", "memory_limit_bytes"), 1.5),
         (("machine",), "two\nlines"),
         (("machine",), 7),
+        (("machine",), "m" * 2001),
         (("warnings",), [{"code": "x", "level": "loud", "message": "y"}]),
         (("warnings",), 3),
     ],
@@ -103,6 +104,17 @@ def changed(path: tuple[str | int, ...], value: Any) -> dict[str, Any]:
 def test_rejects_invalid_captures(path: tuple[str | int, ...], value: Any) -> None:
     with pytest.raises(TopologyError):
         parse_capture(changed(path, value))
+
+
+def test_a_name_may_have_2000_characters() -> None:
+    assert parse_capture(changed(("machine",), "m" * 2000)).machine == "m" * 2000
+
+
+def test_a_capture_from_before_cpus_could_be_hidden_has_none() -> None:
+    document = json.loads(json.dumps(GOOD))
+    for row in document["cpus"]:
+        row.pop("hidden", None)
+    assert not any(cpu.hidden for cpu in parse_capture(document).cpus)
 
 
 json_values = st.recursive(

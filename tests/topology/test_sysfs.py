@@ -77,6 +77,16 @@ def test_reads_the_mask_if_the_list_lacks_its_own_cpu() -> None:
     assert [cpu.l3 for cpu in read(files).cpus] == [0, 0, 1, 1]
 
 
+@pytest.mark.parametrize("without", [0, 3])
+def test_a_cpu_without_caches_leaves_the_others_their_own(without: int) -> None:
+    files = small_machine()
+    for cpu in {0, 1, 2, 3} - {without}:
+        files[f"{CPU_ROOT}/cpu{cpu}/cache/index3/level"] = b"3\n"
+        files[f"{CPU_ROOT}/cpu{cpu}/cache/index3/shared_cpu_list"] = b"0-3\n"
+    caches = {cpu.l3 for cpu in read(files).cpus if cpu.id != without}
+    assert caches == {0}
+
+
 def test_a_cpu_without_a_sibling_list_leaves_the_others_on_their_cores() -> None:
     files = small_machine()
     del files[f"{CPU_ROOT}/cpu0/topology/thread_siblings_list"]

@@ -293,3 +293,17 @@ def test_reads_the_names_links_and_sizes_of_every_format(tmp_path: Path, form: i
     assert tree.names(f"sys/{folder}") == ["file", "link"]
     assert tree.read("sys/old") == b""
     assert tree.read(f"sys/{folder}/link") == b"7" * 1000
+
+
+@pytest.mark.parametrize(
+    ("kind", "size", "target"), [(tarfile.REGTYPE, 1000, ""), (tarfile.DIRTYPE, 0, ""), (tarfile.SYMTYPE, 0, "file")]
+)
+def test_a_plain_header_is_read_without_tarfile_unless_it_is_damaged(kind: bytes, size: int, target: str) -> None:
+    member = special(f"{'d' * 90}/{'n' * 60}", kind, target)
+    member.size = size
+    block = member.tobuf(tarfile.USTAR_FORMAT)
+    plain = tar_stream.plain_header(block)
+    assert plain is not None
+    assert plain._replace(name=plain.name.rstrip("/")) == (member.name, kind, size, target)
+    # One bit of the name.
+    assert tar_stream.plain_header(bytes([block[0] ^ 1]) + block[1:]) is None
