@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests.bind.test_saved_options import saved
 from tests.conftest import COMPETITORS, ROOT, needs_two_cpus
-from tests.measure.test_saved import saved
 from tests.vllm.servers import OFFLINE, START_SECONDS, make_model, serving
 
 pytestmark = [
