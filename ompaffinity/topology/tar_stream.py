@@ -129,7 +129,7 @@ class TarHeader(tarfile.TarInfo):
         plain = plain_header(bytes(buf))
         if plain is None:
             return super().frombuf(buf, encoding, errors)
-        member = cls(plain.name.rstrip("/") if plain.kind == tarfile.DIRTYPE else plain.name)
+        member = cls(plain.name)
         member.type, member.size, member.linkname = plain.kind, plain.size, plain.target
         return member
 

@@ -9,6 +9,7 @@ import pytest
 from ompaffinity.errors import TopologyError
 from ompaffinity.topology.archive import ArchiveTree
 from ompaffinity.topology.cpuinfo import recorded_architecture
+from ompaffinity.topology.model import Topology
 from ompaffinity.topology.snapshot import write_capture
 from ompaffinity.topology.source import load_topology
 from tests.machines import sysfs_files
@@ -54,6 +55,25 @@ def test_only_the_machine_of_this_process_is_live(tmp_path: Path) -> None:
         load_topology(synthetic="core:2 pu:1"),
     ]
     assert not any(record.live for record in records)
+
+
+@pytest.mark.parametrize("affinity", [(1, 3), None])
+def test_a_system_without_sysfs_and_lscpu_has_its_cpus(
+    affinity: tuple[int, ...] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreadable(*_: object, **__: object) -> Topology:
+        raise TopologyError("there is nothing to read")
+
+    for reader in ("read_sysfs", "read_by_lscpu"):
+        monkeypatch.setattr(f"ompaffinity.topology.source.{reader}", unreadable)
+    monkeypatch.setattr("ompaffinity.topology.limits.live_affinity", lambda: affinity)
+    monkeypatch.setattr("psutil.cpu_count", lambda: 2)
+    topology = load_topology()
+    assert [cpu.id for cpu in topology.cpus] == [*(affinity or range(2))]
+    assert topology.limits.affinity == affinity
+    for source in ("sysfs", "lscpu"):
+        with pytest.raises(TopologyError, match="nothing to read"):
+            load_topology(source=source)
 
 
 def test_directories_and_archives_give_the_same_machine(tmp_path: Path) -> None:

@@ -366,6 +366,12 @@ def test_available_memory_is_free_memory_page_cache_and_reclaimable_slabs() -> N
     assert read(files).nodes[0].available_memory == 15 * 1024
 
 
+def test_only_a_machine_without_nodes_has_a_total_of_its_own() -> None:
+    files = small_machine() | {"proc/meminfo": b"MemTotal:  100 kB\nMemFree:  50 kB\n"}
+    assert read(files).total_memory == 102_400
+    assert read(files | {f"{NODE_ROOT}/node0/cpulist": b"0-3\n"}).total_memory == UNKNOWN
+
+
 def test_gpu_memory_is_a_node_without_cpus_that_the_driver_names() -> None:
     files = small_machine() | {f"{NODE_ROOT}/node{node}/cpulist": b"\n" for node in (1, 2)}
     files |= {
