@@ -186,10 +186,25 @@ def test_kinds_are_read_from_the_maximal_frequencies(frequencies: tuple[object, 
     assert [cpu.kind for cpu in parse_lscpu(json.dumps({"cpus": rows}))] == kinds
 
 
-def test_unknown_kinds_are_reported_where_cores_differ() -> None:
-    rows = [{"cpu": cpu, "core": cpu // 2 if cpu < 4 else cpu} for cpu in range(6)]
-    messages = saved_topology(json.dumps({"cpus": rows}), "drawn", "x86_64").messages
-    assert [message.code for message in messages] == ["core-kinds-unknown"]
+@pytest.mark.parametrize(
+    ("rows", "codes"),
+    [
+        ([{"core": core} for core in (0, 0, 1, 1, 2, 3)], ["core-kinds-unknown"]),
+        ([{"core": core} for core in (0, 0, 1, 1)], []),
+        (
+            [{"core": core, "l1d:l1i:l2:l3": f"{core}:{core}:{core}{l3}"} for core, l3 in ((0, ":0"), (1, ""))],
+            ["core-kinds-unknown"],
+        ),
+        ([{"core": core, "l1d:l1i:l2:l3": f"{core}:{core}:{core}:0"} for core in range(2)], []),
+        # Their frequencies tell the kinds apart.
+        ([{"core": core, "maxmhz": maxmhz} for core, maxmhz in ((0, 5100), (0, 5100), (1, 3800))], []),
+    ],
+    ids=["threads-differ", "threads-alike", "caches-differ", "caches-alike", "kinds-known"],
+)
+def test_unknown_kinds_are_reported_where_cores_differ(rows: list[dict[str, object]], codes: list[str]) -> None:
+    cpus = [{"cpu": cpu} | row for cpu, row in enumerate(rows)]
+    messages = saved_topology(json.dumps({"cpus": cpus}), "drawn", "x86_64").messages
+    assert [message.code for message in messages] == codes
 
 
 def test_the_lscpu_of_the_system_goes_before_that_of_the_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
