@@ -107,6 +107,19 @@ def test_reads_kinds_by_the_efficiency_that_the_system_reports() -> None:
     assert [(cpu.kind, cpu.speed) for cpu in cpus] == [("efficiency", 0.5), ("performance", 1.0), ("performance", 1.0)]
 
 
+@pytest.mark.parametrize(
+    "tail",
+    [
+        '<cpukind cpuset="0x6" forced_efficiency="1"/><cpukind cpuset="0x8" forced_efficiency="0"/>',
+        '<cpukind cpuset="0x7" forced_efficiency="1"/>',
+        '<cpukind cpuset="0x7"/>',
+    ],
+    ids=["of-some-cpus", "of-one-kind", "without-one"],
+)
+def test_an_efficiency_that_does_not_tell_kinds_apart_is_none(tail: str) -> None:
+    assert [cpu.kind for cpu in read(core(0) + core(1) + core(2), tail=tail).cpus] == [None] * 3
+
+
 @pytest.mark.parametrize(("group", "online"), [("/kubepods/a", True), ("/", False)])
 def test_cpus_that_an_export_from_a_control_group_lacks_are_not_allowed(group: str, online: bool) -> None:
     body = f'<info name="LinuxCgroup" value="{group}"/>' + core(1)
