@@ -100,7 +100,7 @@ def _view(rows: list[dict[str, Any]], tree: Tree, topology: Topology) -> DriverV
         devices.append(PhysicalGPU(address, AMD, _field(row, "board", "market_name"), uuid, order=order))
         node = row.get("node")
         if isinstance(node, int):
-            near = nearest_cpu_nodes(tree, topology, node) if node >= 0 else None
+            near = nearest_cpu_nodes(tree, topology, node)
             answers[address] = [Answer("amdsmi", near, f"NUMA affinity {node}")]
     return DriverView(tuple(devices), answers, complete=0 < len(devices) == len(rows))
 

@@ -92,7 +92,7 @@ def pci_answers(tree: Tree, topology: Topology, address: str) -> list[Answer]:
     answers = []
     node = read_number(tree, f"{folder}/numa_node")
     if node is not None:
-        nodes = nearest_cpu_nodes(tree, topology, node) if node >= 0 else None
+        nodes = nearest_cpu_nodes(tree, topology, node)
         answers.append(Answer("sysfs", nodes, f"numa_node {node}", None if node < 0 else node))
     local = _local_cpus(tree, folder)
     if local:

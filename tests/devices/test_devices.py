@@ -15,7 +15,7 @@ import ompaffinity
 from ompaffinity.devices.agreement import settle
 from ompaffinity.devices.live import read_gpus
 from ompaffinity.devices.nvml import read_nvml
-from ompaffinity.devices.pci import Answer, nearest_cpu_nodes, pci_address
+from ompaffinity.devices.pci import Answer, computes, nearest_cpu_nodes, pci_address
 from ompaffinity.devices.recorded import recorded_gpus
 from ompaffinity.errors import RequestError, TopologyError
 from ompaffinity.integrations.vllm import device_nodes
@@ -28,6 +28,14 @@ from tests.conftest import ROOT, needs_nvml, run_command
 NODES = "sys/devices/system/node"
 PCI = "sys/bus/pci/devices"
 TWO_NODES = {0: "0-3", 1: "4-7"}
+EXPORT = """<?xml version="1.0"?><topology version="2.0">
+<object type="Machine" os_index="0" cpuset="0x3" complete_cpuset="0x3" allowed_cpuset="0x3" nodeset="0x1">
+  <info name="Architecture" value="x86_64"/>
+  <object type="NUMANode" os_index="0" cpuset="0x3" nodeset="0x1" local_memory="1024"/>
+  <object type="Core" os_index="0" cpuset="0x1"><object type="PU" os_index="0" cpuset="0x1"/></object>
+  <object type="Core" os_index="1" cpuset="0x2"><object type="PU" os_index="1" cpuset="0x2"/></object>
+  <object type="Bridge">{device}</object>
+</object></topology>"""
 
 
 def write(root: Path, files: dict[str, str]) -> None:
@@ -123,6 +131,32 @@ def test_lists_only_gpus_and_accelerators(tmp_path: Path) -> None:
         ("0000:03:00.0", "nvidia"), ("0000:04:00.0", "amd"), ("10000:00:02.0", "intel"),
         ("0000:c1:00.0", "other"),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "vendor", "model", "is_gpu"),
+    [
+        ("0302", "10de", "2330", True),
+        ("0380", "1a03", "2000", False),
+        # Xeon Phi and QuickAssist, both Intel's; NEC's Vector Engine.
+        ("0b40", "8086", "2250", True),
+        ("0b40", "8086", "4940", False),
+        ("0b40", "1bcf", "001c", True),
+        ("0b40", "225a", "2250", False),
+        ("1200", "19e5", "d802", True),
+        ("0200", "8086", "2250", False),
+    ],
+)
+def test_gpus_and_accelerators_are_told_by_class_vendor_and_number(
+    kind: str, vendor: str, model: str, is_gpu: bool, tmp_path: Path
+) -> None:
+    assert computes(kind, vendor, model) == is_gpu
+    # An export of hwloc has the same numbers as text.
+    path = tmp_path / "machine.xml"
+    device = f'<object type="PCIDev" pci_busid="0000:1a:00.0" pci_type="{kind} [{vendor}:{model}] [0000:0000] 00"/>'
+    path.write_text(EXPORT.format(device=device))
+    found = recorded_gpus(str(path), load_topology(machine=str(path)))
+    assert [device.address for device in found.gpus] == ["0000:1a:00.0"] * is_gpu
 
 
 def test_a_gpu_without_a_vendor_is_nvidias_where_its_driver_has_it(tmp_path: Path) -> None:
@@ -384,6 +418,47 @@ def test_a_lost_gpu_hides_no_other(tmp_path: Path, driver: dict[str, Path]) -> N
 
 
 @needs_nvml
+def test_a_gpu_without_an_address_hides_no_other(tmp_path: Path, driver: dict[str, Path]) -> None:
+    machine(tmp_path, TWO_NODES)
+    plan = "gpu bus=none\ngpu bus=00000000:9B:00.0 memory=2\n"
+    assert nodes_of(by_nvml(tmp_path, driver["new"], plan)) == [[1]]
+
+
+@needs_nvml
+def test_a_driver_without_gpus_hides_none(tmp_path: Path, driver: dict[str, Path]) -> None:
+    machine(tmp_path, TWO_NODES)
+    gpu(tmp_path, "0000:1a:00.0", 1, "4-7")
+    assert nodes_of(by_nvml(tmp_path, driver["new"], "")) == [[1]]
+
+
+LIVE = """
+import json, os
+from ompaffinity.devices.live import live_gpus
+from ompaffinity.topology.source import load_topology
+topology = load_topology()
+found = [live_gpus(topology, environ=environ).gpus for environ in (None, {}, {"CUDA_VISIBLE_DEVICES": "2,0"})]
+print(json.dumps([[gpu.uuid for gpu in gpus if gpu.uuid.startswith("GPU-")] for gpus in found]))
+"""
+
+
+@needs_nvml
+def test_the_visible_gpus_are_those_of_this_process_or_of_the_given_environment(
+    tmp_path: Path, driver: dict[str, Path]
+) -> None:
+    (tmp_path / "plan").write_text("".join(f"gpu bus=00000000:{at:02X}:00.0 uuid=GPU-{at}\n" for at in (160, 161, 162)))
+    variables = {"LD_LIBRARY_PATH": str(driver["new"]), "OMPAFFINITY_NVML_PLAN": str(tmp_path / "plan")}
+    done = subprocess.run(
+        [sys.executable, "-c", LIVE],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+        env={**os.environ, **variables, "CUDA_VISIBLE_DEVICES": "1"},
+    )
+    assert json.loads(done.stdout) == [["GPU-161"], ["GPU-160", "GPU-161", "GPU-162"], ["GPU-162", "GPU-160"]]
+
+
+@needs_nvml
 def test_a_container_has_only_the_gpus_of_its_driver(tmp_path: Path, driver: dict[str, Path]) -> None:
     machine(tmp_path, TWO_NODES)
     gpu(tmp_path, "0000:1a:00.0", 0, "0-3")
@@ -468,6 +543,8 @@ def test_reads_the_gpus_of_hwloc_exports(name: str, recorded_machines: Path) -> 
         (("vendor",), "acme"),
         (("name",), "a\nb"),
         (("answers",), None),
+        (("answers",), ""),
+        (("answers", 0, "nodes"), [65536]),
         (("answers", 0, "source"), "user"),
         (("answers", 0, "nodes"), [7]),
         (("answers", 0, "nodes"), [True]),

@@ -131,6 +131,8 @@ def test_one_gpu_and_one_node_by_hand(gpu_machine: Any) -> None:
     given, number, _ = options_of_group({"numa_bind_nodes": (0,)}, MaskGroup(1, (0, 1)), place)
     plan = make_plan(topology, PlacementRequest(**given))
     assert (plan.ranks[number].gpu, plan.ranks[number].nodes) == (0, (0,))
+    with pytest.raises(PlacementError, match="names node 7 for GPU 0, which does not exist here"):
+        options_of_group({"numa_bind_nodes": (7,)}, MaskGroup(1, (0, 1)), place)
 
 
 def gpus_for(local_rank: int, size: int, **options: Any) -> Any:
