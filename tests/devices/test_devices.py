@@ -13,10 +13,11 @@ import pytest
 
 import ompaffinity
 from ompaffinity.devices.agreement import settle
-from ompaffinity.devices.live import read_gpus
+from ompaffinity.devices.live import read_gpus, settled
 from ompaffinity.devices.nvml import read_nvml
 from ompaffinity.devices.pci import Answer, computes, nearest_cpu_nodes, pci_address
 from ompaffinity.devices.recorded import recorded_gpus
+from ompaffinity.devices.visibility import PhysicalGPU
 from ompaffinity.errors import RequestError, TopologyError
 from ompaffinity.integrations.vllm import device_nodes
 from ompaffinity.topology.snapshot import write_capture
@@ -107,9 +108,9 @@ def test_a_machine_with_one_node_needs_no_source(tmp_path: Path) -> None:
     gpu(tmp_path, "0000:1a:00.0", -1, "0-3")
     (device,) = seen(tmp_path).gpus
     assert device.nodes == (0,)
-    for nodes, settled in (("numa:1 core:2 pu:1", ((0,), "only-node")), ("numa:2 core:2 pu:1", ((), None))):
+    for nodes, expected in (("numa:1 core:2 pu:1", ((0,), "only-node")), ("numa:2 core:2 pu:1", ((), None))):
         topology = load_topology(synthetic=nodes, architecture="x86_64")
-        assert settle("GPU 0", [], topology)[0] == settled
+        assert settle("GPU 0", [], topology)[0] == expected
     without_nodes = load_topology(synthetic="core:2 pu:1", architecture="x86_64")._replace(nodes=())
     assert settle("GPU 0", [], without_nodes) == (((), None), [])
 
@@ -156,7 +157,10 @@ def test_gpus_and_accelerators_are_told_by_class_vendor_and_number(
     device = f'<object type="PCIDev" pci_busid="0000:1a:00.0" pci_type="{kind} [{vendor}:{model}] [0000:0000] 00"/>'
     path.write_text(EXPORT.format(device=device))
     found = recorded_gpus(str(path), load_topology(machine=str(path)))
-    assert [device.address for device in found.gpus] == ["0000:1a:00.0"] * is_gpu
+    names = {"10de": "nvidia", "8086": "intel"}
+    assert [(device.address, device.vendor) for device in found.gpus] == [
+        ("0000:1a:00.0", names.get(vendor, "other"))
+    ] * is_gpu
 
 
 def test_a_gpu_without_a_vendor_is_nvidias_where_its_driver_has_it(tmp_path: Path) -> None:
@@ -287,6 +291,15 @@ def test_the_first_known_source_in_the_order_of_trust_decides() -> None:
     for first, source in enumerate(order):
         answers = [Answer(name, (node,) if node >= first else None, "") for node, name in enumerate(order)]
         assert settle("GPU 0", reversed(answers), topology)[0] == ((first,), source)
+
+
+def test_the_answer_of_the_user_is_listed_before_the_others() -> None:
+    topology = load_topology(synthetic="numa:2 core:2 pu:1", architecture="x86_64")
+    answers = [Answer("sysfs", (0,), "", 0), Answer("local-cpus", (0,), "")]
+    found = settled(1, PhysicalGPU("0000:1a:00.0", "nvidia", "GPU"), answers, topology, (0, 1))
+    assert [answer.source for answer in found.answers] == ["user", "sysfs", "local-cpus"]
+    assert (found.nodes, found.source) == ((1,), "user")
+    assert settled(2, PhysicalGPU("0000:1a:00.0", "nvidia", "GPU"), answers, topology, (0, 1)).source == "sysfs"
 
 
 @pytest.mark.parametrize(("source", "level"), [("user", "note"), ("sysfs", "warning")])
