@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -74,6 +75,16 @@ def test_what_each_variant_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ]
 
 
+@needs_two_cpus
+def test_a_mask_has_the_cpus_of_the_rank_and_no_policy() -> None:
+    asked = FAST | {"tensor_parallel_size": 2, "reserve": 0, "helper_cpus": "node"}
+    plan = variant_manager(VARIANTS["plan"], asked).plan
+    mask = variant_manager(VARIANTS["mask"], asked).plan
+    assert [rank.affinity for rank in mask.ranks] == [tuple(sorted(rank.cpus)) for rank in plan.ranks]
+    assert {rank.affinity for rank in plan.ranks} == {tuple(CPUS)}
+    assert {rank.memory_policy for rank in mask.ranks} == {"none"}
+
+
 def test_variants_of_ones_own() -> None:
     (plan, own) = variants_of(["plan", "mine=--reserve 0 --threads-per-core all"])
     assert plan.name == "plan"
@@ -123,6 +134,23 @@ for child in children:
     assert used >= 1
     # Were it counted, this alone would be the command's second.
     assert run.others <= cpus - 0.9 / run.seconds
+
+
+def test_the_load_of_others_is_in_cpus() -> None:
+    code = "import os, time\nend = os.times().user + 60\nwhile os.times().user < end: pass"
+    with subprocess.Popen([sys.executable, "-c", code]) as busy:
+        try:
+            run = measure_run(manager(), ["sleep", "0.4"], None, 60)
+        finally:
+            busy.kill()
+    # Beside other work it may have a part of a CPU only.
+    assert 0.45 <= run.others <= len(CPUS) + 0.1
+
+
+def test_the_figure_is_that_of_the_ranks_that_print_one() -> None:
+    code = "import os; print('rate: 2' if os.environ['RANK'] != '1' else 'no rate')"
+    three = variant_manager(VARIANTS["none"], FAST | {"tensor_parallel_size": 3, "oversubscribe": True})
+    assert measure_run(three, [sys.executable, "-c", code], metric_of("rate: ([0-9]+)"), 60).figure == 4
 
 
 @pytest.mark.parametrize(

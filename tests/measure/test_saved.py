@@ -36,6 +36,7 @@ def test_the_options_of_the_request_and_of_the_variant_are_saved() -> None:
     document = advised("helper-node", {"tensor_parallel_size": 2, "reserve": 1, "runtime": "gomp", "avoid": ["live"]})
     assert document["options"] == "--reserve 1 --helper-cpus node --runtime gomp"
     assert document["evidence"]["ranks"] == 2
+    assert (document["evidence"]["baseline"], document["evidence"]["variant"]) == ("none", "helper-node")
     assert document["evidence"]["load_average"] == list(LOAD)
 
 

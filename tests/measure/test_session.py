@@ -69,6 +69,31 @@ def test_too_few_rounds_advise_nothing() -> None:
     assert "raise --budget" in found.advice.text
 
 
+@pytest.mark.parametrize("names", [("none", "team"), ("threads", "mask", "team")])
+def test_of_equal_variants_one_with_a_plan_is_advised(names: tuple[str, ...]) -> None:
+    assert reported(**{name: [1.0] * 8 for name in names}).advice.variant == "team"
+
+
+def test_more_variants_need_more_rounds_for_the_same_confidence() -> None:
+    three = {"none": 2.0, "plan": 1.0, "team": 1.0}
+    intervals = {
+        count: [result.speed.low for result in reported(**{name: [one] * count for name, one in three.items()}).results]
+        for count in (6, 7)
+    }
+    assert intervals == {6: [None] * 3, 7: [1.0, 2.0, 2.0]}
+    four = reported(**{name: [one] * 7 for name, one in {**three, "span": 4.0}.items()})
+    assert [result.speed.low for result in four.results] == [1.0, 2.0, 2.0, 0.5]
+
+
+def test_disturbed_rounds_count_where_the_quiet_ones_are_too_few() -> None:
+    three = {name: [1.0] * 8 for name in ("none", "plan", "team")}
+    found = reported(others={0: 0.9, 7: 0.9}, **three)
+    assert (found.counted, found.quiet, found.narrow) == (tuple(range(8)), False, True)
+    wild = {name: [one, *[1.0] * 7, one] for name, one in (("none", 9.0), ("plan", 1.0), ("team", 1.0), ("span", 1.0))}
+    found = reported(others={0: 0.9, 8: 0.9}, **wild)
+    assert (found.counted, found.quiet, found.narrow) == (tuple(range(1, 8)), True, True)
+
+
 def test_rounds_in_which_others_were_busy_do_not_count_if_there_are_enough_others() -> None:
     disturbed = reported(others={0: 0.9, 7: 0.2}, none=[9.0, *[2.0] * 7], plan=[1.0] * 8)
     assert disturbed.counted == (1, 2, 3, 4, 5, 6)
@@ -98,6 +123,9 @@ def test_a_round_is_quiet_while_others_use_little_of_one_cpu(others: float, is_q
         # A difference, and none that matters.
         (Interval(0.985, 0.98, 0.99), "no difference"),
         (Interval(0.93, 0.917, 1.0), "unclear"),
+        # Just beyond twice the precision.
+        (Interval(0.97, 0.955, 0.99), "slower"),
+        (Interval(1.03, 1.01, 1.045), "faster"),
         # Wide: there may be a difference, and a large one.
         (Interval(1.1, 0.8, 1.5), "unclear"),
         (Interval(1.1), "unclear"),
@@ -144,6 +172,19 @@ def test_it_ends_when_the_ratios_are_narrow(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(clock.runs) == 14
     orders = {tuple(clock.runs[start : start + 2]) for start in range(2, 14, 2)}
     assert orders == {("none", "plan"), ("plan", "none")}
+
+
+def test_progress_is_the_share_of_the_budget_that_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:
+    Clock(monkeypatch, {"none": itertools.cycle([2.0, 3.0]), "plan": 1.0})
+    seen: list[tuple[str, float]] = []
+    managers: Any = {name: (VARIANTS[name], name) for name in ("none", "plan")}
+    compare_variants(managers, SETTINGS._replace(budget_seconds=40), lambda text, done: seen.append((text, done)))
+    assert seen[:2] == [("warm-up: none", 0.0), ("warm-up: plan", 0.05)]
+    assert {text for text, _ in seen[2:4]} == {"round 1: none", "round 1: plan"}
+    shares = [done for _, done in seen]
+    assert shares == sorted(shares)
+    assert shares[2] == 0.075
+    assert 0.8 < shares[-1] <= 1
 
 
 def test_it_ends_when_the_budget_is_spent(monkeypatch: pytest.MonkeyPatch) -> None:

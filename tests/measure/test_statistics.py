@@ -32,7 +32,20 @@ def test_too_few_values_have_no_interval() -> None:
     assert median_interval([1.0]).width == float("inf")
 
 
+def test_an_interval_is_as_wide_as_its_ends_are_apart_relative_to_the_median() -> None:
+    assert Interval(2.0, 1.0, 4.0).width == 1.5
+    assert Interval(0.0, 0.0, 0.0).width == 0.0
+
+
+def test_a_confidence_that_is_met_exactly_is_enough() -> None:
+    # Both of two values are on one side of the median with probability 1/2; at most one of five is with 3/8.
+    assert fewest_values(0.5) == 2
+    assert median_interval([1.0, 2.0, 3.0, 4.0, 5.0], 0.625) == Interval(3.0, 2.0, 4.0)
+    assert median_interval([1.0, 2.0, 3.0, 4.0, 5.0], 0.626) == Interval(3.0, 1.0, 5.0)
+
+
 def test_several_intervals_hold_at_once() -> None:
+    assert confidence_of_each(0) == pytest.approx(0.95)
     assert confidence_of_each(1) == pytest.approx(0.95)
     assert confidence_of_each(10) == pytest.approx(0.995)
     assert fewest_values(confidence_of_each(10)) == 9
