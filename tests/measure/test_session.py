@@ -30,7 +30,7 @@ def rounds_of(others: dict[int, float] | None = None, **seconds: list[float]) ->
     ]
 
 
-def reported(settings: Settings = SETTINGS, others: dict[int, float] | None = None, **seconds: list[float]) -> Any:
+def reported(settings: Any = SETTINGS, others: Any = None, **seconds: list[float]) -> Any:
     variants = [VARIANTS[name.replace("_", "-")] for name in seconds]
     return conclude(variants, rounds_of(others, **seconds), settings, {})
 
