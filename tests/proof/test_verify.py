@@ -59,6 +59,15 @@ def test_workers_that_are_right_pass(runtime: str, library: str, ranks: int, gra
         assert sum((rank.bytes_by_node or {0: 2**40}).values()) > 8 * 2**20 * len(placement.cpus)
 
 
+@needs_two_cpus
+@pytest.mark.parametrize(("runtime", "library"), LIBRARIES.values(), ids=LIBRARIES.keys())
+def test_runtimes_report_what_the_kernel_does(runtime: str, library: str) -> None:
+    manager = OMPProcessManager(live_plan(runtime, reserve=0))
+    (rank,) = verify_plan(manager, library).ranks
+    assert rank.holds
+    assert rank.runtime_report == dict(enumerate(manager.plan.ranks[0].places))
+
+
 @needs_gomp
 def test_they_pass_again_and_again_under_load() -> None:
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in CPUS]

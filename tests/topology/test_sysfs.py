@@ -267,6 +267,13 @@ def test_ignores_capacities_that_some_cpus_lack() -> None:
     assert {cpu.kind for cpu in read(files).cpus} == {None}
 
 
+@pytest.mark.parametrize(("capacity", "is_known"), [("1", True), ("0", False), ("-1", False), ("x", False)])
+def test_ignores_capacities_that_are_no_speed(capacity: str, is_known: bool) -> None:
+    files = small_machine(**{f"cpu{cpu}/cpu_capacity": "1024" for cpu in range(3)}, **{"cpu3/cpu_capacity": capacity})
+    kinds = [*["performance"] * 3, "efficiency"] if is_known else [None] * 4
+    assert [cpu.kind for cpu in read(files).cpus] == kinds
+
+
 def max_frequencies(*frequencies: int) -> dict[str, str]:
     return {f"cpu{cpu}/cpufreq/cpuinfo_max_freq": str(value) for cpu, value in enumerate(frequencies)}
 
