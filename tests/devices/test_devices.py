@@ -148,7 +148,7 @@ def test_lists_only_gpus_and_accelerators(tmp_path: Path) -> None:
         ("0200", "8086", "2250", False),
     ],
 )
-def test_gpus_and_accelerators_are_told_by_class_vendor_and_number(
+def test_class_vendor_and_number_make_a_gpu_or_an_accelerator(
     kind: str, vendor: str, model: str, is_gpu: bool, tmp_path: Path
 ) -> None:
     assert computes(kind, vendor, model) == is_gpu

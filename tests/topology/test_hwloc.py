@@ -116,7 +116,7 @@ def test_reads_kinds_by_the_efficiency_that_the_system_reports() -> None:
     ],
     ids=["of-some-cpus", "of-one-kind", "without-one"],
 )
-def test_an_efficiency_that_does_not_tell_kinds_apart_is_none(tail: str) -> None:
+def test_an_efficiency_without_two_kinds_is_none(tail: str) -> None:
     assert [cpu.kind for cpu in read(core(0) + core(1) + core(2), tail=tail).cpus] == [None] * 3
 
 

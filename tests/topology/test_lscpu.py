@@ -196,7 +196,7 @@ def test_kinds_are_read_from_the_maximal_frequencies(frequencies: tuple[object, 
             ["core-kinds-unknown"],
         ),
         ([{"core": core, "l1d:l1i:l2:l3": f"{core}:{core}:{core}:0"} for core in range(2)], []),
-        # Their frequencies tell the kinds apart.
+        # Their frequencies give the kinds.
         ([{"core": core, "maxmhz": maxmhz} for core, maxmhz in ((0, 5100), (0, 5100), (1, 3800))], []),
     ],
     ids=["threads-differ", "threads-alike", "caches-differ", "caches-alike", "kinds-known"],
