@@ -187,7 +187,7 @@ def test_differs_whenever_a_busy_thread_is_bound_to_a_cpu_of_another_place(activ
 def test_thread_0_is_the_first_that_floats_where_none_is_at_its_place() -> None:
     activity = window((ALL, 1.0), (SECOND, 1.0), (ALL, 1.0))
     found = evidence_of(PLACEMENT, activity, has_openmp=True, own_threads=False)
-    assert [thread.thread_id for thread in found.team if thread is not None] == [100, 101]
+    assert [thread.thread_id for thread in found.threads if thread is not None] == [100, 101]
     assert found.differences[0].subject == "thread 0"
 
 

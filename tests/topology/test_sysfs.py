@@ -373,6 +373,13 @@ def test_available_memory_is_free_memory_page_cache_and_reclaimable_slabs() -> N
     assert read(files).nodes[0].available_memory == 15 * 1024
 
 
+@pytest.mark.parametrize(("nodes", "weights"), [((0,), [UNKNOWN]), ((0, 1), [3, UNKNOWN])])
+def test_weights_are_read_where_pages_can_be_interleaved(nodes: tuple[int, ...], weights: list[int]) -> None:
+    files = small_machine() | {f"{NODE_ROOT}/node{node}/cpulist": f"{node}\n".encode() for node in nodes}
+    files["sys/kernel/mm/mempolicy/weighted_interleave/node0"] = b"3\n"
+    assert [node.interleave_weight for node in read(files).nodes] == weights
+
+
 def test_only_a_machine_without_nodes_has_a_total_of_its_own() -> None:
     files = small_machine() | {"proc/meminfo": b"MemTotal:  100 kB\nMemFree:  50 kB\n"}
     assert read(files).total_memory == 102_400
