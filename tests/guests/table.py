@@ -224,19 +224,26 @@ GUESTS = {
             ),
             tests=("gpus",),
         ),
-        # Weighted interleave came with Linux 6.9.
-        Guest(
-            "x86-weights",
-            "amd64",
-            packages=1,
-            cores=4,
-            threads=1,
-            nodes={0: Node("0-1", 512), 1: Node("2-3", 512)},
-            tests=("weights",),
-            setup="python3 -m tests.guests.inside.weights",
-            newer_kernel=True,
-            # QEMU 7.2 emulates cmpxchg16b wrongly, which newer kernels use.
-            cpu_flags=",-cx16",
+        # Weighted interleave came with Linux 6.9. QEMU 7.2 emulates cmpxchg16b wrongly, which newer x86 kernels use.
+        *(
+            Guest(
+                name,
+                architecture,
+                packages=1,
+                cores=4,
+                threads=1,
+                nodes={0: Node("0-1", 768), 1: Node("2-3", 768)},
+                tests=("weights",),
+                setup="python3 -m tests.guests.inside.weights",
+                newer_kernel=True,
+                minimal_qemu=minimal_qemu,
+                cpu_flags=flags,
+            )
+            for name, architecture, minimal_qemu, flags in (
+                ("x86-weights", "amd64", OLD_QEMU, ",-cx16"),
+                ("arm-weights", "arm64", OLD_QEMU, ""),
+                ("power-weights", "ppc64el", SMT_QEMU, ""),
+            )
         ),
         Guest(
             "arm-four-nodes",
