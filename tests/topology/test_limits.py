@@ -245,3 +245,10 @@ def test_the_process_status_overrides_the_cpuset_nodes() -> None:
 @pytest.mark.parametrize("text", ["", "x y", "100", "max", "-5 100000", "100000 0", f"{'9' * 5000} 100000"])
 def test_ignores_invalid_quotas(text: str) -> None:
     assert limits(**V2, **{"sys/fs/cgroup/a/b/cpu.max": text}).cpu_quota is None
+
+
+@pytest.mark.parametrize("damaged", ["cgroup", "cgroup /groups", "cgroup /groups cgroup2"])
+def test_a_damaged_line_of_the_old_form_hides_no_mount_after_it(damaged: str) -> None:
+    mounts = f"{damaged}\ncgroup2 /groups cgroup2 rw 0 0\n"
+    files = {"proc/mounts": mounts, "proc/self/cgroup": "0::/\n", "groups/cpu.max": "150000 100000"}
+    assert limits(**files).cpu_quota == 1.5

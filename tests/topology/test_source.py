@@ -101,6 +101,25 @@ def test_rejects_files_without_a_machine(tmp_path: Path) -> None:
             load_topology(machine=str(tmp_path / path))
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ('{"cpus": [1, 2, 3, 4]}', "values"),
+        ("<topology><a/><b/></topology>", "elements"),
+        ("<t a='=========='/>", "attributes"),
+    ],
+)
+def test_rejects_a_text_with_more_parts_than_a_record_has(
+    content: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ompaffinity.topology.record.MAX_VALUES", 4)
+    monkeypatch.setattr("ompaffinity.topology.record.MAX_ELEMENTS", 2)
+    path = tmp_path / "record"
+    path.write_text(content)
+    with pytest.raises(TopologyError, match=f"more than [48] {what}" if what != "elements" else "more than 2 elements"):
+        load_topology(machine=str(path))
+
+
 def test_rejects_contradictory_machine_options(tmp_path: Path) -> None:
     with pytest.raises(TopologyError, match="two machines"):
         load_topology(machine=str(tmp_path), synthetic="pu:1")

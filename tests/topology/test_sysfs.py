@@ -373,6 +373,14 @@ def test_available_memory_is_free_memory_page_cache_and_reclaimable_slabs() -> N
     assert read(files).nodes[0].available_memory == 15 * 1024
 
 
+@pytest.mark.parametrize(("size", "caches"), [("17179869184", [0, 0, 1, 1]), ("0", [UNKNOWN] * 4)])
+def test_the_memory_of_a_xeon_phi_may_be_the_cache_of_each_node(size: str, caches: list[int]) -> None:
+    report = f"version: 2\ncache_size: {size}\nassociativity: 1\n"
+    files = small_machine() | {"var/run/hwloc/knl_memoryside_cache": report.encode()}
+    files |= {f"{NODE_ROOT}/node0/cpulist": b"0-1\n", f"{NODE_ROOT}/node1/cpulist": b"2-3\n"}
+    assert [cpu.l3 for cpu in read(files).cpus] == caches
+
+
 @pytest.mark.parametrize(("nodes", "weights"), [((0,), [UNKNOWN]), ((0, 1), [3, UNKNOWN])])
 def test_weights_are_read_where_pages_can_be_interleaved(nodes: tuple[int, ...], weights: list[int]) -> None:
     files = small_machine() | {f"{NODE_ROOT}/node{node}/cpulist": f"{node}\n".encode() for node in nodes}
