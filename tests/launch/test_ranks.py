@@ -117,6 +117,18 @@ def test_rejects_invalid_task_counts(text: str) -> None:
         tasks_per_node(text)
 
 
+@pytest.mark.parametrize(
+    ("node", "local_world_size"), [({"SLURM_NODEID": "3"}, 1), ({"SLURM_NODEID": "4"}, None), ({}, None)]
+)
+def test_the_node_of_a_slurm_step_gives_the_number_of_local_ranks(
+    node: dict[str, str], local_world_size: int | None
+) -> None:
+    step = {"SLURM_STEP_ID": "0", "SLURM_LOCALID": "0", "SLURM_PROCID": "6", "SLURM_STEP_TASKS_PER_NODE": "2(x3),1"}
+    found = find_rank(step | node)
+    assert found is not None
+    assert (found.launcher, found.local_rank, found.local_world_size) == ("Slurm", 0, local_world_size)
+
+
 def test_local_rank_minus_one_means_no_launcher() -> None:
     assert find_rank({"LOCAL_RANK": "-1", "RANK": "-1"}) is None
 
