@@ -123,7 +123,7 @@ def test_rejects_invalid_task_counts(text: str) -> None:
 def test_the_node_of_a_slurm_step_gives_the_number_of_local_ranks(
     node: dict[str, str], local_world_size: int | None
 ) -> None:
-    step = {"SLURM_STEP_ID": "0", "SLURM_LOCALID": "0", "SLURM_PROCID": "6", "SLURM_STEP_TASKS_PER_NODE": "2(x3),1"}
+    step = {name: text for name, text in SLURM.items() if name != "SLURM_NODEID"}
     found = find_rank(step | node)
     assert found is not None
     assert (found.launcher, found.local_rank, found.local_world_size) == ("Slurm", 0, local_world_size)
