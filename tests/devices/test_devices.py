@@ -320,19 +320,25 @@ print(json.dumps([rows, [message.code for message in found.messages], found.libr
 """
 
 
-def by_nvml(root: Path, folder: Path, plan: str, environ: dict[str, str] | None = None) -> Any:
-    """Return the GPUs of a new process with this driver."""
+def printed(program: str, root: Path, folder: Path, plan: str, *arguments: str, **variables: str) -> Any:
+    """Return the JSON that a program prints in a new process with this driver."""
     (root / "plan").write_text(plan)
+    driver = {"LD_LIBRARY_PATH": str(folder), "OMPAFFINITY_NVML_PLAN": str(root / "plan")}
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(root), json.dumps(environ or {})],
+        [sys.executable, "-c", program, *arguments],
         capture_output=True,
         text=True,
         cwd=ROOT,
         check=False,
-        env={**os.environ, "LD_LIBRARY_PATH": str(folder), "OMPAFFINITY_NVML_PLAN": str(root / "plan")},
+        env={**os.environ, **driver, **variables},
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def by_nvml(root: Path, folder: Path, plan: str, environ: dict[str, str] | None = None) -> Any:
+    """Return the GPUs of a new process with this driver."""
+    return printed(PROGRAM, root, folder, plan, str(root), json.dumps(environ or {}))
 
 
 def nodes_of(answer: Any) -> list[Any]:
@@ -445,7 +451,7 @@ def test_a_driver_without_gpus_hides_none(tmp_path: Path, driver: dict[str, Path
 
 
 LIVE = """
-import json, os
+import json
 from ompaffinity.devices.live import live_gpus
 from ompaffinity.topology.source import load_topology
 topology = load_topology()
@@ -458,17 +464,9 @@ print(json.dumps([[gpu.uuid for gpu in gpus if gpu.uuid.startswith("GPU-")] for 
 def test_the_visible_gpus_are_those_of_this_process_or_of_the_given_environment(
     tmp_path: Path, driver: dict[str, Path]
 ) -> None:
-    (tmp_path / "plan").write_text("".join(f"gpu bus=00000000:{at:02X}:00.0 uuid=GPU-{at}\n" for at in (160, 161, 162)))
-    variables = {"LD_LIBRARY_PATH": str(driver["new"]), "OMPAFFINITY_NVML_PLAN": str(tmp_path / "plan")}
-    done = subprocess.run(
-        [sys.executable, "-c", LIVE],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=True,
-        env={**os.environ, **variables, "CUDA_VISIBLE_DEVICES": "1"},
-    )
-    assert json.loads(done.stdout) == [["GPU-161"], ["GPU-160", "GPU-161", "GPU-162"], ["GPU-162", "GPU-160"]]
+    plan = "".join(f"gpu bus=00000000:{at:02X}:00.0 uuid=GPU-{at}\n" for at in (160, 161, 162))
+    found = printed(LIVE, tmp_path, driver["new"], plan, CUDA_VISIBLE_DEVICES="1")
+    assert found == [["GPU-161"], ["GPU-160", "GPU-161", "GPU-162"], ["GPU-162", "GPU-160"]]
 
 
 @needs_nvml

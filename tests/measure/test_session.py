@@ -30,7 +30,7 @@ def rounds_of(others: dict[int, float] | None = None, **seconds: list[float]) ->
     ]
 
 
-def reported(settings: Any = SETTINGS, others: Any = None, **seconds: list[float]) -> Any:
+def reported(settings: Settings = SETTINGS, others: dict[int, float] | None = None, **seconds: list[float]) -> Any:
     variants = [VARIANTS[name.replace("_", "-")] for name in seconds]
     return conclude(variants, rounds_of(others, **seconds), settings, {})
 
@@ -71,26 +71,26 @@ def test_too_few_rounds_advise_nothing() -> None:
 
 @pytest.mark.parametrize("names", [("none", "team"), ("threads", "mask", "team")])
 def test_of_equal_variants_one_with_a_plan_is_advised(names: tuple[str, ...]) -> None:
-    assert reported(**{name: [1.0] * 8 for name in names}).advice.variant == "team"
+    assert reported(SETTINGS, None, **{name: [1.0] * 8 for name in names}).advice.variant == "team"
 
 
 def test_more_variants_need_more_rounds_for_the_same_confidence() -> None:
     three = {"none": 2.0, "plan": 1.0, "team": 1.0}
-    intervals = {
-        count: [result.speed.low for result in reported(**{name: [one] * count for name, one in three.items()}).results]
-        for count in (6, 7)
-    }
+    intervals = {}
+    for count in (6, 7):
+        found = reported(SETTINGS, None, **{name: [one] * count for name, one in three.items()})
+        intervals[count] = [result.speed.low for result in found.results]
     assert intervals == {6: [None] * 3, 7: [1.0, 2.0, 2.0]}
-    four = reported(**{name: [one] * 7 for name, one in {**three, "span": 4.0}.items()})
+    four = reported(SETTINGS, None, **{name: [one] * 7 for name, one in {**three, "span": 4.0}.items()})
     assert [result.speed.low for result in four.results] == [1.0, 2.0, 2.0, 0.5]
 
 
 def test_disturbed_rounds_count_where_the_quiet_ones_are_too_few() -> None:
     three = {name: [1.0] * 8 for name in ("none", "plan", "team")}
-    found = reported(others={0: 0.9, 7: 0.9}, **three)
+    found = reported(SETTINGS, {0: 0.9, 7: 0.9}, **three)
     assert (found.counted, found.quiet, found.narrow) == (tuple(range(8)), False, True)
     wild = {name: [one, *[1.0] * 7, one] for name, one in (("none", 9.0), ("plan", 1.0), ("team", 1.0), ("span", 1.0))}
-    found = reported(others={0: 0.9, 8: 0.9}, **wild)
+    found = reported(SETTINGS, {0: 0.9, 8: 0.9}, **wild)
     assert (found.counted, found.quiet, found.narrow) == (tuple(range(1, 8)), True, True)
 
 

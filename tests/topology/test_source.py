@@ -102,21 +102,21 @@ def test_rejects_files_without_a_machine(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "what"),
+    ("content", "words"),
     [
-        ('{"cpus": [1, 2, 3, 4]}', "values"),
-        ("<topology><a/><b/></topology>", "elements"),
-        ("<t a='=========='/>", "attributes"),
+        ('{"cpus": [1, 2, 3, 4]}', "more than 4 values"),
+        ("<topology><a/><b/></topology>", "more than 2 elements"),
+        ("<t a='=========='/>", "more than 8 attributes"),
     ],
 )
 def test_rejects_a_text_with_more_parts_than_a_record_has(
-    content: str, what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    content: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ompaffinity.topology.record.MAX_VALUES", 4)
     monkeypatch.setattr("ompaffinity.topology.record.MAX_ELEMENTS", 2)
     path = tmp_path / "record"
     path.write_text(content)
-    with pytest.raises(TopologyError, match=f"more than [48] {what}" if what != "elements" else "more than 2 elements"):
+    with pytest.raises(TopologyError, match=words):
         load_topology(machine=str(path))
 
 
