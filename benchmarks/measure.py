@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import statistics
 import subprocess
 import tempfile
@@ -16,13 +17,14 @@ if TYPE_CHECKING:
 def time_commands(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[float]]:
     """Return the wall-clock seconds of every run, after one round that is not counted.
 
-    The package is the one that is installed, not that of the current directory, and it is compiled.
+    Each round has an order of its own, for a command is faster after a similar one. The package is the one that is
+    installed, not that of the current directory, and it is compiled.
     """
     times: dict[str, list[float]] = {name: [] for name in commands}
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     with tempfile.TemporaryDirectory() as folder:
         for turn in range(rounds + 1):
-            for name, command in commands.items():
+            for name, command in random.sample(list(commands.items()), len(commands)):
                 start = time.perf_counter()
                 subprocess.run(command, stdout=subprocess.DEVNULL, check=True, cwd=folder, env=environment)
                 if turn:

@@ -14,7 +14,10 @@ def main() -> int:
     gc.set_threshold(NEW_OBJECTS)
     from ompaffinity.cli.main import main as run
 
-    return run()
+    status = run()
+    # Or the interpreter looks through all objects once more when it ends, which takes longer than making a plan.
+    gc.freeze()
+    return status
 
 
 if __name__ == "__main__":

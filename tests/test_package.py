@@ -30,8 +30,9 @@ def test_importing_the_package_loads_no_dependency() -> None:
     assert not loaded_by("import ompaffinity") & DEPENDENCIES
 
 
-def test_a_plan_as_json_loads_no_heavy_module() -> None:
-    assert not loaded_by("from ompaffinity.cli.main import main; main(['plan', '--json'])") & HEAVY
+@pytest.mark.parametrize("words", [["plan", "--json"], ["plan"], ["plan", "--synthetic", "core:2 pu:2"], ["topology"]])
+def test_what_must_start_fast_loads_no_heavy_module(words: list[str]) -> None:
+    assert not loaded_by(f"from ompaffinity.cli.main import main; main({words})") & HEAVY
 
 
 def test_every_public_name_is_there() -> None:
@@ -58,6 +59,17 @@ def test_a_command_does_not_look_for_garbage_while_it_starts() -> None:
         "import gc, sys; from ompaffinity.__main__ import main; sys.argv = ['ompaffinity', 'plan', '--json']\n"
         "before = [found['collections'] for found in gc.get_stats()]; main()\n"
         "print([found['collections'] for found in gc.get_stats()] == before, file=sys.stderr)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=60
+    )
+    assert done.stderr.splitlines()[-1] == "True"
+
+
+def test_a_command_does_not_look_for_garbage_when_it_ends() -> None:
+    code = (
+        "import gc, sys; from ompaffinity.__main__ import main; sys.argv = ['ompaffinity', 'plan', '--json']\n"
+        "main(); print(gc.get_objects() == [], file=sys.stderr)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, timeout=60

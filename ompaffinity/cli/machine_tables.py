@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
-from ompaffinity.cli.console import format_bytes, ids_cell, new_console, new_table, print_messages
+from ompaffinity.cli.text import format_bytes, ids_text, print_line, print_messages, print_table
 from ompaffinity.ids import format_id_list
 from ompaffinity.messages import counted
 from ompaffinity.topology.model import UNKNOWN
@@ -20,66 +18,65 @@ if TYPE_CHECKING:
 
 def print_topology(topology: Topology) -> None:
     """Print the caches with their CPUs, the NUMA nodes, and the limits of this process."""
-    console = new_console()
-    console.print(machine_line(topology))
-    console.print()
-    groups = new_table("package", "node", "L3", "kind", "cores", "CPUs", right=("package", "node", "L3", "cores"))
-    for key, members in _by_cache(topology).items():
-        *numbers, kind = key
-        cpus = ids_cell(cpu.id for cpu in members)
-        groups.add_row(*map(_number, numbers), kind or "", str(_cores(members)), cpus)
-    console.print(groups)
+    print_machine(topology)
+    print_line()
+    groups = [
+        (*map(_number, numbers), kind or "", str(_cores(members)), ids_text(cpu.id for cpu in members))
+        for (*numbers, kind), members in _by_cache(topology).items()
+    ]
+    headings = ("package", "node", "L3", "kind", "cores", "CPUs")
+    print_table(headings, groups, right=("package", "node", "L3", "cores"))
     if topology.nodes:
-        console.print()
-        nodes = new_table(
-            "node", "CPUs", "memory", "available", "allowed", "distances", right=("node", "memory", "available")
-        )
-        for node in topology.nodes:
-            nodes.add_row(
+        print_line()
+        nodes = [
+            (
                 str(node.id),
-                ids_cell(node.cpus, "none"),
+                ids_text(node.cpus, "none"),
                 format_bytes(node.total_memory),
                 format_bytes(node.available_memory),
                 "yes" if node.allowed else "no",
                 " ".join(map(str, (node.distances or {}).values())) or "unknown",
             )
-        console.print(nodes)
-    console.print()
+            for node in topology.nodes
+        ]
+        headings = ("node", "CPUs", "memory", "available", "allowed", "distances")
+        print_table(headings, nodes, right=("node", "memory", "available"))
+    print_line()
     for name, value in _limit_lines(topology):
-        console.print(Text.assemble((f"{name}: ", "bold"), value))
+        print_line((f"{name}: ", "bold"), value)
     print_messages(topology.messages)
 
 
 def print_devices(found: GPUList, topology: Topology) -> None:
     """Print one row per GPU, with the answer of every source about its node."""
-    console = new_console()
     if not found.gpus:
-        console.print("no GPU is visible to this process")
+        print_line("no GPU is visible to this process")
     else:
-        table = new_table("GPU", "name", "PCI address", "node", "near CPUs", "source", "all sources", right=("GPU",))
+        rows = []
         for device in found.gpus:
             answers = "; ".join(
                 f"{answer.source} {'?' if answer.nodes is None else format_id_list(answer.nodes)}"
                 for answer in device.answers
             )
-            table.add_row(
+            row = (
                 str(device.number),
                 device.name or device.vendor,
                 device.address,
                 format_id_list(device.nodes) or "?",
-                ids_cell(device.near_cpus(topology), "unknown"),
+                ids_text(device.near_cpus(topology), "unknown"),
                 device.source or "unknown",
                 answers or "none",
             )
-        console.print(table)
+            rows.append(row)
+        print_table(("GPU", "name", "PCI address", "node", "near CPUs", "source", "all sources"), rows, right=("GPU",))
     for vendor, state in found.libraries.items():
         if state != "ok" and any(device.vendor == vendor for device in found.gpus):
-            console.print(Text(f"note: the driver library of {vendor} is not available: {state}", style="cyan"))
+            print_line((f"note: the driver library of {vendor} is not available: {state}", "note"))
     print_messages(found.messages)
 
 
-def machine_line(topology: Topology) -> Text:
-    """Return the name of a machine, its source, and what it has."""
+def print_machine(topology: Topology) -> None:
+    """Print the name of a machine, its source, and what it has."""
     online = [cpu for cpu in topology.cpus if cpu.online]
     counts = {
         "package": len({cpu.package for cpu in online} - {UNKNOWN}),
@@ -88,7 +85,7 @@ def machine_line(topology: Topology) -> Text:
     }
     parts = [counted(count, word) for word, count in counts.items() if count]
     parts.append(f"{counted(len(online), 'CPU')} ({len(topology.allowed_cpus)} allowed)")
-    return Text.assemble(
+    print_line(
         (topology.machine, "bold"),
         f" ({topology.architecture}, read from {topology.source}): {', '.join(parts)}",
     )

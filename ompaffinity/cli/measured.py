@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from ompaffinity.cli.console import new_console, new_table, print_messages
+from ompaffinity.cli.console import new_console, new_table
+from ompaffinity.cli.text import print_messages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

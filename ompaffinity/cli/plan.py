@@ -45,8 +45,8 @@ def run_plan(values: dict[str, Any]) -> int:
     if form == "json":
         sys.stdout.write(json.dumps(plan_document(plan, rank)) + "\n")
     elif form in EXPORT_FORMATS:
-        from ompaffinity.cli.console import print_messages
         from ompaffinity.cli.exports import WITHOUT_WEIGHTS, export
+        from ompaffinity.cli.text import print_messages
 
         sys.stdout.write(export(plan, form, rank))
         messages = [message for message in plan.messages if message.level == WARNING]

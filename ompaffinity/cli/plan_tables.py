@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
-from ompaffinity.cli.console import Cell, format_bytes, ids_cell, new_console, new_table, print_messages
-from ompaffinity.cli.machine_tables import machine_line
+from ompaffinity.cli.machine_tables import print_machine
+from ompaffinity.cli.text import format_bytes, ids_text, print_line, print_messages, print_table
 from ompaffinity.cli.uses import memory_in_words
 from ompaffinity.ids import format_folded_id_list
 from ompaffinity.messages import counted
@@ -25,59 +23,55 @@ _GRANULARITY_NAMES = {"thread": "each thread on its own CPU", "team": "a team th
 
 def print_plan(topology: Topology, plan: Plan, rank: int | None = None) -> None:
     """Print one row per rank, the CPUs left out with the reason, and the messages."""
-    console = new_console()
-    console.print(machine_line(topology))
-    console.print(f"variables for {_RUNTIME_NAMES[plan.runtime]}, {_GRANULARITY_NAMES[plan.granularity]}", style="dim")
-    console.print()
+    print_machine(topology)
+    print_line((f"variables for {_RUNTIME_NAMES[plan.runtime]}, {_GRANULARITY_NAMES[plan.granularity]}", "dim"))
+    print_line()
     budgets = any(placement.memory_budget is not None for placement in plan.ranks)
     gpus = any(placement.gpu is not None for placement in plan.ranks)
     headings = (
         *("rank", *(("GPU",) if gpus else ()), *PLACEMENT_HEADINGS),
         *(("budget",) if budgets else ()),
     )
-    ranks = new_table(*headings, right=("rank", "GPU", "threads", "budget"))
+    rows: list[tuple[str, ...]] = []
     for placement in plan.ranks:
         if rank is None or placement.rank == rank:
             budget = (format_bytes(placement.memory_budget),) if budgets else ()
             gpu = (str(placement.gpu),) if gpus else ()
-            ranks.add_row(str(placement.rank), *gpu, *_placement_cells(placement), *budget)
-    console.print(ranks)
+            rows.append((str(placement.rank), *gpu, *_placement_cells(placement), *budget))
+    print_table(headings, rows, right=("rank", "GPU", "threads", "budget"))
     if plan.left_out:
-        console.print()
-        left_out = new_table("left out", "CPUs", "reason", "what to do about it", right=("left out",))
-        for group in plan.left_out:
-            left_out.add_row(str(len(group.cpus)), ids_cell(group.cpus), group.reason, group.detail)
-        console.print(left_out)
+        print_line()
+        left_out = [(str(len(group.cpus)), ids_text(group.cpus), group.reason, group.detail) for group in plan.left_out]
+        print_table(("left out", "CPUs", "reason", "what to do about it"), left_out, right=("left out",))
     print_messages(plan.messages)
 
 
 def print_cluster_plan(plan: ClusterPlan, rank: int | None = None) -> None:
     """Print one row per rank of a cluster, with its node, and the messages."""
-    console = new_console()
     machines = counted(len(plan.hosts), "machine")
-    console.print(Text(f"{counted(len(plan.ranks), 'rank')} on {machines} of the cluster", style="bold"))
-    console.print()
+    print_line((f"{counted(len(plan.ranks), 'rank')} on {machines} of the cluster", "bold"))
+    print_line()
     gpus = any(chosen.placement.gpu is not None for chosen in plan.ranks)
     headings = ("rank", "node", *(("GPU",) if gpus else ()), *PLACEMENT_HEADINGS)
-    table = new_table(*headings, right=("rank", "GPU", "threads"))
+    rows: list[tuple[str, ...]] = []
     for chosen in plan.ranks:
         if rank is None or chosen.rank == rank:
             _, node = plan.home(chosen.rank)
             gpu = (str(chosen.placement.gpu),) if gpus else ()
-            table.add_row(str(chosen.rank), node.name, *gpu, *_placement_cells(chosen.placement))
-    console.print(table)
+            rows.append((str(chosen.rank), node.name, *gpu, *_placement_cells(chosen.placement)))
+    print_table(headings, rows, right=("rank", "GPU", "threads"))
     print_messages(plan.all_messages)
 
 
-def _placement_cells(placement: RankPlacement) -> tuple[str | Cell, ...]:
+def _placement_cells(placement: RankPlacement) -> tuple[str, ...]:
     """Return the cells of `PLACEMENT_HEADINGS` for a rank."""
     if not placement.bound:
         return ("", "not bound", "", "", "")
     return (
         str(len(placement.cpus)),
-        Cell(_ordered(placement.cpus)),
-        ids_cell(placement.helper_cpus, "none"),
-        ids_cell(placement.places[0]),
+        _ordered(placement.cpus),
+        ids_text(placement.helper_cpus, "none"),
+        ids_text(placement.places[0]),
         memory_in_words(placement),
     )
 

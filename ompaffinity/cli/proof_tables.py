@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from ompaffinity.cli.console import ids_cell, new_console, new_table, print_messages
+from ompaffinity.cli.console import ids_cell, new_console, new_table
+from ompaffinity.cli.text import print_messages
 from ompaffinity.ids import format_id_list
 from ompaffinity.messages import counted
 from ompaffinity.shown import shown
