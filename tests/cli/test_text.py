@@ -3,7 +3,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import pytest
@@ -34,14 +34,22 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 @contextmanager
 def terminal(variables: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """Make standard output a terminal of 80 columns; its lines are in the list afterwards."""
-    ours, theirs = os.openpty()
+    reader, other_end = os.openpty()
     lines: list[str] = []
-    with os.fdopen(ours, "rb", buffering=0) as reader, os.fdopen(theirs, "w") as writer, variables.context() as changed:
-        changed.setattr(sys, "stdout", writer)
-        changed.setenv("TERM", "xterm")
-        changed.setenv("COLUMNS", "80")
-        yield lines
-        lines += reader.read(4096).decode().splitlines()
+    try:
+        with os.fdopen(other_end, "w") as writer, variables.context() as changed:
+            changed.setattr(sys, "stdout", writer)
+            changed.setenv("TERM", "xterm")
+            changed.setenv("COLUMNS", "80")
+            yield lines
+        text = b""
+        # After the last byte of a terminal whose other end is closed, the kernel reports EIO.
+        with suppress(OSError):
+            while part := os.read(reader, 4096):
+                text += part
+        lines += text.decode().splitlines()
+    finally:
+        os.close(reader)
 
 
 def test_a_table_has_a_line_of_headings_a_rule_and_its_rows(capsys: pytest.CaptureFixture[str]) -> None:
