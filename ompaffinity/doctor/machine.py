@@ -71,7 +71,7 @@ def _affinity() -> Check:
     reasons: list[str | None] = ["no thread can be started for the test"]
 
     def work() -> None:
-        reasons[0] = set_mask(0, os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else "unsupported here"
+        reasons[0] = set_mask(0, os.sched_getaffinity(0))
 
     thread = threading.Thread(target=work)
     with suppress(RuntimeError):

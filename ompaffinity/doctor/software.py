@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from ompaffinity.doctor.record import OK, WARNING, Check
@@ -100,7 +101,7 @@ def _openmp_files(folder: str, *, deep: bool) -> Iterator[str]:
         if not deep:
             below.clear()
         for name in names:
-            if ".so" in name and "omp" in name and name.startswith("lib"):
+            if fnmatchcase(name, "lib*omp*.so*"):
                 yield os.path.join(directory, name)
 
 
