@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ompaffinity.errors import IDListError
-from ompaffinity.ids import MAX_ID, format_id_list, parse_id_list, parse_mask, parse_ordered_id_list
+from ompaffinity.ids import (
+    MAX_ID,
+    format_folded_id_list,
+    format_id_list,
+    parse_id_list,
+    parse_mask,
+    parse_ordered_id_list,
+)
 from tests.machines import format_mask
 
 ids = st.sets(st.integers(0, 5000), max_size=60)
@@ -16,6 +23,30 @@ ids = st.sets(st.integers(0, 5000), max_size=60)
 @given(ids)
 def test_lists_round_trip(numbers: set[int]) -> None:
     assert parse_id_list(format_id_list(numbers)) == sorted(numbers)
+
+
+@given(ids)
+def test_lists_with_strides_round_trip(numbers: set[int]) -> None:
+    assert parse_id_list(format_folded_id_list(numbers)) == sorted(numbers)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "text"),
+    [
+        ([], ""),
+        ([4], "4"),
+        ([0, 1], "0-1"),
+        ([0, 2], "0,2"),
+        ([0, 2, 4], "0-4:2"),
+        ([7, 4, 1], "1-7:3"),
+        ([0, 1, 2, 8], "0-2,8"),
+        ([0, 2, 4, 5, 6], "0-4:2,5-6"),
+        ([0, 1, 3, 5, 9], "0-1,3,5,9"),
+        ([0, 2, 6, 7, 8], "0,2,6-8"),
+    ],
+)
+def test_three_ids_with_equal_gaps_are_a_stride(numbers: list[int], text: str) -> None:
+    assert format_folded_id_list(numbers) == text
 
 
 @given(ids)
@@ -38,6 +69,9 @@ def test_the_order_that_was_written_is_kept(numbers: list[int]) -> None:
         ("0-14:2", [0, 2, 4, 6, 8, 10, 12, 14]),
         ("0-7:3,1", [0, 1, 3, 6]),
         ("3,3-4", [3, 4]),
+        ("3-3", [3]),
+        ("00007", [7]),
+        (f"{MAX_ID}", [MAX_ID]),
     ],
 )
 def test_what_users_and_kernels_write(text: str, expected: list[int]) -> None:
@@ -60,6 +94,7 @@ def test_what_users_and_kernels_write(text: str, expected: list[int]) -> None:
         "٣",
         "1 2",
         f"{MAX_ID + 1}",
+        "000007",
         "0-99999999999",
     ],
 )
@@ -76,6 +111,24 @@ def test_what_is_no_mask_is_refused(text: str) -> None:
 
 def test_a_short_first_word_is_a_mask() -> None:
     assert parse_mask("3,00000000") == [32, 33]
+
+
+def test_a_mask_has_the_ids_that_a_list_may_have() -> None:
+    assert parse_mask(format_mask({MAX_ID})) == [MAX_ID]
+    with pytest.raises(IDListError, match=f"at most {MAX_ID + 1} are supported"):
+        parse_mask(f"1,{format_mask({MAX_ID})}")
+
+
+def test_a_list_has_at_most_twice_as_many_ids_as_there_are() -> None:
+    assert len(parse_id_list(f"0-{MAX_ID},0-{MAX_ID - 2}")) == MAX_ID + 1
+    with pytest.raises(IDListError, match="more than"):
+        parse_id_list(f"0-{MAX_ID},0-{MAX_ID - 1}")
+
+
+@pytest.mark.parametrize(("text", "quoted"), [("x" * 60, "x" * 60), ("x" * 61, "x" * 57 + "...")])
+def test_a_long_mistake_is_cut(text: str, quoted: str) -> None:
+    with pytest.raises(IDListError, match=f"^'{quoted}' in the id list '{quoted}' is not a number"):
+        parse_id_list(text)
 
 
 @given(st.text(max_size=30))
