@@ -20,13 +20,19 @@ def test_a_file_is_replaced_as_a_whole(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["plan.svg"]
 
 
-def test_a_new_file_has_the_permissions_of_the_umask(tmp_path: Path) -> None:
-    before = os.umask(0o027)
+@pytest.mark.parametrize("write", ["whole", "new"])
+@pytest.mark.parametrize(("umask", "mode"), [(0o027, 0o640), (0o000, 0o666)])
+def test_a_new_file_has_the_permissions_of_the_umask(write: str, umask: int, mode: int, tmp_path: Path) -> None:
+    before = os.umask(umask)
     try:
-        write_whole(str(tmp_path / "new"), b"")
+        if write == "whole":
+            write_whole(str(tmp_path / "new"), b"")
+        else:
+            os.close(open_new(str(tmp_path / "new")))
     finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
+        after = os.umask(before)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == mode
+    assert after == umask
 
 
 @pytest.mark.parametrize("write", ["whole", "new"])

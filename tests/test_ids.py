@@ -25,6 +25,13 @@ def test_lists_round_trip(numbers: set[int]) -> None:
     assert parse_id_list(format_id_list(numbers)) == sorted(numbers)
 
 
+@pytest.mark.parametrize(
+    ("numbers", "text"), [([], ""), ([3], "3"), ([2, 1], "1-2"), ([0, 1, 2, 8], "0-2,8"), ([0, 2, 4, 5], "0,2,4-5")]
+)
+def test_ids_that_follow_each_other_are_a_range(numbers: list[int], text: str) -> None:
+    assert format_id_list(numbers) == text
+
+
 @given(ids)
 def test_lists_with_strides_round_trip(numbers: set[int]) -> None:
     assert parse_id_list(format_folded_id_list(numbers)) == sorted(numbers)

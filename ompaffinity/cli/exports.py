@@ -216,7 +216,7 @@ def _openvino(plan: Plan, placement: RankPlacement) -> Iterable[str]:
 def _by_gpu(plan: Plan, ranks: list[RankPlacement]) -> tuple[str, str]:
     """Return the nodes and the CPU lists of all GPUs in order, each as words of a command line."""
     placed = {placement.gpu: placement for placement in ranks if placement.gpu is not None}
-    missing = set(range(max(placed) + 1)) - placed.keys()
+    missing = set(range(max(placed))) - placed.keys()
     if missing or any(len(placement.nodes) != 1 for placement in placed.values()):
         if missing:
             raise RequestError(f"GPU {format_id_list(missing)} has no rank; plan a rank for each GPU for this format")

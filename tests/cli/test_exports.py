@@ -71,6 +71,12 @@ def test_exports_one_line_per_rank() -> None:
     assert "cpunodebind" not in "".join(export(plan, form) for form in EXPORTS)
 
 
+@pytest.mark.parametrize(("form", "is_file"), [("env", True), ("systemd", True), ("docker", False), ("numactl", False)])
+def test_a_file_of_one_rank_names_it(form: str, is_file: bool) -> None:
+    assert export(plan_for(TWO, 2), form, 1).startswith("# rank 1\n") is is_file
+    assert export(plan_for(TWO, 2), form).startswith("# rank 0\n")
+
+
 def test_formats_with_variables_export_the_whole_affinity() -> None:
     plan = plan_for("core:2 pu:1", 2, helper_cpus="node")
     assert plan.ranks[1].affinity == (0, 1)
@@ -79,27 +85,36 @@ def test_formats_with_variables_export_the_whole_affinity() -> None:
     assert export(plan, "taskset", 1) == "taskset --cpu-list 1\n"
 
 
+ALL_CPUS = "1,3,5,7,9,11,13-15"
+
+
 @pytest.mark.parametrize(
-    ("policy", "numactl", "slurm", "systemd"),
+    ("policy", "numactl", "slurm", "docker", "systemd"),
     [
-        ("none", "", "", None),
-        ("bind", " --membind=0-1", " --mem-bind=mask_mem:0x3", "bind"),
-        ("interleave", " --interleave=0-1", "", "interleave"),
-        ("weighted-interleave", " --interleave=0-1", "", "interleave"),
-        ("preferred", " --preferred=0", "", "preferred"),
-        ("preferred-many", " --preferred-many=0-1", "", None),
+        ("none", "", "", "", []),
+        ("bind", " --membind=0-1", " --mem-bind=mask_mem:0x3", " --cpuset-mems=0-1", ["bind", "0-1"]),
+        ("interleave", " --interleave=0-1", "", " --cpuset-mems=0-1", ["interleave", "0-1"]),
+        ("weighted-interleave", " --interleave=0-1", "", " --cpuset-mems=0-1", ["interleave", "0-1"]),
+        ("preferred", " --preferred=0", "", "", ["preferred", "0"]),
     ],
 )
-def test_exports_each_memory_policy(policy: str, numactl: str, slurm: str, systemd: str | None) -> None:
+def test_exports_each_memory_policy(policy: str, numactl: str, slurm: str, docker: str, systemd: list[str]) -> None:
     plan = plan_for(TWO, 1, span="machine", memory_policy=policy)
-    (line,) = lines_of(export(plan, "numactl"))
-    assert line.partition("5-7,9,11,13-15")[2] == numactl or line.endswith(numactl)
-    assert export(plan, "slurm").split("mask_cpu:")[1].strip().endswith(slurm.strip())
-    if policy == "preferred-many":
-        with pytest.raises(RequestError, match="--memory-policy preferred"):
-            export(plan, "systemd")
-    else:
-        assert (f"NUMAPolicy={systemd}" in export(plan, "systemd").splitlines()) == (systemd is not None)
+    assert export(plan, "numactl") == f"numactl --physcpubind={ALL_CPUS}{numactl}\n"
+    assert export(plan, "slurm") == f"--cpu-bind=mask_cpu:0xEAAA{slurm}\n"
+    assert export(plan, "docker").startswith(f"--cpuset-cpus={ALL_CPUS}{docker} --env=")
+    policies = [line.partition("=") for line in export(plan, "systemd").splitlines() if line.startswith("NUMA")]
+    assert [name for name, _, _ in policies] == ["NUMAPolicy", "NUMAMask"][: len(systemd)]
+    assert [value for _, _, value in policies] == systemd
+    nodes = ["export CPU_VISIBLE_MEMORY_NODES=0,1"] if policy != "none" else []
+    assert export(plan, "vllm").splitlines()[1:] == nodes
+
+
+def test_several_preferred_nodes_are_for_numactl_only() -> None:
+    plan = plan_for(TWO, 1, span="machine", memory_policy="preferred-many")
+    assert export(plan, "numactl").endswith(" --preferred-many=0-1\n")
+    with pytest.raises(RequestError, match="--memory-policy preferred"):
+        export(plan, "systemd")
 
 
 @pytest.mark.parametrize(("form", "has_note"), [("numactl", True), ("systemd", True), ("taskset", False)])
@@ -132,6 +147,9 @@ def test_rejects_plans_that_a_format_cannot_express() -> None:
     assert export(unbound, "numactl") == "# rank 0, not bound\n# rank 1, not bound\n"
     with pytest.raises(RequestError, match="GPU 0 has no rank"):
         export(gpu_plan(0, 1)._replace(ranks=gpu_plan(0, 1).ranks[1:]), "vllm")
+    three = gpu_plan(0, 0, 1)
+    with pytest.raises(RequestError, match="GPU 1 has no rank"):
+        export(three._replace(ranks=(three.ranks[0], three.ranks[2])), "vllm")
     with pytest.raises(RequestError, match="one memory node per GPU"):
         export(gpu_plan(0, span="machine"), "sglang")
 

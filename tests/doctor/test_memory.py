@@ -89,14 +89,20 @@ def test_missing_libnuma_is_a_problem_only_with_several_nodes(
     def missing() -> None:
         raise LibnumaMissingError("libnuma cannot be loaded")
 
-    refused = AcceptedPolicy("none", (), MemoryPolicyError("the kernel refused"))
+    asked = []
+
+    def refuse(*question: object) -> AcceptedPolicy:
+        asked.append(question)
+        return AcceptedPolicy("none", (), MemoryPolicyError("the kernel refused"))
+
     monkeypatch.setattr(doctor_memory, "allowed_memory_nodes", lambda: nodes)
     monkeypatch.setattr(doctor_memory, "load_libnuma", missing)
-    monkeypatch.setattr(doctor_memory, "accepted_policy", lambda policy, wanted: refused)
+    monkeypatch.setattr(doctor_memory, "accepted_policy", refuse)
     with tree_of(tmp_path, {}) as tree:
         found = checked(memory_checks(synthetic("core:2 pu:1"), tree))
     assert (found["libnuma"].level, found["memory policy"].level) == (level, level)
     assert "SYS_NICE" in str(found["memory policy"].fix)
+    assert asked == [("bind", (0,))]
 
 
 def test_a_machine_with_nothing_to_report(tmp_path: Path) -> None:
@@ -200,3 +206,17 @@ def test_policies_are_not_required_without_nodes(tmp_path: Path, monkeypatch: py
     with tree_of(tmp_path, {}) as tree:
         check = checked(memory_checks(synthetic("core:2 pu:1"), tree))["memory policy"]
     assert check == Check("memory policy", "ok", "none required: the kernel reports no NUMA nodes")
+
+
+def test_sizes_without_pages_and_other_names_are_no_huge_pages(tmp_path: Path) -> None:
+    folder = "sys/kernel/mm/hugepages"
+    files = {
+        f"{folder}/hugepages-1048576kB/nr_hugepages": "0",
+        f"{folder}/hugepages-1048576kB/free_hugepages": "0",
+        f"{folder}/hugepages-xkB/nr_hugepages": "7",
+        # Without a number of free ones none is known to be free.
+        f"{folder}/hugepages-2048kB/nr_hugepages": "600",
+    }
+    with tree_of(tmp_path, files) as tree:
+        check = checked(memory_checks(synthetic("core:2 pu:1"), tree))["huge pages"]
+    assert check == Check("huge pages", "ok", "600 of 2 MiB, 0 free")
