@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.conditions import Conditions
 from benchmarks.load import awake, spinner
-from benchmarks.teams import Team, alive, interval_text, start_team
+from benchmarks.measure import interval_text
+from benchmarks.teams import Team, alive, start_team
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.measure.statistics import median_interval, paired_ratio
 from ompaffinity.placement.plan import make_plan

@@ -23,7 +23,8 @@ from unittest import mock
 from benchmarks.conditions import Conditions
 from benchmarks.decoder import BATCH, CACHE, LAYERS, WIDTH, DecoderLayer
 from benchmarks.load import awake, spinner
-from benchmarks.teams import Team, Window, alive, interval_text, measured, quiet_rounds, start_team
+from benchmarks.measure import interval_text
+from benchmarks.teams import Team, Window, alive, measured, quiet_rounds, start_team
 from ompaffinity.bind.manager import OMPProcessManager
 from ompaffinity.measure.statistics import Interval, median_interval, paired_ratio
 from ompaffinity.openmp.library_path import find_library

@@ -56,7 +56,7 @@ def main() -> None:
         "A/A: ps -eL": ratios(times["ps -eL"], times["ps -eL, again"]),
     }
     head = f"{options.processes} processes x {options.threads} threads, {options.rounds} interleaved rounds."
-    note = "inspect watches for one second of these times, and a table is printed by rich."
+    note = "inspect watches for one second of these times."
     text = "\n\n".join([head, table(times), ratio_table(rows), note])
     conditions.write("inspect", text, {"seconds": times, "ratios": rows})
 

@@ -10,8 +10,11 @@ import tempfile
 import time
 from typing import TYPE_CHECKING
 
+from ompaffinity.measure.statistics import Interval, median_interval, paired_ratio
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import Any
 
 
 def time_commands(commands: Mapping[str, Sequence[str]], rounds: int) -> dict[str, list[float]]:
@@ -44,32 +47,42 @@ def time_calls(contestants: Mapping[str, Callable[[], object]], rounds: int) -> 
     return times
 
 
-def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, float]:
-    """Return the ratio of the medians, of the least times, and the 10th and 90th percentile round by round."""
-    rounds = sorted(top / bottom for top, bottom in zip(numerator, denominator))
-    tenth = len(rounds) // 10
+def ratios(numerator: Sequence[float], denominator: Sequence[float]) -> dict[str, Any]:
+    """Return the ratio of the medians and of the least times, and round by round its median with a 95 % interval."""
     return {
         "medians": statistics.median(numerator) / statistics.median(denominator),
         "least": min(numerator) / min(denominator),
-        "10 %": rounds[tenth],
-        "90 %": rounds[-1 - tenth],
+        "round by round": paired_ratio(numerator, denominator)._asdict(),
     }
 
 
-def ratio_table(rows: Mapping[str, Mapping[str, float]]) -> str:
+def ratio_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Return a Markdown table of ratios."""
-    columns = next(iter(rows.values()))
-    lines = [f"| ratio | {' | '.join(columns)} |", "|---" * (len(columns) + 1) + "|"]
+    lines = ["| ratio | round by round, with 95 % interval | of the medians | of the least |", "|---|---|---|---|"]
     for name, row in rows.items():
-        digits = 3 if max(row.values()) < 0.1 else 2
-        lines.append(f"| {name} | {' | '.join(f'{value:.{digits}f}' for value in row.values())} |")
+        interval = Interval(**row["round by round"])
+        digits = 3 if interval.median < 0.1 else 2
+        cells = [interval_text(interval, digits), *(f"{row[field]:.{digits}f}" for field in ("medians", "least"))]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def table(times: Mapping[str, Sequence[float]]) -> str:
     """Return a Markdown table of the runs in milliseconds."""
-    lines = ["| what | median ms | least ms | most ms |", "|---|---|---|---|"]
+    lines = ["| what | median ms, with 95 % interval | least ms | most ms |", "|---|---|---|---|"]
     for name, seconds in times.items():
-        numbers = [statistics.median(seconds), min(seconds), max(seconds)]
-        lines.append(f"| {name} | {' | '.join(f'{1000 * number:.1f}' for number in numbers)} |")
+        milliseconds = [1000 * value for value in seconds]
+        cells = [
+            interval_text(median_interval(milliseconds), 1),
+            f"{min(milliseconds):.1f}",
+            f"{max(milliseconds):.1f}",
+        ]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def interval_text(interval: Interval, digits: int = 2) -> str:
+    """Return ``"1.02 [0.98, 1.15]"``, or the median alone where there are too few values."""
+    if interval.low is None or interval.high is None:
+        return f"{interval.median:.{digits}f}"
+    return f"{interval.median:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"

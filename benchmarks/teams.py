@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from benchmarks.measure import interval_text
 from ompaffinity.measure.session import QUIET_CPUS
 from ompaffinity.measure.statistics import Interval, median_interval, paired_ratio
 
@@ -176,10 +177,3 @@ def written(head: str, reports: Sequence[Mapping[str, Any]]) -> str:
     variants = dict.fromkeys(name for report in reports for name in report["rows"] if name != report["base"])
     summaries = (summary_table(variant, reports) for variant in variants)
     return "\n".join([head, *summaries, *(comparison_table(report["title"], report) for report in reports)])
-
-
-def interval_text(interval: Interval, digits: int = 2) -> str:
-    """Return ``"1.02 [0.98, 1.15]"``, or the median alone where there are too few values."""
-    if interval.low is None or interval.high is None:
-        return f"{interval.median:.{digits}f}"
-    return f"{interval.median:.{digits}f} [{interval.low:.{digits}f}, {interval.high:.{digits}f}]"

@@ -31,7 +31,7 @@ import psutil
 
 from benchmarks.conditions import Conditions
 from benchmarks.load import spinner
-from benchmarks.teams import interval_text
+from benchmarks.measure import interval_text
 from ompaffinity.measure.statistics import Interval, median_interval, paired_ratio
 from tests.vllm.servers import make_model, number_type, serving
 

@@ -14,7 +14,8 @@ import sys
 import time
 
 from benchmarks.conditions import Conditions
-from benchmarks.measure import ratio_table, ratios, table
+from benchmarks.measure import interval_text, ratio_table, ratios, table
+from ompaffinity.measure.statistics import median_interval
 from ompaffinity.placement.model import RankPlacement
 from ompaffinity.proof.watch import Watcher
 
@@ -90,7 +91,7 @@ def report(seconds: list[float], options: argparse.Namespace, conditions: Condit
     ranks = f"{options.ranks} ranks x {options.threads} threads"
     heading = f"{ranks}, {options.checks} checks every {options.interval:g} s."
     summary = (
-        f"Of one CPU: median {statistics.median(share):.2f} %, mean {statistics.fmean(share):.2f} %,"
+        f"Of one CPU: median {interval_text(median_interval(share))} %, mean {statistics.fmean(share):.2f} %,"
         f" most {max(share):.2f} % (goal: less than 0.5 %)."
     )
     rows = {"A/A: even / odd checks": ratios(seconds[::2], seconds[1::2])}

@@ -101,7 +101,7 @@ def test_a_pipe_is_written_to_as_it_is(write: str, tmp_path: Path) -> None:
 
 
 def test_the_temporary_file_is_beside_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Nobody can make a file there.
+    # No file can be made there.
     monkeypatch.chdir("/proc")
     write_whole(str(tmp_path / "plan.svg"), b"new")
     assert (tmp_path / "plan.svg").read_bytes() == b"new"

@@ -52,7 +52,7 @@ def run_bind(values: dict[str, Any]) -> int:
     if values.get("json"):
         sys.stdout.write(json.dumps(document) + "\n")
     else:
-        from ompaffinity.cli.proof_tables import print_adoption
+        from ompaffinity.cli.process_tables import print_adoption
 
         print_adoption(adoption, undone="undo" in values)
     return int(bool(values.get("strict")) and has_warning(adoption.messages))

@@ -29,7 +29,7 @@ def run_inspect(values: dict[str, Any]) -> int:
     if values.get("json"):
         sys.stdout.write(json.dumps(found.to_document()) + "\n")
     else:
-        from ompaffinity.cli.proof_tables import print_inspection
+        from ompaffinity.cli.process_tables import print_inspection
 
         print_inspection(found)
     if values.get("strict") and found.findings:

@@ -1,4 +1,4 @@
-"""The tables of ``verify``, ``inspect`` and ``doctor``."""
+"""The tables of ``verify`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -10,12 +10,9 @@ from ompaffinity.cli.console import ids_cell, new_console, new_table
 from ompaffinity.cli.text import print_messages
 from ompaffinity.ids import format_id_list
 from ompaffinity.messages import counted
-from ompaffinity.shown import shown
 
 if TYPE_CHECKING:
     from ompaffinity.doctor.check import Diagnosis
-    from ompaffinity.proof.adopt import Adoption
-    from ompaffinity.proof.inspect import Inspection
     from ompaffinity.proof.verdict import RankVerdict, Verdict
 
 VERDICT_STYLES = {"holds": "bold green", "differs": "bold red", "unproven": "bold yellow"}
@@ -78,73 +75,6 @@ def _evidence_line(rank: RankVerdict) -> str:
     of = "OpenMP threads" if rank.level == "threads" else "threads within the mask"
     engines = f" ({', '.join(rank.engines)})" if rank.level == "mask" and rank.engines else ""
     return f"{counted(rank.busy_threads, 'busy thread')}, compared as {of}{engines}"
-
-
-def print_inspection(inspection: Inspection) -> None:
-    """Print one row per process and affinity mask, with the process's memory, and the findings."""
-    console = new_console()
-    right = ("pid", "threads", "busy", "waiting")
-    table = new_table("pid", "kind", "command", "threads", "busy", "waiting", "affinity", "memory", right=right)
-    for process in inspection.processes:
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for thread in process.state.threads:
-            groups.setdefault(thread.cpus, []).append(thread.thread_id)
-        busy, delay = set(process.busy_threads), process.delay_seconds
-        rank = "" if process.state.placement is None or process.kind != "rank" else f" {process.state.placement.rank}"
-        cells = [str(process.state.pid), process.kind + rank, process.state.command[:40]]
-        waiting = "" if delay is None else f"{delay:.0%}"
-        memory = process.state.memory
-        by_node = {} if memory is None else memory.bytes_by_node
-        pages = ", ".join(f"{size / 2**20:.0f} MiB on node {node}" for node, size in sorted(by_node.items()))
-        for cpus, numbers in sorted(groups.items()):
-            count = sum(number in busy for number in numbers)
-            table.add_row(*cells, str(len(numbers)), str(count), waiting, ids_cell(cpus), pages)
-            cells, pages, waiting = ["", "", ""], "", ""
-    console.print(table)
-    console.print()
-    for finding in inspection.findings:
-        console.print(Text(f"{finding.message} [{finding.code}]", style="bold red"))
-    for process in inspection.processes:
-        for note in process.state.problems:
-            console.print(Text(f"note: process {process.state.pid}: {note}", style="cyan"))
-    if inspection.unseen:
-        numbers_of = format_id_list(inspection.unseen)
-        console.print(Text(f"note: process {numbers_of} may not be read by this user", style="cyan"))
-    if inspection.hidden:
-        text = "note: other users' processes are hidden (hidepid, or a container's own /proc)"
-        console.print(Text(text, style="cyan"))
-    if inspection.has_seen_nothing:
-        console.print(Text("No process could be observed.", style="bold yellow"))
-    elif not inspection.findings:
-        console.print(Text(f"No problem found in {inspection.seconds:.1f} seconds.", style="bold green"))
-
-
-def print_adoption(adoption: Adoption, *, undone: bool) -> None:
-    """Print one row per thread that got other CPUs, the messages, and how many threads were bound or restored."""
-    console = new_console()
-    ranks = {rank.pid: str(rank.placement.rank) for rank in adoption.ranks}
-    teams = {number: at for rank in adoption.ranks for at, number in enumerate(rank.team)}
-    right = ("rank", "pid", "thread id", "OpenMP")
-    table = new_table("rank", "pid", "thread id", "name", "OpenMP", "before", "now", right=right)
-    for change in adoption.binding.changes:
-        table.add_row(
-            ranks.get(change.pid, ""),
-            str(change.pid),
-            str(change.thread_id),
-            shown(change.name),
-            str(teams.get(change.thread_id, "")),
-            ids_cell(change.before),
-            ids_cell(change.cpus),
-        )
-    if adoption.binding.changes:
-        console.print(table)
-        console.print()
-    print_messages(adoption.messages)
-    count = counted(len(adoption.binding.changes), "thread")
-    verb = "got back the CPUs that they had before" if undone else "got other CPUs"
-    refused = f", {len(adoption.binding.refused)} refused" if adoption.binding.refused else ""
-    style = "bold yellow" if adoption.binding.refused else "bold green"
-    console.print(Text(f"{count} {verb}{refused}.", style=style))
 
 
 def print_diagnosis(diagnosis: Diagnosis) -> None:

@@ -28,6 +28,8 @@ STYLES: dict[str, tuple[str | None, tuple[str, ...]]] = {
     "dim": (None, ("dark",)),
     "note": ("cyan", ()),
     "warning": ("yellow", ("bold",)),
+    "problem": ("red", ("bold",)),
+    "good": ("green", ("bold",)),
 }
 """{style, or level of a message: (colour, attributes)}, in the words of termcolor."""
 MIN_COLUMNS = 40

@@ -203,7 +203,7 @@ def _number(name: str, environ: Mapping[str, str]) -> int | None:
     if not text:
         return None
     if not (text.isascii() and text.isdigit() and len(text) < 10):
-        raise RequestError(f"the environment variable {name} is {text!r}; it must be a number, or unset")
+        raise RequestError(f"the environment variable {name} is {text!r}; it must be a whole number, or unset")
     return int(text)
 
 

@@ -81,7 +81,7 @@ def _check_numbers(request: PlacementRequest) -> None:
         if value is None and optional:
             continue
         if isinstance(value, bool) or not isinstance(value, int):
-            raise RequestError(f"{option} ({field}) is {value!r}; it must be a number")
+            raise RequestError(f"{option} ({field}) is {value!r}; it must be a whole number")
         if value < least:
             raise RequestError(f"{option} ({field}) is {value}; it must be at least {least}")
 

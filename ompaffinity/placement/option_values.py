@@ -52,7 +52,9 @@ def option_value(option: Option, text: Any) -> Any:
         return ALL
     digits = text.removeprefix("-")
     if not _is_number(digits):
-        words = {"threads": "auto, all or a number", "auto-number": "auto or a number"}.get(option.kind, "a number")
+        words = {"threads": "auto, all or a whole number", "auto-number": "auto or a whole number"}.get(
+            option.kind, "a whole number"
+        )
         raise RequestError(f"{option.flag} is {text!r}; it must be {words}")
     if len(digits) > MAX_DIGITS:
         raise RequestError(f"{option.flag} has {len(digits)} digits; the largest number is {'9' * MAX_DIGITS}")

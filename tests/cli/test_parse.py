@@ -47,11 +47,12 @@ def test_accepts_options_with_space_and_with_equals_sign() -> None:
         (["plan", "--wings", "2"], "--wings"),
         (["plan", "extra"], "extra"),
         (["plan", "--tp"], "expected one argument"),
-        (["plan", "--tp", "two"], "--tp is 'two'; it must be a number"),
-        (["plan", "--tp", "٣"], "must be a number"),
+        (["plan", "--tp", "two"], "--tp is 'two'; it must be a whole number"),
+        (["inspect", "--seconds", "1.5"], "--seconds is '1.5'; it must be a whole number"),
+        (["plan", "--tp", "٣"], "must be a whole number"),
         (["plan", "--tp", "1000000000"], "--tp has 10 digits; the largest number is 999999999"),
-        (["plan", "--reserve", "some"], "auto or a number"),
-        (["plan", "--threads-per-core", "some"], "auto, all or a number"),
+        (["plan", "--reserve", "some"], "auto or a whole number"),
+        (["plan", "--threads-per-core", "some"], "auto, all or a whole number"),
         (["plan", "--runtime", "tbb"], "one of auto, gomp, iomp, omp"),
         (["plan", "--cpus", "3-1"], "--cpus: the range"),
         (["plan", "--nodes", ""], "--nodes is empty; omit it"),
@@ -65,6 +66,9 @@ def test_accepts_options_with_space_and_with_equals_sign() -> None:
             "write -- in front of the command: ompaffinity run ... -- python",
         ),
         (["help", "plna"], "did you mean plan"),
+        (["plan", "--synth", "core:2"], "there is no option --synth; did you mean --synthetic"),
+        (["plan", "--", "true"], "plan starts no command; leave -- out"),
+        (["plan", "--wings=2"], "there is no option --wings;"),
     ],
 )
 def test_rejects_invalid_command_lines_with_one_line(arguments: list[str], match: str) -> None:
@@ -93,6 +97,27 @@ def test_help_of_a_verb_is_its_help_option(capsys: pytest.CaptureFixture[str]) -
             parse_command_line(arguments)
         texts.append(capsys.readouterr().out)
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(("columns", "least", "most"), [(70, 60, 70), (200, 100, 200)])
+def test_help_is_as_wide_as_the_terminal(
+    columns: int, least: int, most: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with pytest.raises(SystemExit):
+        parse_command_line(["compare", "--help"])
+    options = capsys.readouterr().out.partition("ranks:")[2].partition("examples:")[0]
+    assert least < max(map(len, options.splitlines())) <= most
+
+
+def test_help_has_the_groups_of_the_verb_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_command_line(["completion", "--help"])
+    text = capsys.readouterr().out
+    titles = [title for title in GROUPS if f"\n{title}:\n" in text]
+    fields = {option.field for option in VERBS["completion"]}
+    assert titles == [title for title in GROUPS if fields & {*GROUPS[title]}]
+    assert text.index("\noutput:\n") < text.index("--shell")
 
 
 @pytest.mark.parametrize("verb", WITH_COMMAND)

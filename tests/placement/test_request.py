@@ -37,7 +37,7 @@ from tests.placement.machines import synthetic, without_nodes
         ({"tensor_parallel_size": "2"}, "--tp"),
         ({"tensor_parallel_size": 2.0}, "--tp"),
         ({"tensor_parallel_size": None}, "--tp"),
-        ({"tensor_parallel_size": True}, "--tp .* is True; it must be a number"),
+        ({"tensor_parallel_size": True}, "--tp .* is True; it must be a whole number"),
         ({"pipeline_parallel_size": None}, "--pp"),
         ({"data_parallel_size": None}, "--dp"),
         ({"tensor_parallel_size": 65537}, "65537 ranks"),
@@ -189,7 +189,7 @@ def test_single_variables_and_arguments_go_before_the_variable_of_options() -> N
     [
         ("--nonsense", "OMPAFFINITY_OPTIONS is '--nonsense': unrecognized arguments: --nonsense"),
         ("--reserve", "--reserve: expected one argument"),
-        ("--reserve x", "--reserve is 'x'; it must be auto or a number"),
+        ("--reserve x", "--reserve is 'x'; it must be auto or a whole number"),
         ("--avoid plan.json", "argument --avoid: invalid choice: 'plan.json'"),
         ("--bind '0", "No closing quotation"),
         ("word", "unrecognized arguments: word"),

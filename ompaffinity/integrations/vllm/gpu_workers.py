@@ -142,13 +142,13 @@ def _wanted_gpus(config: Any, local_rank: int, dp_local_rank: int | None, proces
 def _size(config: Any, name: str) -> int:
     value: object = getattr(config, name, 1)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise RequestError(f"{name} of the configuration is {value!r}; it must be a number of at least 1")
+        raise RequestError(f"{name} of the configuration is {value!r}; it must be a whole number of at least 1")
     return value
 
 
 def _check_rank(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise RequestError(f"{name} is {value!r}; it must be a number from 0")
+        raise RequestError(f"{name} is {value!r}; it must be a whole number from 0")
     return value
 
 
