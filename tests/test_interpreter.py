@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 
-from ompaffinity.interpreter import child_command
+from ompaffinity.interpreter import child_command, install_command
 from tests.conftest import ROOT
 from tests.openmp.libraries import GOMP, needs_gomp
 
@@ -49,6 +50,21 @@ def test_installs_packages_by_the_tool_that_made_the_environment(
         [python, "-c", f"{program}; print(install_command('x'))"], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == command.format(prefix=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "is_managed", "makes_environment"),
+    [("/usr", True, True), ("/usr", False, False), ("/home/x/.venv", True, False)],
+)
+def test_makes_an_environment_where_the_distribution_manages_the_packages(
+    prefix: str, is_managed: bool, makes_environment: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "prefix", prefix)
+    monkeypatch.setattr(sys, "base_prefix", "/usr")
+    monkeypatch.setattr(sysconfig, "get_path", {"stdlib": str(tmp_path)}.__getitem__)
+    if is_managed:
+        (tmp_path / "EXTERNALLY-MANAGED").touch()
+    assert install_command("x").startswith("python3 -m venv .venv && ") is makes_environment
 
 
 @needs_gomp

@@ -93,15 +93,30 @@ def test_finds_a_runtime_on_overlayfs(libgomp: Path, may_use_map_files: bool) ->
     assert state.runtimes_known
 
 
+def test_reads_the_first_mapping_of_each_file() -> None:
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if "libc.so" in line]
+    (found,) = mapped.mapped_files("self", "libc.so")
+    start, end = lines[0][0].split("-")
+    assert (found.start, found.end) == (int(start, 16), int(end, 16))
+    assert f"{os.major(found.device):02x}:{os.minor(found.device):02x}" == lines[0][3]
+    assert (found.inode, found.path, found.deleted) == (int(lines[0][4]), lines[0][5], False)
+
+
+def test_memory_of_no_file_is_not_among_them() -> None:
+    assert "[stack]" in Path("/proc/self/maps").read_text()
+    assert mapped.mapped_files("self", "stack") == []
+    assert all(found.inode and found.path.startswith("/") for found in mapped.mapped_files("self"))
+
+
 @needs_gomp
-@pytest.mark.parametrize("replaced", [True, False])
+@pytest.mark.parametrize("replaced", ["another file", "", None])
 def test_a_library_that_was_deleted_is_known_or_reported_as_unknown(
-    libgomp: Path, may_use_map_files: bool, replaced: bool
+    libgomp: Path, may_use_map_files: bool, replaced: str | None
 ) -> None:
     with started(sys.executable, "-c", LOADER, str(libgomp)) as pid:
         libgomp.unlink()
-        if replaced:
-            libgomp.write_text("another file")
+        if replaced is not None:
+            libgomp.write_text(replaced)
         state = observe_process(pid)
         verdict = verdict_of_state(ONE_THREAD, state)
     assert "no OpenMP runtime" not in str(verdict)
@@ -110,7 +125,7 @@ def test_a_library_that_was_deleted_is_known_or_reported_as_unknown(
         assert state.runtimes_known
     else:
         assert (state.runtimes, state.runtimes_known) == ((), False)
-        reason = "another file has its path now" if replaced else "No such file"
+        reason = "No such file" if replaced is None else "another file has its path now"
         assert any(f"{libgomp} cannot be read ({reason}" in problem for problem in state.problems)
 
 

@@ -68,6 +68,8 @@ def test_accepts_options_with_space_and_with_equals_sign() -> None:
         ),
         (["help", "plna"], "did you mean plan"),
         (["plan", "--synth", "core:2"], "there is no option --synth; did you mean --synthetic"),
+        (["run", "--tp", "2", "--"], "no command follows --; write ompaffinity run -- python worker.py"),
+        (["x" * 101], f"there is no verb '{'x' * 100}'"),
         (["plan", "--", "true"], "plan starts no command; leave -- out"),
         (["plan", "--wings=2"], "there is no option --wings;"),
     ],
@@ -89,6 +91,13 @@ def test_prints_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_command_line(["--version"])
     assert capsys.readouterr().out == f"ompaffinity {__version__}\n"
+
+
+def test_help_alone_lists_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_command_line(["help"])
+    text = capsys.readouterr().out
+    assert {line.split()[0] for line in text.splitlines() if line.startswith(" " * 4) and line[4] != " "} == {*VERBS}
 
 
 def test_help_of_a_verb_is_its_help_option(capsys: pytest.CaptureFixture[str]) -> None:

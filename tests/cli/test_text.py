@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ompaffinity.cli.log import set_verbosity
-from ompaffinity.cli.text import ids_text, print_line, print_messages, print_table
+from ompaffinity.cli.text import format_bytes, ids_text, print_line, print_messages, print_table
 from ompaffinity.ids import parse_id_list
 from ompaffinity.messages import Message
+from ompaffinity.topology.model import UNKNOWN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -32,13 +33,13 @@ def pipe(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 @contextmanager
-def terminal(variables: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Make standard output a terminal of 80 columns; its lines are in the list afterwards."""
+def terminal(variables: pytest.MonkeyPatch, stream: str = "stdout") -> Iterator[list[str]]:
+    """Make standard output (or `stream`) a terminal of 80 columns; its lines are in the list afterwards."""
     reader, other_end = os.openpty()
     lines: list[str] = []
     try:
         with os.fdopen(other_end, "w") as writer, variables.context() as changed:
-            changed.setattr(sys, "stdout", writer)
+            changed.setattr(sys, stream, writer)
             changed.setenv("TERM", "xterm")
             changed.setenv("COLUMNS", "80")
             yield lines
@@ -152,6 +153,19 @@ def test_a_message_is_one_line_with_its_level_and_its_code(
     error = capsys.readouterr().err.splitlines()
     rest = "something is wrong\x1b[2m [code-of-it]\x1b[0m"
     assert error == [f"\x1b[1m\x1b[33mwarning: \x1b[0m{rest}", f"\x1b[36mnote: \x1b[0m{rest}"]
+
+
+def test_messages_have_colours_where_only_standard_error_is_a_terminal(pipe: pytest.MonkeyPatch) -> None:
+    with terminal(pipe, "stderr") as lines:
+        print_messages([WARNING])
+    assert lines == ["\x1b[1m\x1b[33mwarning: \x1b[0msomething is wrong\x1b[2m [code-of-it]\x1b[0m"]
+
+
+@pytest.mark.parametrize(
+    ("count", "text"), [(None, "unknown"), (UNKNOWN, "unknown"), (0, "0.0 GiB"), (3 << 29, "1.5 GiB"), (1, "0.0 GiB")]
+)
+def test_bytes_are_in_gibibytes(count: int | None, text: str) -> None:
+    assert format_bytes(count) == text
 
 
 def test_quiet_prints_no_message(capsys: pytest.CaptureFixture[str]) -> None:
