@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ompaffinity.shown import brief_command, shown
+from ompaffinity.shown import brief_command, did_you_mean, shown
 
 
 @given(st.text())
@@ -27,9 +27,26 @@ def test_escape_sequences_are_shown_as_such() -> None:
         ("python -m vllm.entrypoints serve m --api-key secret", "python -m vllm.entrypoints serve ..."),
         ("python -c print('secret')", "python ..."),
         ("server --token=secret", "server ..."),
-        (f"{'x' * 100} a", f"{'x' * 60}... a"),
+        (f"{'x' * 60} a", f"{'x' * 60} a"),
+        (f"{'x' * 61} a", f"{'x' * 60}... a"),
+        ("one two three four", "one two three four"),
+        ("one two three four five", "one two three four ..."),
         ("", ""),
     ],
 )
 def test_a_brief_command_has_no_options(command: str, brief: str) -> None:
     assert brief_command(command) == brief
+
+
+@pytest.mark.parametrize(
+    ("word", "text"),
+    [
+        ("plna", "; did you mean plan?"),
+        ("plans", "; did you mean plan?"),
+        ("xyz", ""),
+        # What is beyond the hundredth letter is not compared.
+        ("verbosely" * 12, ""),
+    ],
+)
+def test_the_most_similar_word_is_named(word: str, text: str) -> None:
+    assert did_you_mean(word, ["bind", "plan", "place"]) == text

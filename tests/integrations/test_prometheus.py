@@ -71,11 +71,11 @@ def test_a_port_that_is_in_use_is_rejected() -> None:
             pass
 
 
-@pytest.mark.parametrize("address", ["", "9400", ":9400", "127.0.0.1:", "127.0.0.1:70000", "127.0.0.1:x", "host:٣"])
+@pytest.mark.parametrize("address", ["", "9400", ":9400", "127.0.0.1:", "127.0.0.1:65536", "127.0.0.1:x", "host:٣"])
 def test_rejects_what_is_no_address(address: str) -> None:
     with pytest.raises(RequestError, match="it must be HOST:PORT"):
         parse_address(address)
 
 
 def test_reads_addresses_with_brackets() -> None:
-    assert [parse_address(text) for text in ("[::1]:9400", "localhost:1")] == [("::1", 9400), ("localhost", 1)]
+    assert [parse_address(text) for text in ("[::1]:9400", "localhost:65535")] == [("::1", 9400), ("localhost", 65535)]
