@@ -9,6 +9,8 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -141,6 +143,68 @@ def test_detects_an_environment_that_the_program_has_overwritten(
 ) -> None:
     monkeypatch.setattr(proc, "open", lambda *_arguments, **_keywords: io.BytesIO(content), raising=False)
     assert proc.environment_of(1) == (variables, complete)
+
+
+def recorded(folder: Path, state: str = "S", flags: int = 0, last_cpu: str = "3", **files: str) -> Any:
+    """Write what the kernel reports of a process and its thread 1 into a folder, and return the name of the process."""
+    fields = {3: state, 4: "7", 9: str(flags), 14: "250", 15: "50", 22: "12345", 39: last_cpu}
+    stat = f"42 (a b) c) {' '.join(fields.get(number, '0') for number in range(3, 53))}\n"
+    for place in (folder, folder / "task" / "1"):
+        place.mkdir(parents=True, exist_ok=True)
+        for name, content in {"stat": stat, **files}.items():
+            (place / name).write_text(content)
+    return f"..{folder}"
+
+
+def test_reads_each_field_at_its_place(tmp_path: Path) -> None:
+    pid = recorded(
+        tmp_path, status="Name:\ta b) c\nCpus_allowed_list:\t0-2,5\n", io="rchar: 99\nwchar: 5\n", comm="x y\n"
+    )
+    assert proc.process_facts(pid) == proc.ProcessFacts(7, 12345, forked=False, has_ended=False, ticks=300)
+    assert (proc.parent_of(pid), proc.cpu_ticks(pid), proc.start_time(pid)) == (7, 300, 12345)
+    assert (proc.thread_name(pid, 1), proc.bytes_read(pid)) == ("x y", 99)
+    assert proc.allowed_cpus(proc.status_fields(pid)) == (0, 1, 2, 5)
+    run_ns = 300 * 10**9 // os.sysconf("SC_CLK_TCK")
+    assert proc.thread_times(pid, 1) == proc.ThreadTimes(12345, 3, run_ns, None)
+
+
+@pytest.mark.parametrize(
+    ("state", "flags", "forked", "is_kernels", "has_ended"),
+    [
+        ("R", 0, False, False, False),
+        ("Z", 0x40, True, False, True),
+        ("X", 0x200000, False, True, True),
+        ("D", 0x200040, True, True, False),
+        ("S", ~0x200040 & 0xFFFFFFFF, False, False, False),
+    ],
+)
+def test_reads_how_a_process_started_and_whether_it_has_ended(
+    state: str, flags: int, forked: bool, is_kernels: bool, has_ended: bool, tmp_path: Path
+) -> None:
+    pid = recorded(tmp_path, state, flags)
+    facts = proc.process_facts(pid)
+    assert (facts.forked, proc.is_kernel_thread(pid), facts.has_ended) == (forked, is_kernels, has_ended)
+
+
+@pytest.mark.parametrize(("text", "cpu"), [("0", 0), ("65535", 65535), ("100000", None), ("-1", None), ("x", None)])
+def test_a_last_cpu_that_is_no_number_is_unknown(text: str, cpu: int | None, tmp_path: Path) -> None:
+    assert proc.thread_times(recorded(tmp_path, last_cpu=text), 1).last_cpu == cpu
+
+
+def test_other_counters_are_not_the_bytes_read(tmp_path: Path) -> None:
+    assert proc.bytes_read(recorded(tmp_path, io="wchar: 5\nrchar: 99\n")) is None
+
+
+def test_words_of_a_command_that_are_empty_are_left_out(tmp_path: Path) -> None:
+    assert proc.command_line(recorded(tmp_path, cmdline="a\0\0b c\0")) == ["a", "b c"]
+
+
+def test_the_last_process_is_the_newest_one() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        pass
+    newest = proc.last_process_id()
+    assert newest is not None
+    assert newest >= process.pid
 
 
 NUMBERS = st.one_of(
