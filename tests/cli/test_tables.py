@@ -12,6 +12,7 @@ from ompaffinity.devices.pci import Answer
 from ompaffinity.integrations.ray.cluster import ClusterNode, make_cluster_plan
 from ompaffinity.placement.request import PlacementRequest
 from ompaffinity.topology.model import UNKNOWN
+from tests.cli.tables import cells, table
 from tests.placement.machines import plan_for, synthetic
 
 TWO = "package:2 [numa(memory=8589934592)] core:4 pu:2"
@@ -20,23 +21,6 @@ TWO = "package:2 [numa(memory=8589934592)] core:4 pu:2"
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-
-
-def cells(line: str) -> list[str]:
-    """Return the cells of a line; columns are three blanks apart, or more."""
-    return [cell for cell in line.strip().split("   ") if cell]
-
-
-def table(text: str, first: str) -> list[list[str]]:
-    """Return the rows of the table whose first heading this is, without the headings and the rule."""
-    lines = text.splitlines()
-    start = next(number for number, line in enumerate(lines) if cells(line)[:1] == [first])
-    rows = []
-    for line in lines[start + 2 :]:
-        if "   " not in line.strip():
-            break
-        rows.append([cell.strip() for cell in cells(line)])
-    return rows
 
 
 def test_the_table_of_a_plan(capsys: pytest.CaptureFixture[str]) -> None:
@@ -59,7 +43,7 @@ def test_a_plan_has_columns_of_budgets_and_gpus_where_ranks_have_them(capsys: py
     for options in ([], ["--utilization", "0.5"], ["--numa-bind-nodes", "0", "1"]):
         assert main(["plan", "--tp", "2", "--synthetic", TWO, *options]) == 0
         text = capsys.readouterr().out
-        headings.append([cell.strip() for cell in next(map(cells, text.splitlines()[3:]))])
+        headings.append(cells(text.splitlines()[3]))
     common = ["threads", "CPUs", "helper CPUs", "thread 0, others", "memory"]
     assert headings == [["rank", *common], ["rank", *common, "budget"], ["rank", "GPU", *common]]
 
