@@ -106,6 +106,26 @@ def test_distinguishes_forked_processes_from_executed_programs() -> None:
             parent.kill()
 
 
+def test_the_nearest_processes_below_one_are_the_first() -> None:
+    # The first child starts a child of its own before the second one is started.
+    sleep = "import time; time.sleep(60)"
+    inner = f"import subprocess, sys; a = subprocess.Popen([sys.executable, '-c', {sleep!r}]); print(a.pid, flush=True)"
+    code = (
+        "import os, subprocess, sys\n"
+        "first = subprocess.Popen([sys.executable, '-c', sys.argv[1]], stdout=subprocess.PIPE, text=True)\n"
+        "below = first.stdout.readline().strip()\n"
+        "second = subprocess.Popen([sys.executable, '-c', sys.argv[2]])\n"
+        "print(first.pid, second.pid, below, flush=True); input(); second.kill(); first.kill(); os.kill(int(below), 9)"
+    )
+    command = [sys.executable, "-c", code, f"{inner}; {sleep}", sleep]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        expected = [int(word) for word in parent.stdout.readline().split()]
+        found = list(proc.processes_below(parent.pid))
+        parent.communicate("\n", timeout=60)
+    assert found == expected
+
+
 @pytest.mark.parametrize(
     ("content", "delay_ns"), [("12 34 5\n", 34), ("0 0 0\n", None), ("", None), (None, None)], ids=str
 )
@@ -136,6 +156,7 @@ def test_counts_clock_ticks_where_the_scheduler_counts_nothing(
         (b"\0\0\0\0B=2\0", {"B": "2"}, False),
         (b"le of it\0=2\0B=2\0", {"": "2", "B": "2"}, False),
         (b"\0\0\0\0", {}, False),
+        (b"A=1\0rest of it\0", {"A": "1"}, False),
     ],
 )
 def test_detects_an_environment_that_the_program_has_overwritten(
