@@ -92,7 +92,7 @@ def _lines_that_never_run(tree: ast.AST) -> set[int]:
 def tests_of(room: str, file: str, root: Path) -> list[str]:
     """Return the test files of a room, those that name the module first."""
     module = file.removesuffix(".py").replace("/", ".")
-    paths = sorted((root / "tests" / room).glob("test_*.py"))
+    paths = sorted((root / "tests" / room).rglob("test_*.py"))
     paths.sort(key=lambda path: (path.stem != f"test_{Path(file).stem}", module not in path.read_text()))
     return [str(path.relative_to(root)) for path in paths]
 

@@ -92,7 +92,9 @@ def print_machine(topology: Topology) -> None:
 
 
 def _cores(cpus: Iterable[LogicalCPUInfo]) -> int:
-    return len({cpu.physical_core if cpu.physical_core != UNKNOWN else UNKNOWN - 1 - cpu.id for cpu in cpus})
+    """Return the number of cores; a CPU with an unknown core is a core of its own."""
+    cores = [cpu.physical_core for cpu in cpus]
+    return len({*cores} - {UNKNOWN}) + cores.count(UNKNOWN)
 
 
 def _by_cache(topology: Topology) -> dict[tuple[int, int, int, str | None], list[LogicalCPUInfo]]:

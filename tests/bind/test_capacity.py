@@ -8,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import ompaffinity
 from ompaffinity.bind import capacity
 from ompaffinity.bind.capacity import (
     FullNodes,
@@ -19,7 +18,6 @@ from ompaffinity.bind.capacity import (
     memory_budget,
 )
 from ompaffinity.errors import CapacityError, RequestError
-from ompaffinity.placement.document import placement_document
 from ompaffinity.placement.memory import share_of, with_sharing
 from ompaffinity.placement.model import RankPlacement
 from ompaffinity.topology import nodes
@@ -192,18 +190,6 @@ def test_sizes_are_numbers_of_bytes(size: Any) -> None:
         kv_cache_bytes(TWO_ON_A_NODE[0], model_bytes=size)
     with pytest.raises(RequestError, match="explicit is"):
         kv_cache_bytes(TWO_ON_A_NODE[0], explicit=size)
-
-
-def test_the_names_that_servers_use(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    machine(MachineMemory({0: 64 * GIB}, {0: 60 * GIB}, None, None), resident=2 * GIB)
-    import json
-
-    monkeypatch.setenv("OMPAFFINITY_PLACEMENT", json.dumps(placement_document(TWO_ON_A_NODE[1])))
-    assert ompaffinity.get_device_total_memory() == 32 * GIB
-    assert ompaffinity.determine_available_memory(0.5) == 14 * GIB
-    assert ompaffinity.determine_available_memory(0.5, explicit=GIB) == GIB
-    monkeypatch.delenv("OMPAFFINITY_PLACEMENT")
-    assert ompaffinity.get_device_total_memory() == 64 * GIB
 
 
 sizes = st.integers(0, 2**45)

@@ -124,13 +124,17 @@ def inspected(**changes: object) -> InspectedProcess:
 def test_the_table_of_an_inspection(capsys: pytest.CaptureFixture[str]) -> None:
     memory = MappedMemory({"bind:1": {1: 3 << 20, 0: 1 << 20}}, {})
     other = inspected(placement=None, memory=None)._replace(kind="competitor")
-    print_inspection(Inspection((inspected(memory=memory, problems=("its maps may not be read",)), other), ()))
+    helper = inspected(memory=None)._replace(kind="helper")
+    rank = inspected(memory=memory, problems=("its maps may not be read",))
+    print_inspection(Inspection((rank, other, helper), ()))
     text = capsys.readouterr().out
     command = ("worker " + "x" * 50)[:40]
     assert table(text, "pid") == [
         ["100", "rank 1", command, "1", "1", "25%", "4,6", "1 MiB on node 0, 3 MiB on node 1"],
         ["2", "1", "5"],
         ["100", "competitor", command, "1", "1", "25%", "4,6"],
+        ["2", "1", "5"],
+        ["100", "helper", command, "1", "1", "25%", "4,6"],
         ["2", "1", "5"],
     ]
     assert lines_below(text) == [
@@ -166,6 +170,21 @@ def test_the_threads_that_were_bound(capsys: pytest.CaptureFixture[str]) -> None
     assert lines_below(capsys.readouterr().out) == ["1 thread got back the CPUs that they had before, 1 refused."]
     print_adoption(adoption._replace(binding=Rebinding()), undone=False)
     assert capsys.readouterr().out == "0 threads got other CPUs.\n"
+
+
+@pytest.mark.parametrize(
+    ("refused", "style"), [((), "\x1b[1m\x1b[32m"), ((RefusedThread(1, 2, "x", "not permitted"),), "\x1b[1m\x1b[33m")]
+)
+def test_refused_threads_have_the_colour_of_warnings(
+    refused: tuple[RefusedThread, ...],
+    style: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    print_adoption(Adoption((), Rebinding((), refused), ()), undone=False)
+    assert capsys.readouterr().out.startswith(style)
 
 
 def test_the_table_of_a_watch(capsys: pytest.CaptureFixture[str]) -> None:

@@ -126,6 +126,13 @@ def test_a_machine_that_reports_little_has_empty_cells(capsys: pytest.CaptureFix
     assert lines[4:] == [f"{'2':>34}   0-1", "", "allowed CPUs: 0-1 of 0-1"]
 
 
+def test_a_cpu_with_an_unknown_core_is_a_core_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    machine = synthetic("package:1 core:2 pu:2")
+    cpus = [cpu._replace(physical_core=UNKNOWN if cpu.id > 1 else cpu.physical_core) for cpu in machine.cpus]
+    print_topology(machine._replace(cpus=tuple(cpus)))
+    assert ", 3 cores, 4 CPUs (4 allowed)\n" in capsys.readouterr().out
+
+
 def test_the_table_of_gpus(capsys: pytest.CaptureFixture[str]) -> None:
     answers = (Answer("nvml", (0,), ""), Answer("pci", None, ""))
     known = GPU(0, "0000:01:00.0", "nvidia", "H100", "u", (0,), "nvml", None, answers, ())

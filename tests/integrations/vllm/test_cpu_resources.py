@@ -1,16 +1,24 @@
 from __future__ import annotations
 
+import json
 import os
+import sys
 import types
 from pathlib import Path
 
 import pytest
 
 import ompaffinity
+from ompaffinity.bind import capacity
+from ompaffinity.bind.capacity import MachineMemory
 from ompaffinity.errors import IDListError, TopologyError
 from ompaffinity.integrations.vllm import cpu_resources
+from ompaffinity.placement.document import placement_document
+from ompaffinity.placement.memory import with_sharing
+from ompaffinity.placement.model import RankPlacement
 from ompaffinity.topology.model import Limits
 
+GIB = 2**30
 HAS_NODES = Path("/sys/devices/system/node").is_dir()
 
 
@@ -94,3 +102,47 @@ def test_a_variable_that_is_no_list_is_an_error(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("CPU_VISIBLE_MEMORY_NODES", "all")
     with pytest.raises(IDListError):
         ompaffinity.get_visible_memory_node()
+
+
+def test_macos_has_one_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert ompaffinity.get_visible_memory_node() == [0]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "reported", "total", "available"),
+    [
+        ([0, 1], (-1, -1), 2500, 1500),
+        ([], (-1, -1), 5000, 3001),
+        # A node without memory.
+        ([0, 1], (0, 0), 0, 0),
+        ([0, 1], (7, 5), 7, 5),
+    ],
+)
+def test_a_node_that_reports_no_memory_has_an_even_part_of_the_machine(
+    nodes: list[int],
+    reported: tuple[int, int],
+    total: int,
+    available: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import psutil
+
+    monkeypatch.setattr(cpu_resources, "numbered", lambda names, prefix: nodes)
+    monkeypatch.setattr(cpu_resources, "node_memory", lambda tree, node: reported)
+    monkeypatch.setattr(cpu_resources, "read_limits", lambda tree: Limits())
+    monkeypatch.setattr(cpu_resources, "memory_left", lambda tree: None)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: types.SimpleNamespace(total=5000, available=3001))
+    assert ompaffinity.get_memory_node_info(0)[:2] == (total, available)
+
+
+def test_a_worker_has_its_part_of_the_memory_of_its_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity, "machine_memory", lambda: MachineMemory({0: 64 * GIB}, {0: 60 * GIB}, None, None))
+    monkeypatch.setattr(capacity, "resident_bytes", lambda: 2 * GIB)
+    two = with_sharing(tuple(RankPlacement(rank, rank, bound=False, nodes=(0,)) for rank in range(2)))
+    monkeypatch.setenv("OMPAFFINITY_PLACEMENT", json.dumps(placement_document(two[1])))
+    assert ompaffinity.get_device_total_memory() == 32 * GIB
+    assert ompaffinity.determine_available_memory(0.5) == 14 * GIB
+    assert ompaffinity.determine_available_memory(0.5, explicit=GIB) == GIB
+    monkeypatch.delenv("OMPAFFINITY_PLACEMENT")
+    assert ompaffinity.get_device_total_memory() == 64 * GIB

@@ -67,6 +67,40 @@ def test_widens_no_mask_and_keeps_those_without_allowed_cpus(monkeypatch: pytest
         os.sched_setaffinity(0, set(CPUS))
 
 
+@needs_two_cpus
+def test_a_thread_without_cpus_there_keeps_what_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    halves(monkeypatch)
+    ready, end = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        os.sched_setaffinity(0, {CPUS[0]})
+        ready.set()
+        end.wait()
+
+    other = threading.Thread(target=wait)
+    other.start()
+    ready.wait()
+    number = other.native_id or 0
+    try:
+        binding = ompaffinity.numa_bind_to_node(1)
+        kept = os.sched_getaffinity(number)
+        binding.undo()
+    finally:
+        end.set()
+        other.join()
+    assert kept == {CPUS[0]}
+    assert number not in binding.bound
+    reason = f"was bound to CPU {CPUS[0]} before, none of which is there"
+    assert [(thread[0], thread[2]) for thread in binding.not_bound] == [(number, reason)]
+
+
+@needs_two_cpus
+def test_the_nodes_with_cpus_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    halves(monkeypatch)
+    with pytest.raises(RequestError, match=r"^node 2 is no NUMA node with CPUs of this machine; these are 0-1$"):
+        ompaffinity.numa_bind_to_node(2)
+
+
 def test_a_node_that_is_none() -> None:
     for wrong in (4711, -1, True, "0", None):
         with pytest.raises(RequestError, match="no NUMA node with CPUs"):
