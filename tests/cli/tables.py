@@ -18,3 +18,9 @@ def table(text: str, first: str) -> list[list[str]]:
             break
         rows.append(cells(line))
     return rows
+
+
+def lines_below(text: str) -> list[str]:
+    """Return the lines below a table, which an empty line ends."""
+    lines = [line.rstrip() for line in text.splitlines()]
+    return lines[lines.index("") + 1 :]

@@ -12,7 +12,7 @@ from ompaffinity.measure.session import Comparison, Result, Settings
 from ompaffinity.measure.statistics import Interval
 from ompaffinity.measure.variants import Variant
 from ompaffinity.messages import Message
-from tests.cli.tables import cells, table
+from tests.cli.tables import cells, lines_below, table
 
 PLAN = Result(Variant("plan", "as planned"), (), Interval(1.23456, 1.0, 1.5), Interval(1.0), "")
 SLOW = Result(Variant("none", "not bound"), (), Interval(2.5), Interval(0.5, 0.4, 0.625), "slower")
@@ -33,12 +33,6 @@ ROUNDS = "12 rounds, 10 of them used; medians, with simultaneous 95 % confidence
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-
-
-def lines_below(text: str) -> list[str]:
-    """Return the lines below the table, which an empty line ends."""
-    lines = [line.rstrip() for line in text.splitlines()]
-    return lines[lines.index("") + 1 :]
 
 
 def test_a_row_per_variant_with_its_speed(capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from ompaffinity.proof.findings import Finding, InspectedProcess
 from ompaffinity.proof.inspect import Inspection
 from ompaffinity.proof.verdict import Difference, OtherProcess, RankVerdict, ThreadVerdict, Verdict
 from ompaffinity.proof.watch_status import RankStatus, WatchStatus
-from tests.cli.tables import table
+from tests.cli.tables import lines_below, table
 from tests.proof.observations import PLACEMENT, process, window
 
 RANK = RankVerdict(
@@ -50,12 +50,6 @@ WRONG = RANK._replace(
 @pytest.fixture(autouse=True)
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "160")
-
-
-def lines_below(text: str) -> list[str]:
-    """Return the lines below a table, which an empty line ends."""
-    lines = [line.rstrip() for line in text.splitlines()]
-    return lines[lines.index("") + 1 :]
 
 
 def test_a_verdict_that_holds(capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,18 @@ from tests.doctor.checks import checked, tree_of
 from tests.placement.machines import synthetic
 
 
+def memory_group(limit: int, used: int | None) -> dict[str, str]:
+    """Return the files of a control group with a memory limit, and so many bytes in use (None: not reported)."""
+    files = {
+        "proc/self/cgroup": "0::/here\n",
+        "proc/self/mountinfo": "30 20 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
+        "sys/fs/cgroup/here/memory.max": f"{limit}\n",
+    }
+    if used is not None:
+        files["sys/fs/cgroup/here/memory.current"] = f"{used}\n"
+    return files
+
+
 @needs_libnuma
 def test_reports_what_is_wrong_with_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_memory, "allowed_memory_nodes", lambda: (0, 0))
@@ -23,10 +35,7 @@ def test_reports_what_is_wrong_with_the_memory(tmp_path: Path, monkeypatch: pyte
         "sys/kernel/mm/transparent_hugepage/enabled": "always madvise [never]\n",
         f"{node}/nr_hugepages": "8\n",
         f"{node}/free_hugepages": "6\n",
-        "proc/self/cgroup": "0::/here\n",
-        "proc/self/mountinfo": "30 20 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
-        "sys/fs/cgroup/here/memory.max": "1000000\n",
-        "sys/fs/cgroup/here/memory.current": "999000\n",
+        **memory_group(1000000, 999000),
     }
     machine = synthetic("package:2 [numa] core:2 pu:1")
     hidden = machine.nodes[1]._replace(allowed=False)
@@ -52,13 +61,7 @@ def test_reports_what_is_wrong_with_the_memory(tmp_path: Path, monkeypatch: pyte
 def test_warns_of_a_memory_limit_that_is_used_by_more_than_95_percent(
     tmp_path: Path, used: int | None, level: str
 ) -> None:
-    files = {
-        "proc/self/cgroup": "0::/here\n",
-        "proc/self/mountinfo": "30 20 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
-        "sys/fs/cgroup/here/memory.max": f"{1000 * 2**20}\n",
-    }
-    if used is not None:
-        files["sys/fs/cgroup/here/memory.current"] = f"{used * 2**20}\n"
+    files = memory_group(1000 * 2**20, None if used is None else used * 2**20)
     machine = synthetic("core:2 pu:1")
     with tree_of(tmp_path, files) as tree:
         machine = machine._replace(limits=read_limits(tree))
@@ -140,14 +143,7 @@ def test_warns_of_nodes_that_are_full(tmp_path: Path, monkeypatch: pytest.Monkey
     [(None, "3.0 GiB (control group)"), (1 << 30, "3.0 GiB (control group), 2.0 GiB left")],
 )
 def test_names_the_memory_limit_and_what_is_left(used: int | None, message: str, tmp_path: Path) -> None:
-    group = {
-        "proc/self/cgroup": "0::/here\n",
-        "proc/self/mountinfo": "30 20 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n",
-        "sys/fs/cgroup/here/memory.max": f"{3 << 30}\n",
-    }
-    if used is not None:
-        group["sys/fs/cgroup/here/memory.current"] = f"{used}\n"
-    with tree_of(tmp_path, group) as tree:
+    with tree_of(tmp_path, memory_group(3 << 30, used)) as tree:
         machine = synthetic("core:2 pu:1")._replace(limits=read_limits(tree))
         assert checked(memory_checks(machine, tree))["memory limit"] == Check("memory limit", "ok", message)
 
